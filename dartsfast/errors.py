@@ -1,5 +1,7 @@
 """The one error type for input that cannot work: what was wrong, what was got, what to do."""
 
+from torch import Tensor
+
 
 class InputError(ValueError):
     """Bad input from the user (data, sizes, names, options).
@@ -7,3 +9,15 @@ class InputError(ValueError):
     The message names the value and the remedy. The command line prints it without a traceback
     and exits with status 2; scripts can catch it as a ``ValueError``.
     """
+
+
+def check_range(values: Tensor, count: int, noun: str, scale: str) -> None:
+    """Raise InputError where ``values`` (integers on the CPU) leave 0..count-1; ``scale`` words the bound.
+
+    Tensors on a GPU are not looked at: that would wait for the device every iteration.
+    """
+    if values.device.type != "cpu" or not values.numel():
+        return
+    for extreme in (values.min().item(), values.max().item()):
+        if not 0 <= extreme < count:
+            raise InputError(f"{noun} {extreme} does not fit {scale.format(count)} to {count - 1}")

@@ -1,0 +1,118 @@
+"""What both search networks share: alphas beside the weights, and reading a cell off them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dartsfast.errors import InputError
+
+
+class ArchModule(nn.Module):
+    """A module with architecture parameters (alphas) that the weight optimiser must not see.
+
+    Alphas are trainable leaves, plain attributes and members of :meth:`arch_parameters`. They are
+    not in ``parameters()``; they follow ``.to()`` and ``.double()`` without losing their identity
+    (an optimiser that holds them stays valid) and are saved in ``state_dict()``. A checkpoint
+    without them, as the original code wrote, loads with ``strict=True`` and leaves them alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arch_names: list[str] = []
+
+    def add_arch_parameter(self, name: str, value: Tensor) -> None:
+        """Make ``value`` (float, [edges, ops]) the trainable leaf ``self.<name>``."""
+        setattr(self, name, value.detach().requires_grad_())
+        self._arch_names.append(name)
+
+    def arch_parameters(self) -> list[Tensor]:
+        """Return the alphas, in the order in which they were added."""
+        return [getattr(self, name) for name in self._arch_names]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for alpha in self.arch_parameters():
+            with torch.no_grad():
+                alpha.data = fn(alpha.data)
+                if alpha.grad is not None:
+                    alpha.grad = fn(alpha.grad)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._arch_names:
+            alpha = getattr(self, name)
+            destination[prefix + name] = alpha if keep_vars else alpha.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        present = [name for name in self._arch_names if prefix + name in state_dict]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name in present:
+            key = prefix + name
+            if key in unexpected_keys:
+                unexpected_keys.remove(key)
+            alpha, value = getattr(self, name), state_dict[key]
+            if value.shape != alpha.shape:
+                error_msgs.append(
+                    f"size mismatch for {key}: the checkpoint has {tuple(value.shape)}, "
+                    f"this network {tuple(alpha.shape)}"
+                )
+                continue
+            with torch.no_grad():
+                alpha.copy_(value)
+
+
+def initial_alphas(edges: int, ops: int) -> Tensor:
+    """Return the original's start, 1e-3 * N(0, 1), float32 [edges, ops] from the global generator."""
+    return 1e-3 * torch.randn(edges, ops)
+
+
+def best_edges(
+    probabilities: np.ndarray, primitives: Sequence[str], inputs: Sequence[int], keep: int
+) -> list[tuple[str, int]]:
+    """Read the discrete cell off the mixing weights (paper section 2.4).
+
+    For each node, the ``keep`` incoming edges whose strongest operation other than ``none`` weighs
+    most are kept, strongest edge first, each with that operation. Ties go to the lower edge and to
+    the earlier operation, as in the original code.
+
+    Args:
+        probabilities: softmax(alpha), [sum(inputs), len(primitives)], edges node by node.
+        primitives: operation names, the columns.
+        inputs: number of incoming edges, a node.
+        keep: edges kept a node (2 in a CNN cell, 1 in a recurrent cell).
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise InputError(
+            "no genotype can be read: the alphas hold NaN or infinity; resume from an earlier checkpoint"
+        )
+    choices = [k for k, name in enumerate(primitives) if name != "none"]
+    gene: list[tuple[str, int]] = []
+    start = 0
+    for count in inputs:
+        weights = probabilities[start : start + count]
+        # max() and sorted() are stable: the first of equals wins.
+        best = [max(choices, key=lambda k, row=row: row[k]) for row in weights]  # type: ignore[misc]
+        order = sorted(range(count), key=lambda j: -weights[j][best[j]])
+        gene += [(primitives[best[j]], j) for j in order[:keep]]
+        start += count
+    return gene

@@ -1,0 +1,1 @@
+"""Convolutional cells: the module names of the original code's ``cnn`` folder."""

@@ -1,0 +1,92 @@
+"""The architecture step of the CNN search (paper section 2.3; the original's ``architect.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dartsfast.bilevel import VirtualStep, alpha_gradient
+from dartsfast.bilevel.presets import resolve_preset
+from dartsfast.cnn.model_search import Network
+
+
+class Architect:
+    """Adam over the alphas of a :class:`~dartsfast.cnn.model_search.Network`.
+
+    Args:
+        model: the search network.
+        args: namespace with ``momentum`` and ``weight_decay`` (of the weights' SGD),
+            ``arch_learning_rate`` and ``arch_weight_decay``; ``grad_clip`` is read by ``preset="paper"``.
+        preset: ``code`` follows the published code to the letter, ``paper`` the paper
+            (differences in ``docs/presets.md``).
+
+    Raises:
+        InputError: unknown preset.
+    """
+
+    def __init__(self, model: Network, args: Any, *, preset: str = "code") -> None:
+        self.network_momentum = args.momentum
+        self.network_weight_decay = args.weight_decay
+        self.preset = resolve_preset(preset)
+        self.network_clip = getattr(args, "grad_clip", None) if self.preset.clips_cnn_virtual_step else None
+        self.model = model
+        self.optimizer = torch.optim.Adam(
+            model.arch_parameters(),
+            lr=args.arch_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=args.arch_weight_decay,
+        )
+
+    def step(
+        self,
+        input_train: Tensor,
+        target_train: Tensor,
+        input_valid: Tensor,
+        target_valid: Tensor,
+        eta: float,
+        network_optimizer: torch.optim.Optimizer,
+        unrolled: bool,
+    ) -> None:
+        """Set the alphas' gradients and move them; weights and ``network_optimizer`` stay to the bit.
+
+        Args:
+            input_train: images [N, 3, H, W] of the weights' half of the data.
+            target_train: labels [N], int64.
+            input_valid: images of the alphas' half.
+            target_valid: their labels.
+            eta: learning rate xi of the virtual step.
+            network_optimizer: the weights' SGD, whose momentum the virtual step takes part in.
+            unrolled: second order if true, first order (xi = 0) if false.
+        """
+        weights = list(self.model.parameters())
+        alphas = self.model.arch_parameters()
+        gradients = alpha_gradient(
+            weights,
+            alphas,
+            train_loss=lambda: self.model._loss(input_train, target_train),
+            valid_loss=lambda: self.model._loss(input_valid, target_valid),
+            virtual=self._virtual_step(weights, eta, network_optimizer) if unrolled else None,
+            buffers=list(self.model.buffers()),
+        )
+        for alpha, gradient in zip(alphas, gradients, strict=True):
+            alpha.grad = gradient
+        self.optimizer.step()
+
+    def _virtual_step(
+        self, weights: Sequence[Tensor], eta: float, network_optimizer: torch.optim.Optimizer
+    ) -> VirtualStep:
+        # .get: looking up a weight without state would add an entry to the optimiser.
+        buffers = [network_optimizer.state.get(w, {}).get("momentum_buffer") for w in weights]
+        return VirtualStep(
+            lr=eta,
+            weight_decay=self.network_weight_decay,
+            momentum=self.network_momentum,
+            # As in the original: no momentum until every weight has a buffer.
+            momentum_buffers=None if any(b is None for b in buffers) else buffers,
+            max_norm=self.network_clip,
+            clamp=self.preset.clamps_clip_coefficient,
+            one_mask=self.preset.one_mask,
+        )

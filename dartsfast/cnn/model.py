@@ -1,0 +1,233 @@
+"""The networks of a discrete cell, to train from scratch (paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.cnn.genotypes import Genotype
+from dartsfast.cnn.operations import FactorizedReduce, Identity, ReLUConvBN, build_op
+from dartsfast.cnn.utils import drop_path
+from dartsfast.errors import InputError
+
+
+def check_genotype(genotype: Genotype) -> None:
+    """Raise InputError where ``genotype`` is not a pair of CNN cells; operations are checked when built."""
+    cells = {
+        "normal": (genotype.normal, genotype.normal_concat),
+        "reduce": (genotype.reduce, genotype.reduce_concat),
+    }
+    for kind, (edges, concat) in cells.items():
+        if not edges or len(edges) % 2:
+            raise InputError(f"the {kind} cell needs two edges a node, got {len(edges)} edges")
+        nodes = len(edges) // 2
+        for number, (name, source) in enumerate(edges):
+            if not 0 <= source < 2 + number // 2:
+                raise InputError(
+                    f"the {kind} cell's node {2 + number // 2} takes input {source} ({name}): "
+                    f"only 0..{1 + number // 2} come before it"
+                )
+        for node in concat:
+            if not 2 <= node < 2 + nodes:
+                raise InputError(f"the {kind} cell's concat names node {node}: its nodes are 2..{1 + nodes}")
+
+
+class Cell(nn.Module):
+    """One cell of a genotype: two operations a node, their sum its value."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+    ) -> None:
+        super().__init__()
+        self.preprocess0: nn.Module
+        if reduction_prev:
+            self.preprocess0 = FactorizedReduce(C_prev_prev, C)
+        else:
+            self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
+        self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
+        edges = genotype.reduce if reduction else genotype.normal
+        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        self._indices = [source for _, source in edges]
+        self._ops = nn.ModuleList(
+            build_op(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges
+        )
+        self.multiplier = len(self._concat)
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
+        """Map the outputs of the two cells before to [N, multiplier*C, H, W]; paths drop in training."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for node in range(0, len(self._indices), 2):
+            pair = [self._edge(node, states, drop_prob), self._edge(node + 1, states, drop_prob)]
+            states.append(pair[0] + pair[1])
+        return torch.cat([states[i] for i in self._concat], dim=1)
+
+    def _edge(self, number: int, states: Sequence[Tensor], drop_prob: float) -> Tensor:
+        op = self._ops[number]
+        h = op(states[self._indices[number]])
+        if self.training and drop_prob > 0.0 and not isinstance(op, Identity):
+            h = drop_path(h, drop_prob)
+        return h
+
+
+class AuxiliaryHeadCIFAR(nn.Module):
+    """A second classifier at two thirds of the depth, for images of 8x8 there."""
+
+    def __init__(self, C: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(5, stride=3, padding=0, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, 8, 8] to logits [N, classes]."""
+        if tuple(x.shape[-2:]) != (8, 8):
+            height, width = (4 * n for n in x.shape[-2:])
+            raise InputError(
+                f"the auxiliary head takes 32x32 images, got {height}x{width}; build the network without it"
+            )
+        x = self.features(x)
+        return self.classifier(x.view(x.size(0), -1))
+
+
+class AuxiliaryHeadImageNet(nn.Module):
+    """A second classifier at two thirds of the depth, for images of 14x14 there.
+
+    As in the original, and in the paper's experiments, no batch norm follows the last convolution.
+    """
+
+    def __init__(self, C: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, 14, 14] to logits [N, classes]."""
+        x = self.features(x)
+        x = x.view(x.size(0), -1)
+        if x.size(1) != self.classifier.in_features:
+            raise InputError("the auxiliary head takes 224x224 images; build the network without it")
+        return self.classifier(x)
+
+
+def _build_cells(
+    genotype: Genotype, layers: int, channels: tuple[int, int, int], reduction_prev: bool
+) -> tuple[nn.ModuleList, int, int]:
+    """Stack ``layers`` cells; return them, the channels at two thirds of the depth, and the last ones."""
+    check_genotype(genotype)
+    C_prev_prev, C_prev, C_curr = channels
+    cells, C_to_auxiliary = nn.ModuleList(), 0
+    for i in range(layers):
+        reduction = i in (layers // 3, 2 * layers // 3)
+        if reduction:
+            C_curr *= 2
+        cell = Cell(genotype, C_prev_prev, C_prev, C_curr, reduction, reduction_prev)
+        reduction_prev = reduction
+        cells.append(cell)
+        C_prev_prev, C_prev = C_prev, cell.multiplier * C_curr
+        if i == 2 * layers // 3:
+            C_to_auxiliary = C_prev
+    return cells, C_to_auxiliary, C_prev
+
+
+class NetworkCIFAR(nn.Module):
+    """The CIFAR network of a genotype.
+
+    The training loop sets ``drop_path_prob`` (0 at first), e.g. rising over the epochs.
+
+    Args:
+        C: channels of the first cells.
+        num_classes: classes of the classifier.
+        layers: number of cells.
+        auxiliary: with a second classifier, active in training.
+        genotype: the cells.
+
+    Raises:
+        InputError: a genotype that does not fit.
+    """
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+        super().__init__()
+        self._layers = layers
+        self._auxiliary = auxiliary
+        self.drop_path_prob = 0.0
+        C_curr = 3 * C
+        self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
+        self.cells, C_to_auxiliary, C_last = _build_cells(genotype, layers, (C_curr, C_curr, C), False)
+        if auxiliary:
+            self.auxiliary_head = AuxiliaryHeadCIFAR(C_to_auxiliary, num_classes)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_last, num_classes)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map images [N, 3, H, W] to logits [N, classes] and the auxiliary logits or None."""
+        logits_aux = None
+        s0 = s1 = self.stem(input)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i == 2 * self._layers // 3 and self._auxiliary and self.training:
+                logits_aux = self.auxiliary_head(s1)
+        out = self.global_pooling(s1)
+        return self.classifier(out.view(out.size(0), -1)), logits_aux
+
+
+class NetworkImageNet(nn.Module):
+    """The ImageNet network of a genotype (images 224x224); arguments as :class:`NetworkCIFAR`."""
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+        super().__init__()
+        self._layers = layers
+        self._auxiliary = auxiliary
+        self.drop_path_prob = 0.0
+        self.stem0 = nn.Sequential(
+            nn.Conv2d(3, C // 2, kernel_size=3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C // 2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C),
+        )
+        self.stem1 = nn.Sequential(
+            nn.ReLU(inplace=True),
+            nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C),
+        )
+        self.cells, C_to_auxiliary, C_last = _build_cells(genotype, layers, (C, C, C), True)
+        if auxiliary:
+            self.auxiliary_head = AuxiliaryHeadImageNet(C_to_auxiliary, num_classes)
+        self.global_pooling = nn.AvgPool2d(7)
+        self.classifier = nn.Linear(C_last, num_classes)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map images [N, 3, 224, 224] to logits [N, classes] and the auxiliary logits or None."""
+        logits_aux = None
+        s0 = self.stem0(input)
+        s1 = self.stem1(s0)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if i == 2 * self._layers // 3 and self._auxiliary and self.training:
+                logits_aux = self.auxiliary_head(s1)
+        out = self.global_pooling(s1)
+        return self.classifier(out.view(out.size(0), -1)), logits_aux

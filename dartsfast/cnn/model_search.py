@@ -1,0 +1,252 @@
+"""The over-complete CNN whose mixing weights are searched (paper section 2.2), on stock modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartsfast.arch import ArchModule, best_edges, initial_alphas
+from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
+from dartsfast.cnn.operations import FactorizedReduce, ReLUConvBN, build_op
+from dartsfast.errors import InputError, check_range
+from dartsfast.recompute import recomputed
+
+
+class MixedOp(nn.Module):
+    """The mixed operation of an edge: sum of w_k * op_k(x) (equation 2).
+
+    Pools are followed by a batch norm without affine, as in the original.
+    """
+
+    def __init__(self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES) -> None:
+        super().__init__()
+        self._ops = nn.ModuleList()
+        for primitive in primitives:
+            op = build_op(primitive, C, stride, False)
+            if "pool" in primitive:
+                op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
+            self._ops.append(op)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Mix ``x`` [N, C, H, W] with ``weights`` [ops] to [N, C, H/stride, W/stride]."""
+        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))  # type: ignore[return-value]
+
+
+class Cell(nn.Module):
+    """A directed acyclic graph of mixed operations: every node sees both inputs and all earlier nodes."""
+
+    def __init__(
+        self,
+        steps: int,
+        multiplier: int,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+        *,
+        memory: str = "store",
+        primitives: Sequence[str] = PRIMITIVES,
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.preprocess0: nn.Module
+        if reduction_prev:
+            self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
+        else:
+            self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
+        self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
+        self._steps = steps
+        self._multiplier = multiplier
+        self._memory = check_memory(memory)
+        self._ops = nn.ModuleList()
+        for i in range(steps):
+            for j in range(2 + i):
+                stride = 2 if reduction and j < 2 else 1
+                self._ops.append(MixedOp(C, stride, primitives))
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W]."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        offset = 0
+        for _ in range(self._steps):
+            s = sum(self._edge(offset + j, h, weights) for j, h in enumerate(states))
+            offset += len(states)
+            states.append(s)  # type: ignore[arg-type]
+        return torch.cat(states[-self._multiplier :], dim=1)
+
+    def _edge(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
+        op = self._ops[index]
+        if self._memory == "recompute" and torch.is_grad_enabled():
+            return recomputed(op, op, x, weights[index])
+        return op(x, weights[index])
+
+
+class Network(ArchModule):
+    """The search network: stem, ``layers`` cells (reductions at 1/3 and 2/3), pooling, classifier.
+
+    Args:
+        C: channels of the first cells.
+        num_classes: classes of the classifier.
+        layers: number of cells.
+        criterion: loss of (logits [N, classes], target [N]).
+        steps: intermediate nodes a cell.
+        multiplier: nodes concatenated into a cell's output.
+        stem_multiplier: channels of the stem, in units of ``C``.
+        backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
+        memory: ``store``, or ``recompute`` to keep only the inputs of edges for the backward.
+        primitives: operation names of the search space, keys of ``operations.OPS``.
+
+    Raises:
+        InputError: unknown primitive, backend or memory mode, or sizes that make no network.
+    """
+
+    alphas_normal: Tensor
+    alphas_reduce: Tensor
+
+    def __init__(
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        steps: int = 4,
+        multiplier: int = 4,
+        stem_multiplier: int = 3,
+        *,
+        backend: str = "auto",
+        memory: str = "store",
+        primitives: Sequence[str] = PRIMITIVES,
+    ) -> None:
+        super().__init__()
+        _check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier, primitives)
+        self._C = C
+        self._num_classes = num_classes
+        self._layers = layers
+        self._criterion = criterion
+        self._steps = steps
+        self._multiplier = multiplier
+        self._stem_multiplier = stem_multiplier
+        self._backend = backend
+        self._memory = check_memory(memory)
+        self._primitives = list(primitives)
+        self.backend = resolve_backend(backend)
+
+        C_curr = stem_multiplier * C
+        self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
+        C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            if reduction:
+                C_curr *= 2
+            cell = Cell(
+                steps,
+                multiplier,
+                C_prev_prev,
+                C_prev,
+                C_curr,
+                reduction,
+                reduction_prev,
+                memory=memory,
+                primitives=primitives,
+            )
+            reduction_prev = reduction
+            self.cells.append(cell)
+            C_prev_prev, C_prev = C_prev, multiplier * C_curr
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+        edges = sum(2 + i for i in range(steps))
+        self.add_arch_parameter("alphas_normal", initial_alphas(edges, len(self._primitives)))
+        self.add_arch_parameter("alphas_reduce", initial_alphas(edges, len(self._primitives)))
+
+    def new(self) -> Network:
+        """Return a network of the same shape on the same device: fresh weights, these alphas."""
+        model = Network(
+            self._C,
+            self._num_classes,
+            self._layers,
+            self._criterion,
+            self._steps,
+            self._multiplier,
+            self._stem_multiplier,
+            backend=self._backend,
+            memory=self._memory,
+            primitives=self._primitives,
+        ).to(self.alphas_normal)
+        with torch.no_grad():
+            for ours, theirs in zip(model.arch_parameters(), self.arch_parameters(), strict=True):
+                ours.copy_(theirs)
+        return model
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to logits [N, classes].
+
+        Raises:
+            InputError: not four dimensions with three channels, or a size that cannot be halved twice.
+        """
+        if input.dim() != 4 or input.shape[1] != 3:
+            raise InputError(f"Network takes images [N, 3, H, W], got {list(input.shape)}")
+        weights_normal = F.softmax(self.alphas_normal, dim=-1)
+        weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
+        s0 = s1 = self.stem(input)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+        out = self.global_pooling(s1)
+        return self.classifier(out.view(out.size(0), -1))
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        check_range(target, self._num_classes, "label", "{} classes: labels run from 0")
+        return self._criterion(self(input), target)
+
+    def genotype(self) -> Genotype:
+        """Read the cells off the alphas: two strongest edges a node, ``none`` left out (section 2.4)."""
+
+        def parse(alphas: Tensor) -> list[tuple[str, int]]:
+            probabilities = F.softmax(alphas.detach(), dim=-1).cpu().numpy()
+            inputs = [2 + i for i in range(self._steps)]
+            return best_edges(probabilities, self._primitives, inputs, keep=2)
+
+        concat = range(2 + self._steps - self._multiplier, self._steps + 2)
+        return Genotype(
+            normal=parse(self.alphas_normal),
+            normal_concat=concat,
+            reduce=parse(self.alphas_reduce),
+            reduce_concat=concat,
+        )
+
+
+def _check_sizes(
+    C: int,
+    num_classes: int,
+    layers: int,
+    steps: int,
+    multiplier: int,
+    stem_multiplier: int,
+    primitives: Sequence[str],
+) -> None:
+    sizes = {
+        "C": C,
+        "num_classes": num_classes,
+        "layers": layers,
+        "steps": steps,
+        "multiplier": multiplier,
+        "stem_multiplier": stem_multiplier,
+    }
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"Network needs {name} >= 1, got {value}")
+    if multiplier > steps:
+        raise InputError(
+            f"multiplier={multiplier} nodes cannot be concatenated: a cell has steps={steps} of them"
+        )
+    if not [name for name in primitives if name != "none"]:
+        raise InputError(f"primitives must name an operation other than none, got {list(primitives)}")
+    if len(set(primitives)) < len(primitives):
+        raise InputError(f"primitives must differ from each other, got {list(primitives)}")

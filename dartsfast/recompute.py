@@ -1,0 +1,41 @@
+"""``memory="recompute"`` on the reference path: trade a second forward for the stored activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def _running_statistics_untouched(module: nn.Module) -> Iterator[None]:
+    # The second forward must not move the running mean and variance a second time: it moves copies.
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({k: None if b is None else b.clone() for k, b in norm._buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
+
+
+def recomputed(module: nn.Module, fn: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Return ``fn(*args)``, keeping only ``args`` for the backward, which runs ``fn`` once more.
+
+    ``fn`` draws no random numbers; batch norms of ``module`` see the batch once.
+    """
+    if not module.training:
+        return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        fn,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _running_statistics_untouched(module)),
+    )

@@ -1,0 +1,1 @@
+"""Recurrent cells: the module names of the original code's ``rnn`` folder."""

@@ -1,0 +1,101 @@
+"""The architecture step of the RNN search (paper section 2.3; the original's ``architect.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dartsfast.bilevel import VirtualStep, alpha_gradient
+from dartsfast.bilevel.presets import resolve_preset
+from dartsfast.rnn.model_search import RNNModelSearch
+
+
+class Architect:
+    """Adam over the alphas of a :class:`~dartsfast.rnn.model_search.RNNModelSearch`.
+
+    Args:
+        model: the search model.
+        args: namespace with ``wdecay`` and ``clip`` (of the weights), ``arch_lr`` and ``arch_wdecay``.
+        preset: ``code`` follows the published code to the letter, ``paper`` the paper
+            (differences in ``docs/presets.md``).
+
+    Raises:
+        InputError: unknown preset.
+    """
+
+    def __init__(self, model: RNNModelSearch, args: Any, *, preset: str = "code") -> None:
+        self.network_weight_decay = args.wdecay
+        self.network_clip = args.clip
+        self.preset = resolve_preset(preset)
+        self.model = model
+        self.optimizer = torch.optim.Adam(
+            model.arch_parameters(), lr=args.arch_lr, weight_decay=args.arch_wdecay
+        )
+
+    def step(
+        self,
+        hidden_train: list[Tensor],
+        input_train: Tensor,
+        target_train: Tensor,
+        hidden_valid: list[Tensor],
+        input_valid: Tensor,
+        target_valid: Tensor,
+        network_optimizer: torch.optim.Optimizer,
+        unrolled: bool,
+    ) -> tuple[list[Tensor], None]:
+        """Set the alphas' gradients and move them; weights and ``network_optimizer`` stay to the bit.
+
+        Args:
+            hidden_train: hidden states [[1, B, nhid]] before ``input_train``, detached.
+            input_train: tokens [T, B], int64, of the weights' half of the data.
+            target_train: the tokens after them, [T, B] or [T * B].
+            hidden_valid: hidden states before ``input_valid``.
+            input_valid: tokens of the alphas' half.
+            target_valid: the tokens after them.
+            network_optimizer: the weights' optimiser, whose learning rate is that of the virtual step.
+            unrolled: second order if true, first order (xi = 0) if false.
+
+        Returns:
+            The hidden states after ``input_valid``, and None (for the gradient norm of old scripts).
+        """
+        hidden_next: list[Tensor] = []
+
+        def valid_loss() -> Tensor:
+            nonlocal hidden_next
+            loss, hidden_next = self.model._loss(hidden_valid, input_valid, target_valid)
+            return loss
+
+        alphas = self.model.arch_parameters()
+        gradients = alpha_gradient(
+            list(self.model.parameters()),
+            alphas,
+            train_loss=lambda: self.model._loss(hidden_train, input_train, target_train)[0],
+            valid_loss=valid_loss,
+            virtual=self._virtual_step(network_optimizer.param_groups[0]["lr"]) if unrolled else None,
+            buffers=list(self.model.buffers()),
+        )
+        for alpha, gradient in zip(alphas, gradients, strict=True):
+            alpha.grad = gradient
+        self.optimizer.step()
+        return [h.detach() for h in hidden_next], None
+
+    def _virtual_step(self, lr: float) -> VirtualStep:
+        # The original loads the moved weights through a state_dict that also holds the decoder's
+        # weight, the same tensor as the embedding, at its old value: the embedding stays.
+        tied = self.model.encoder.weight
+        still = frozenset(
+            index
+            for index, weight in enumerate(self.model.parameters())
+            if weight is tied and not self.preset.moves_tied_embedding
+        )
+        return VirtualStep(
+            lr=lr,
+            weight_decay=self.network_weight_decay,
+            max_norm=self.network_clip,
+            clamp=self.preset.clamps_clip_coefficient,
+            still=still,
+            vector_max_norm=self.network_clip if self.preset.clips_validation_gradient else None,
+            one_mask=self.preset.one_mask,
+        )

@@ -1,0 +1,195 @@
+"""The recurrent cell of a genotype and the language model around it (the original's ``model.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartsfast.errors import InputError, check_range
+from dartsfast.rnn.genotypes import STEPS, Genotype
+from dartsfast.rnn.utils import LockedDropout, embedded_dropout, mask2d
+
+INITRANGE = 0.04
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
+
+
+class DARTSCell(nn.Module):
+    """A recurrent highway cell whose nodes and activations a genotype names (paper appendix A.1.2).
+
+    Args:
+        ninp: features of the input.
+        nhid: features of the hidden state.
+        dropouth: dropout of hidden states, one mask for all time steps and nodes.
+        dropoutx: dropout of the input, one mask for all time steps.
+        genotype: the cell; None for a search cell, which has all of them.
+
+    Raises:
+        InputError: the genotype names an unknown activation or a node that does not come before.
+    """
+
+    def __init__(
+        self, ninp: int, nhid: int, dropouth: float, dropoutx: float, genotype: Genotype | None
+    ) -> None:
+        super().__init__()
+        if genotype is not None:
+            check_genotype(genotype)
+        self.nhid = nhid
+        self.dropouth = dropouth
+        self.dropoutx = dropoutx
+        self.genotype = genotype
+        steps = STEPS if genotype is None else len(genotype.recurrent)
+        self._W0 = nn.Parameter(torch.empty(ninp + nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE))
+        self._Ws = nn.ParameterList(
+            nn.Parameter(torch.empty(nhid, 2 * nhid).uniform_(-INITRANGE, INITRANGE)) for _ in range(steps)
+        )
+
+    def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over ``inputs`` [T, B, ninp] from ``hidden`` [1, B, nhid].
+
+        Returns all states [T, B, nhid] and the last [1, B, nhid].
+        """
+        batch = inputs.size(1)
+        x_mask = h_mask = None
+        if self.training:
+            x_mask = mask2d(batch, inputs.size(2), keep_prob=1.0 - self.dropoutx, like=inputs)
+            h_mask = mask2d(batch, hidden.size(2), keep_prob=1.0 - self.dropouth, like=inputs)
+        state = hidden[0]
+        states = []
+        for x in inputs:
+            state = self.cell(x, state, x_mask, h_mask)
+            states.append(state)
+        return torch.stack(states), state.unsqueeze(0)
+
+    def _compute_init_state(
+        self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> Tensor:
+        xh_prev = torch.cat([_masked(x, x_mask), _masked(h_prev, h_mask)], dim=-1)
+        c0, h0 = torch.split(xh_prev.mm(self._W0), self.nhid, dim=-1)
+        return h_prev + c0.sigmoid() * (h0.tanh() - h_prev)
+
+    def cell(self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
+        """One time step: ``x`` [B, ninp], ``h_prev`` [B, nhid], masks or None; returns [B, nhid]."""
+        assert self.genotype is not None
+        states = [self._compute_init_state(x, h_prev, x_mask, h_mask)]
+        for W, (name, pred) in zip(self._Ws, self.genotype.recurrent, strict=True):
+            s_prev = states[pred]
+            c, h = torch.split(_masked(s_prev, h_mask).mm(W), self.nhid, dim=-1)
+            states.append(s_prev + c.sigmoid() * (ACTIVATIONS[name](h) - s_prev))
+        return torch.mean(torch.stack([states[i] for i in self.genotype.concat], -1), -1)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def check_genotype(genotype: Genotype) -> None:
+    """Raise InputError where ``genotype`` is not a recurrent cell."""
+    for node, (name, pred) in enumerate(genotype.recurrent):
+        if name not in ACTIVATIONS:
+            raise InputError(
+                f"unknown activation {name!r} at node {node + 1}: known are {', '.join(ACTIVATIONS)}"
+            )
+        if not 0 <= pred <= node:
+            raise InputError(
+                f"node {node + 1} of the genotype takes state {pred}: it must come before (0..{node})"
+            )
+    for state in genotype.concat:
+        if not 0 <= state <= len(genotype.recurrent):
+            raise InputError(
+                f"concat names state {state}; the genotype has states 0..{len(genotype.recurrent)}"
+            )
+
+
+class RNNModel(nn.Module):
+    """Embedding, recurrent cell and a decoder tied to the embedding.
+
+    Args:
+        ntoken: size of the vocabulary.
+        ninp: features of the embedding.
+        nhid: features of the hidden state.
+        nhidlast: features of the last layer; the three must be equal.
+        dropout: dropout of the cell's outputs.
+        dropouth: dropout of hidden states in the cell.
+        dropoutx: dropout of the cell's inputs.
+        dropouti: dropout of the embedded input.
+        dropoute: dropout of whole words.
+        cell_cls: the cell's class.
+        genotype: the cell of a ``DARTSCell``.
+
+    Raises:
+        InputError: feature counts that differ, or a genotype that does not fit.
+    """
+
+    def __init__(
+        self,
+        ntoken: int,
+        ninp: int,
+        nhid: int,
+        nhidlast: int,
+        dropout: float = 0.5,
+        dropouth: float = 0.5,
+        dropoutx: float = 0.5,
+        dropouti: float = 0.5,
+        dropoute: float = 0.1,
+        cell_cls: type[DARTSCell] = DARTSCell,
+        genotype: Genotype | None = None,
+    ) -> None:
+        super().__init__()
+        if not ninp == nhid == nhidlast:
+            raise InputError(
+                f"ninp, nhid and nhidlast must be equal (the decoder is tied), got {ninp}, {nhid}, {nhidlast}"
+            )
+        if cell_cls is DARTSCell and genotype is None:
+            raise InputError("RNNModel needs a genotype, e.g. genotype=dartsfast.rnn.genotypes.DARTS_V2")
+        self.lockdrop = LockedDropout()
+        self.encoder = nn.Embedding(ntoken, ninp)
+        self.rnns = nn.ModuleList([cell_cls(ninp, nhid, dropouth, dropoutx, genotype)])
+        self.decoder = nn.Linear(ninp, ntoken)
+        self.decoder.weight = self.encoder.weight
+        self.init_weights()
+        self.ninp = ninp
+        self.nhid = nhid
+        self.nhidlast = nhidlast
+        self.dropout = dropout
+        self.dropouti = dropouti
+        self.dropoute = dropoute
+        self.ntoken = ntoken
+
+    def init_weights(self) -> None:
+        """Draw the tied embedding from U(-0.04, 0.04); zero the decoder's bias."""
+        nn.init.uniform_(self.encoder.weight, -INITRANGE, INITRANGE)
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, input: Tensor, hidden: list[Tensor], return_h: bool = False):
+        """Map tokens int64 [T, B] and hidden states [[1, B, nhid]] to log-probabilities [T, B, ntoken].
+
+        Returns ``(log_prob, hidden)``, with ``return_h`` also the raw and the dropped-out outputs of
+        the cell, each a list of [T, B, nhid].
+        """
+        check_range(input, self.ntoken, "token", "a vocabulary of {}: ids run from 0")
+        emb = embedded_dropout(self.encoder, input, dropout=self.dropoute if self.training else 0)
+        raw_output = self.lockdrop(emb, self.dropouti)
+        new_hidden, raw_outputs = [], []
+        for rnn, h in zip(self.rnns, hidden, strict=True):
+            raw_output, new_h = rnn(raw_output, h)
+            new_hidden.append(new_h)
+            raw_outputs.append(raw_output)
+        output = self.lockdrop(raw_output, self.dropout)
+        logit = self.decoder(output.view(-1, self.ninp))
+        log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
+        if return_h:
+            return log_prob, new_hidden, raw_outputs, [output]
+        return log_prob, new_hidden
+
+    def init_hidden(self, bsz: int) -> list[Tensor]:
+        """Return zeros, a list of one [1, bsz, nhid]."""
+        return [self.encoder.weight.new_zeros(1, bsz, self.nhid)]

@@ -1,0 +1,84 @@
+"""Hidden states, batches of text, and the dropouts of the RNN (the original's ``utils.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dartsfast.errors import InputError
+
+
+def repackage_hidden(h: Tensor | Sequence[Any]) -> Any:
+    """Detach a hidden state, a tensor or a nest of them, from the graph that made it."""
+    if isinstance(h, Tensor):
+        return h.detach()
+    return tuple(repackage_hidden(v) for v in h)
+
+
+def batchify(data: Tensor, bsz: int, args: Any = None) -> Tensor:
+    """Cut a token stream int64 [N] into ``bsz`` columns, [N // bsz, bsz]; the rest is dropped.
+
+    ``args.cuda``, if there is one and it is true, moves the result to the GPU, as in the original.
+
+    Raises:
+        InputError: fewer than two tokens a column.
+    """
+    rows = data.numel() // bsz
+    if rows < 2:
+        raise InputError(
+            f"{data.numel()} tokens cannot fill {bsz} columns with at least two each: "
+            f"use a batch size of at most {data.numel() // 2} or more text"
+        )
+    data = data[: rows * bsz].view(bsz, rows).t().contiguous()
+    return data.cuda() if getattr(args, "cuda", False) else data
+
+
+def get_batch(
+    source: Tensor, i: int, args: Any, seq_len: int | None = None, evaluation: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return tokens [T, B] from row ``i`` on and the tokens after them.
+
+    T is ``seq_len`` or ``args.bptt``, shorter at the end of ``source``. ``evaluation`` is kept for
+    old scripts; wrap evaluation in ``torch.no_grad()``.
+    """
+    seq_len = min(seq_len or args.bptt, len(source) - 1 - i)
+    return source[i : i + seq_len], source[i + 1 : i + 1 + seq_len]
+
+
+def mask2d(B: int, D: int, keep_prob: float, like: Tensor | None = None) -> Tensor:
+    """Return a dropout mask [B, D] of 0 and 1 / keep_prob, with the dtype and device of ``like``."""
+    options: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    # rand + keep_prob can round up to 2, which would double a weight.
+    return torch.rand(B, D, **options).add_(keep_prob).floor_().clamp_(max=1).div_(keep_prob)
+
+
+def embedded_dropout(
+    embed: nn.Embedding, words: Tensor, dropout: float = 0.1, scale: Tensor | None = None
+) -> Tensor:
+    """Look up ``words`` in ``embed`` with whole words dropped (Gal and Ghahramani, 2016).
+
+    Returns [*words.shape, ninp]. ``scale`` multiplies the table [ntoken, 1].
+    """
+    weight = embed.weight
+    if dropout:
+        keep = 1 - dropout
+        mask = weight.new_empty(weight.size(0), 1).bernoulli_(keep) / keep
+        weight = mask * weight
+    if scale is not None:
+        weight = scale.expand_as(weight) * weight
+    return F.embedding(words, weight, embed.padding_idx)
+
+
+class LockedDropout(nn.Module):
+    """Dropout with one mask for all time steps (Gal and Ghahramani, 2016)."""
+
+    def forward(self, x: Tensor, dropout: float = 0.5) -> Tensor:
+        """Drop features of ``x`` [T, B, D] with probability ``dropout`` in training."""
+        if not self.training or not dropout:
+            return x
+        mask = x.new_empty(1, x.size(1), x.size(2)).bernoulli_(1 - dropout).div_(1 - dropout)
+        return mask * x

@@ -1,0 +1,320 @@
+"""The bilevel engine: true products, weights put back to the bit, statistics and randomness as documented."""
+
+import copy
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches
+
+from dartsfast.bilevel import VirtualStep, alpha_gradient, hvp, preserved
+from dartsfast.cnn.architect import Architect as CNNArchitect
+from dartsfast.errors import InputError
+from dartsfast.rnn.architect import Architect as RNNArchitect
+from dartsfast.rnn.model import ACTIVATIONS
+
+
+def cnn_problem(preset="code"):
+    config = load("cnn_a2")["config"]
+    model, optimizer, args = cnn(config, backend="reference")
+    x, y, xv, yv = cnn_batches(config, 0)
+    architect = CNNArchitect(model, args, preset=preset)
+
+    def step(unrolled):
+        architect.step(x, y, xv, yv, 0.025, optimizer, unrolled)
+
+    return model, optimizer, architect, lambda: model._loss(x, y), lambda: model._loss(xv, yv), step
+
+
+def rnn_problem(preset="code", **dropouts):
+    config = load("rnn_a2")["config"]
+    model, optimizer, args = rnn(config, backend="reference")
+    for name, value in dropouts.items():
+        owner = model.rnns[0] if name in ("dropouth", "dropoutx") else model
+        setattr(owner, name, value)
+    hidden = model.init_hidden(config["B"])
+    x, y, xv, yv = rnn_batches(config, 0)
+    architect = RNNArchitect(model, args, preset=preset)
+
+    def step(unrolled):
+        return architect.step(hidden, x, y, hidden, xv, yv, optimizer, unrolled)
+
+    train = lambda: model._loss(hidden, x, y)[0]  # noqa: E731
+    valid = lambda: model._loss(hidden, xv, yv)[0]  # noqa: E731
+    return model, optimizer, architect, train, valid, step
+
+
+PROBLEMS = {"cnn": cnn_problem, "rnn": rnn_problem}
+
+
+def bits(tensors):
+    return [t.detach().clone() for t in tensors]
+
+
+def same_bits(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def optimizer_bits(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def smooth(model):
+    """Swap every kink for something smooth: the order of the error can then be seen at any step."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, name, torch.nn.Softplus(beta=4))
+            if isinstance(child, torch.nn.MaxPool2d):
+                setattr(module, name, torch.nn.AvgPool2d(3, child.stride, padding=1))
+
+
+def relative_errors(model, train, valid, steps):
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    vector = torch.autograd.grad(valid(), weights)
+    exact = torch.cat([t.flatten() for t in hvp(train, weights, vector, alphas, method="exact")])
+    for r in steps:
+        product = torch.cat([t.flatten() for t in hvp(train, weights, vector, alphas, r=r)])
+        yield ((product - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_the_error_of_the_finite_difference_is_of_second_order(kind, monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: torch.nn.functional.softplus(x, beta=4))
+    model, _, _, train, valid, _ = PROBLEMS[kind]()
+    smooth(model)
+    errors = list(relative_errors(model, train, valid, (8e-3, 4e-3, 2e-3)))
+    assert errors[-1] < 0.01, errors
+    for wide, narrow in zip(errors, errors[1:], strict=False):
+        assert 3.5 < wide / narrow < 4.5, errors
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_finite_difference_agrees_with_the_exact_product_between_kinks(kind):
+    # Double backward sees no kink of ReLU or max pooling, a wide difference averages over many: the
+    # step must be short enough to cross none.
+    model, _, _, train, valid, _ = PROBLEMS[kind]()
+    (error,) = relative_errors(model, train, valid, (1e-8,))
+    assert error < 1e-4
+
+
+def test_exact_product_of_a_polynomial():
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    v = [torch.tensor([0.5, -1.0], dtype=torch.float64)]
+    # d/da <d(a w0^2 + a^2 w1)/dw, v> = 2 w0 v0 + 2 a v1
+    expected = torch.tensor([1.0 - 6.0], dtype=torch.float64)
+    for method in ("exact", "finite_difference"):
+        (product,) = hvp(lambda: (a * w[0] ** 2 + a**2 * w[1]).sum(), [w], v, [a], method=method)
+        torch.testing.assert_close(product, expected)
+
+
+def test_product_with_nothing_is_nothing_and_bad_vectors_are_refused():
+    w = torch.ones(3, requires_grad=True)
+    a = torch.ones(1, requires_grad=True)
+    loss = lambda: (a * w.sum() ** 2).sum()  # noqa: E731
+    assert hvp(loss, [w], [torch.zeros(3)], [a])[0].item() == 0
+    with pytest.raises(InputError, match="one tensor a parameter"):
+        hvp(loss, [w], [torch.zeros(2)], [a])
+    with pytest.raises(InputError, match="norm nan"):
+        hvp(loss, [w], [torch.full((3,), float("nan"))], [a])
+    with pytest.raises(InputError, match="unknown method"):
+        hvp(loss, [w], [torch.zeros(3)], [a], method="magic")
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("preset", ["code", "paper"])
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_step_leaves_weights_and_optimizer_to_the_bit(kind, preset, unrolled):
+    model, optimizer, _, train, _, step = PROBLEMS[kind](preset)
+    train().backward()
+    optimizer.step()  # momentum buffers exist
+    optimizer.zero_grad()
+    weights, state, alphas = (
+        bits(model.parameters()),
+        optimizer_bits(optimizer),
+        bits(model.arch_parameters()),
+    )
+    step(unrolled)
+    assert same_bits(weights, model.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    after = optimizer_bits(optimizer)
+    assert after["param_groups"] == state["param_groups"]
+    assert after["state"].keys() == state["state"].keys()
+    for key, entry in state["state"].items():
+        for name, value in entry.items():
+            assert value is None or torch.equal(value, after["state"][key][name])
+    assert not same_bits(alphas, model.arch_parameters())
+
+
+def test_an_optimizer_without_state_gets_none():
+    _, optimizer, _, _, _, step = cnn_problem()
+    step(True)
+    assert len(optimizer.state) == 0
+
+
+class BoomError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_a_pass_that_raises_half_way_leaves_the_weights_to_the_bit(kind, at):
+    model, optimizer, _, _, _, step = PROBLEMS[kind]()
+    weights, calls = bits(model.parameters()), 0
+    stray = bits(model.buffers())
+
+    def hook(module, inputs):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise BoomError
+
+    handle = model.register_forward_pre_hook(hook)
+    with pytest.raises(BoomError):
+        step(True)
+    handle.remove()
+    assert calls == at
+    assert same_bits(weights, model.parameters())
+    assert len(optimizer.state) == 0
+    if at <= 1:
+        assert same_bits(stray, model.buffers())
+
+
+def test_ctrl_c_in_the_middle_of_a_pass_leaves_the_weights_to_the_bit():
+    model, _, _, _, _, step = cnn_problem()
+    weights = bits(model.parameters())
+    for delay in (0.05, 0.15, 0.3, 0.45):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                for _ in range(100):
+                    step(True)
+        finally:
+            timer.cancel()
+        assert same_bits(weights, model.parameters())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_waits_until_everything_is_restored():
+    values = [torch.zeros(1000) for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt), preserved(values):
+        for value in values:
+            value.fill_(float("nan"))
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+        os.kill(os.getpid(), signal.SIGINT)  # held back
+        values[0].fill_(1.0)
+    assert all(torch.equal(v, torch.zeros(1000)) for v in values)
+
+
+def tracked(model):
+    return {name: int(b) for name, b in model.named_buffers() if name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(("unrolled", "passes"), [(False, 1), (True, 3)])
+def test_running_statistics_take_the_original_passes(unrolled, passes):
+    model, _, _, _, _, step = cnn_problem()
+    step(unrolled)
+    assert set(tracked(model).values()) == {passes}
+
+
+def test_paper_preset_moves_all_weights_and_clamps(monkeypatch):
+    """The whole step against equations 6 to 8 written out with the exact product."""
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: torch.nn.functional.softplus(x, beta=4))
+    model, _, _, train, valid, step = rnn_problem("paper")
+    lr, clip, decay = 2.0, 0.25, 5e-7
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    at = bits(weights)
+    gradients = torch.autograd.grad(train(), weights)
+    factor = min(1.0, (clip / torch.cat([g.flatten() for g in gradients]).norm()).item())
+    with torch.no_grad():
+        for w, g in zip(weights, gradients, strict=True):
+            w -= lr * (factor * g + decay * w)
+    *vector, direct = torch.autograd.grad(valid(), [*weights, *alphas])
+    with torch.no_grad():
+        for w, value in zip(weights, at, strict=True):
+            w.copy_(value)
+    (implicit,) = hvp(train, weights, vector, alphas, method="exact")
+    step(True)
+    expected = direct - lr * factor * implicit
+    error = ((model.weights.grad - expected).norm() / expected.norm()).item()
+    assert error < 1e-3, error  # the finite difference's own error at r = 0.01
+    assert (direct - expected).norm() / expected.norm() > 10 * error  # the implicit term matters
+
+
+def test_presets_differ_where_they_say():
+    def gradient(preset):
+        model, _, _, _, _, step = rnn_problem(preset)
+        step(True)
+        return model.weights.grad
+
+    assert not torch.allclose(gradient("code"), gradient("paper"))
+    with pytest.raises(InputError, match="unknown preset"):
+        rnn_problem("book")
+
+
+@pytest.mark.parametrize(("preset", "draws"), [("code", 4), ("paper", 3)])
+def test_dropout_masks_of_the_two_passes(preset, draws):
+    """The code redraws masks for the second pass, the paper preset runs both passes on one mask."""
+    model, _, _, train, _, step = rnn_problem(preset, dropouth=0.25, dropoutx=0.5)
+    torch.manual_seed(0)
+    step(True)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    for _ in range(draws):
+        train()
+    assert torch.equal(after, torch.get_rng_state())
+
+
+def test_one_mask_gives_the_exact_product_under_dropout():
+    model, _, _, train, valid, _ = rnn_problem("paper", dropouth=0.25, dropoutx=0.5)
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    torch.manual_seed(1)
+    vector = torch.autograd.grad(valid(), weights)
+    torch.manual_seed(2)
+    (exact,) = hvp(train, weights, vector, alphas, method="exact")
+    torch.manual_seed(2)
+    (one_mask,) = hvp(train, weights, vector, alphas, r=1e-4, same_randomness=True)
+    torch.manual_seed(2)
+    (two_masks,) = hvp(train, weights, vector, alphas, r=1e-4)
+    assert (one_mask - exact).norm() < 1e-4 * exact.norm()
+    assert (two_masks - exact).norm() > exact.norm()
+
+
+def test_virtual_step_takes_part_in_momentum():
+    """alpha_gradient evaluates the validation loss where SGD's own step would take the weights."""
+    w = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    train = lambda: (a * (w - target) ** 2).sum()  # noqa: E731
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.01)
+    train().backward()
+    optimizer.step()
+    seen = []
+
+    def valid():
+        seen.append(w.detach().clone())
+        return (a * w).sum()
+
+    buffers = [optimizer.state[w]["momentum_buffer"]]
+    virtual = VirtualStep(lr=0.1, momentum=0.9, weight_decay=0.01, momentum_buffers=buffers)
+    alpha_gradient([w], [a], train, valid, virtual)
+    optimizer.zero_grad()
+    train().backward()
+    optimizer.step()
+    torch.testing.assert_close(seen[0], w.detach())
+
+
+def test_alphas_that_the_loss_does_not_see_get_no_gradient():
+    w = torch.ones(2, requires_grad=True)
+    used, unused = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    loss = lambda: (used * w**2).sum()  # noqa: E731
+    for virtual in (None, VirtualStep(lr=0.1)):
+        gradients = alpha_gradient([w], [used, unused], loss, loss, virtual)
+        assert gradients[0] is not None
+        assert gradients[1] is None
