@@ -1,0 +1,21 @@
+"""Data for searches: images in two search halves and a test set, augmented batches, corpora of text.
+
+Importing this package needs torch and numpy alone; the image readers are imported on first use.
+"""
+
+from dartsfast.data.batches import Batches
+from dartsfast.data.images import FolderImages, ImageSource, ImageTask, Subset, TensorImages, load_images
+from dartsfast.data.text import Corpus, Dictionary, resolve_corpus
+
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Dictionary",
+    "FolderImages",
+    "ImageSource",
+    "ImageTask",
+    "Subset",
+    "TensorImages",
+    "load_images",
+    "resolve_corpus",
+]

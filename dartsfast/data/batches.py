@@ -1,0 +1,167 @@
+"""An endless stream of augmented batches in which every batch is a pure function of its position."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dartsfast.data.images import ImageSource
+from dartsfast.errors import InputError
+
+_PADDING = 4  # pixels on each side before the random crop, as in the original DARTS
+
+
+class Batches:
+    """Batches of ``source``, pass after pass, each a pure function of (seed, stream, pass, index).
+
+    A run that goes on from a saved (pass, index) therefore needs no stored random state, two streams with
+    different names are independent, and the global random state is neither read nor changed.
+
+    ``augment`` applies the CIFAR recipe of the original DARTS: zero padding by 4 pixels and a random crop,
+    a horizontal flip with probability 0.5 and, with ``cutout_length`` > 0, one zeroed square centred on a
+    random pixel and clipped at the borders. ``mean`` and ``std`` are float32 [3] of pixels in 0..1.
+    ``shuffle`` draws a new order for every pass. ``waited`` sums the seconds ``iterate`` had to wait.
+
+    Raises InputError for a batch size below 1 or above the number of images, and for a cutout which is
+    negative or asked for without ``augment``.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int,
+        *,
+        mean: Tensor,
+        std: Tensor,
+        seed: int,
+        stream: str,
+        augment: bool,
+        cutout_length: int = 0,
+        shuffle: bool = True,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not 1 <= batch_size <= len(source):
+            raise InputError(
+                f"batch size {batch_size} does not fit the {len(source)} images of the {stream!r} stream: "
+                f"use 1 to {len(source)}, or more images"
+            )
+        if cutout_length < 0 or (cutout_length > 0 and not augment):
+            raise InputError(
+                f"cutout_length {cutout_length} with augment={augment} cannot work: "
+                "use 0, or a length above 0 with augment=True"
+            )
+        self.source = source
+        self.batch_size = batch_size
+        self.mean = mean.view(3, 1, 1)
+        self.std = std.view(3, 1, 1)
+        self.seed = int(seed)
+        self.stream = stream
+        self.augment = augment
+        self.cutout_length = cutout_length
+        self.shuffle = shuffle
+        self.device = torch.device(device)
+        self.waited = 0.0
+        self._order = (-1, torch.empty(0, dtype=torch.int64))  # the last pass and its order, int64 [N]
+
+    def __len__(self) -> int:
+        """Return the batches a pass; the last one holds what is left over."""
+        return -(-len(self.source) // self.batch_size)
+
+    def batch(self, pass_: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return batch ``index`` of pass ``pass_``: x float32 [B, 3, H, W], normalised, and y int64 [B].
+
+        Raises InputError for a pass below 0 and an index outside 0..len(self)-1.
+        """
+        return self._send(self._build(pass_, index))
+
+    def iterate(self, pass_: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches ``start``, ``start`` + 1, ... of a pass while a thread prepares the next one.
+
+        The same batches as from ``batch``; errors of the thread are raised here, and leaving early ends it.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="dartsfast-batches") as pool:
+            submitted = (pool.submit(self._build, pass_, index) for index in range(start, len(self)))
+            ahead = next(submitted, None)
+            while ahead is not None:
+                began = time.perf_counter()
+                ready = ahead.result()
+                self.waited += time.perf_counter() - began
+                ahead = next(submitted, None)
+                yield self._send(ready)
+
+    def _build(self, pass_: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return one batch in host memory."""
+        if pass_ < 0 or not 0 <= index < len(self):
+            raise InputError(
+                f"no batch {index} in pass {pass_} of the {self.stream!r} stream: "
+                f"passes count from 0 and have batches 0..{len(self) - 1}"
+            )
+        chosen = self._pass_order(pass_)[index * self.batch_size : (index + 1) * self.batch_size]
+        images = self.source.gather(chosen)  # uint8 [B, 3, H, W]
+        generator = self._generator(pass_, index)
+        if self.augment:
+            images = _crop_and_flip(images, generator)
+        x = images.float().div_(255).sub_(self.mean).div_(self.std)
+        if self.cutout_length:
+            x = x.masked_fill_(_squares(x, self.cutout_length, generator), 0.0)
+        return x, self.source.targets[chosen]
+
+    def _send(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Copy a batch to the device, from the consumer's thread.
+
+        The preparing thread makes no CUDA calls: they would break a graph capture of the consumer.
+        """
+        if self.device.type != "cuda":
+            x, y = batch
+            return x.to(self.device), y.to(self.device)
+        x, y = (part.pin_memory().to(self.device, non_blocking=True) for part in batch)
+        return x, y
+
+    def _pass_order(self, pass_: int) -> Tensor:
+        """Return the order of the images in a pass, int64 [N]."""
+        known, order = self._order
+        if known != pass_:
+            n = len(self.source)
+            order = torch.randperm(n, generator=self._generator(pass_)) if self.shuffle else torch.arange(n)
+            self._order = (pass_, order)  # one assignment: two threads may both come here
+        return order
+
+    def _generator(self, *position: int) -> torch.Generator:
+        """Return a generator for a (pass,), which draws its order, or for a (pass, index)."""
+        key = repr((self.seed, self.stream, *map(int, position)))
+        digest = hashlib.sha256(key.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def _crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return uint8 [B, 3, H, W] cropped at random from the zero-padded images, half of them mirrored."""
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (_PADDING,) * 4)
+    top, left = torch.randint(2 * _PADDING + 1, (2, batch, 1), generator=generator)
+    mirror = torch.rand(batch, 1, generator=generator) < 0.5
+    rows = top + torch.arange(height)  # [B, H]
+    columns = left + torch.where(mirror, torch.arange(width - 1, -1, -1), torch.arange(width))  # [B, W]
+    image, channel = torch.arange(batch), torch.arange(channels)
+    return padded[
+        image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]
+
+
+def _squares(x: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Return bool [B, 1, H, W], true in one square of each image, as the original's Cutout.
+
+    The square covers [c - length // 2, c + length // 2) around a uniform c, in rows and in columns.
+    """
+    batch, _, height, width = x.shape
+
+    def near(size: int) -> Tensor:  # [B, size]
+        offset = torch.arange(size) - torch.randint(size, (batch, 1), generator=generator)
+        return (offset >= -(length // 2)) & (offset < length // 2)
+
+    return near(height)[:, None, :, None] & near(width)[:, None, None, :]
