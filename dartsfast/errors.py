@@ -21,3 +21,7 @@ def check_range(values: Tensor, count: int, noun: str, scale: str) -> None:
     for extreme in (values.min().item(), values.max().item()):
         if not 0 <= extreme < count:
             raise InputError(f"{noun} {extreme} does not fit {scale.format(count)} to {count - 1}")
+
+
+class DivergedError(ArithmeticError):
+    """A loss or gradient became NaN or infinite; the message says where, and how to go on."""

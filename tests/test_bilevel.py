@@ -11,7 +11,7 @@ from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, hvp, preserved
 from dartsfast.cnn.architect import Architect as CNNArchitect
-from dartsfast.errors import InputError
+from dartsfast.errors import DivergedError, InputError
 from dartsfast.rnn.architect import Architect as RNNArchitect
 from dartsfast.rnn.model import ACTIVATIONS
 
@@ -118,7 +118,7 @@ def test_product_with_nothing_is_nothing_and_bad_vectors_are_refused():
     assert hvp(loss, [w], [torch.zeros(3)], [a])[0].item() == 0
     with pytest.raises(InputError, match="one tensor a parameter"):
         hvp(loss, [w], [torch.zeros(2)], [a])
-    with pytest.raises(InputError, match="norm nan"):
+    with pytest.raises(DivergedError, match="norm nan"):
         hvp(loss, [w], [torch.full((3,), float("nan"))], [a])
     with pytest.raises(InputError, match="unknown method"):
         hvp(loss, [w], [torch.zeros(3)], [a], method="magic")

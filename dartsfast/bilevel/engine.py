@@ -76,7 +76,7 @@ def alpha_gradient(
         One tensor an alpha; None where the validation loss does not depend on it.
 
     Raises:
-        InputError: a validation gradient that is not finite.
+        DivergedError: a validation gradient that is not finite.
     """
     if virtual is None:
         return list(torch.autograd.grad(valid_loss(), alphas, allow_unused=True))

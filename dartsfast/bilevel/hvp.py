@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.bilevel.guard import preserved, random_state, set_random_state
-from dartsfast.errors import InputError
+from dartsfast.errors import DivergedError, InputError
 
 METHODS = ("finite_difference", "exact")
 
@@ -43,7 +43,8 @@ def hvp(
         One tensor a member of ``wrt``, of its shape; zeros where the loss does not depend on it.
 
     Raises:
-        InputError: unknown method, vector that does not fit, or a vector that is not finite.
+        InputError: unknown method, or a vector that does not fit.
+        DivergedError: the vector is not finite.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
@@ -57,7 +58,7 @@ def hvp(
         return _exact(loss_fn, params, vector, wrt)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in vector]))
     if not torch.isfinite(norm):
-        raise InputError(
+        raise DivergedError(
             f"the vector of the Hessian-vector product has norm {norm.item()}: the loss it comes from has "
             "diverged. Lower the learning rate, or start again from an earlier checkpoint"
         )

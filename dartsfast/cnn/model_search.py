@@ -33,7 +33,7 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Mix ``x`` [N, C, H, W] with ``weights`` [ops] to [N, C, H/stride, W/stride]."""
-        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))  # type: ignore[return-value]
+        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
 
 
 class Cell(nn.Module):
@@ -76,7 +76,7 @@ class Cell(nn.Module):
         for _ in range(self._steps):
             s = sum(self._edge(offset + j, h, weights) for j, h in enumerate(states))
             offset += len(states)
-            states.append(s)  # type: ignore[arg-type]
+            states.append(s)
         return torch.cat(states[-self._multiplier :], dim=1)
 
     def _edge(self, index: int, x: Tensor, weights: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,8 @@ class Batches:
     ``augment`` applies the CIFAR recipe of the original DARTS: zero padding by 4 pixels and a random crop,
     a horizontal flip with probability 0.5 and, with ``cutout_length`` > 0, one zeroed square centred on a
     random pixel and clipped at the borders. ``mean`` and ``std`` are float32 [3] of pixels in 0..1.
-    ``shuffle`` draws a new order for every pass. ``waited`` sums the seconds ``iterate`` had to wait.
+    ``shuffle`` draws a new order for every pass. ``waited`` sums the seconds that ``iterate`` spent
+    on data.
 
     Raises InputError for a batch size below 1 or above the number of images, and for a cutout which is
     negative or asked for without ``augment``.
@@ -78,49 +78,43 @@ class Batches:
 
         Raises InputError for a pass below 0 and an index outside 0..len(self)-1.
         """
-        return self._send(self._build(pass_, index))
+        return self._begin(pass_, index)()
 
-    def iterate(self, pass_: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches ``start``, ``start`` + 1, ... of a pass while a thread prepares the next one.
+    def iterate(self, pass_: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield the batches ``start``, ``start`` + 1, ... of a pass; files of the next one are being read.
 
-        The same batches as from ``batch``; errors of the thread are raised here, and leaving early ends it.
+        The same batches as from ``batch``.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="dartsfast-batches") as pool:
-            submitted = (pool.submit(self._build, pass_, index) for index in range(start, len(self)))
-            ahead = next(submitted, None)
-            while ahead is not None:
-                began = time.perf_counter()
-                ready = ahead.result()
-                self.waited += time.perf_counter() - began
-                ahead = next(submitted, None)
-                yield self._send(ready)
+        ahead = self._begin(pass_, start) if start < len(self) else None
+        for index in range(start + 1, len(self) + 1):
+            began = time.perf_counter()
+            assert ahead is not None
+            ready = ahead()
+            ahead = self._begin(pass_, index) if index < len(self) else None
+            self.waited += time.perf_counter() - began
+            yield ready
 
-    def _build(self, pass_: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return one batch in host memory."""
+    def _begin(self, pass_: int, index: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Start reading a batch; the function returned gives it, on the device."""
         if pass_ < 0 or not 0 <= index < len(self):
             raise InputError(
                 f"no batch {index} in pass {pass_} of the {self.stream!r} stream: "
                 f"passes count from 0 and have batches 0..{len(self) - 1}"
             )
         chosen = self._pass_order(pass_)[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.source.gather(chosen)  # uint8 [B, 3, H, W]
-        generator = self._generator(pass_, index)
+        images = self.source.prepare(chosen)
+        return lambda: self._finish(images(), self.source.targets[chosen], self._generator(pass_, index))
+
+    def _finish(self, images: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augment and normalise ``images``, uint8 [B, 3, H, W], and send the batch to the device."""
         if self.augment:
             images = _crop_and_flip(images, generator)
         x = images.float().div_(255).sub_(self.mean).div_(self.std)
         if self.cutout_length:
             x = x.masked_fill_(_squares(x, self.cutout_length, generator), 0.0)
-        return x, self.source.targets[chosen]
-
-    def _send(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy a batch to the device, from the consumer's thread.
-
-        The preparing thread makes no CUDA calls: they would break a graph capture of the consumer.
-        """
         if self.device.type != "cuda":
-            x, y = batch
             return x.to(self.device), y.to(self.device)
-        x, y = (part.pin_memory().to(self.device, non_blocking=True) for part in batch)
+        x, y = (part.pin_memory().to(self.device, non_blocking=True) for part in (x, y))
         return x, y
 
     def _pass_order(self, pass_: int) -> Tensor:
@@ -129,7 +123,7 @@ class Batches:
         if known != pass_:
             n = len(self.source)
             order = torch.randperm(n, generator=self._generator(pass_)) if self.shuffle else torch.arange(n)
-            self._order = (pass_, order)  # one assignment: two threads may both come here
+            self._order = (pass_, order)
         return order
 
     def _generator(self, *position: int) -> torch.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,9 @@ class ImageSource(Protocol):
     def gather(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``, int64 [n], as uint8 [n, 3, H, W]."""
 
+    def prepare(self, indices: Tensor) -> Callable[[], Tensor]:
+        """Start whatever can go on in the background; the function returned does the rest of ``gather``."""
+
 
 class TensorImages:
     """Images held in memory: ``images`` uint8 [N, 3, H, W], ``targets`` int64 [N] (else InputError)."""
@@ -68,6 +71,10 @@ class TensorImages:
         """Return the images at ``indices``, int64 [n], as uint8 [n, 3, H, W]."""
         return self.images[indices]
 
+    def prepare(self, indices: Tensor) -> Callable[[], Tensor]:
+        """Leave everything to the function returned: a copy from memory is not worth a thread."""
+        return lambda: self.gather(indices)
+
 
 class Subset:
     """The images of ``source`` at ``indices``, int64 [n], in that order."""
@@ -83,6 +90,10 @@ class Subset:
     def gather(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``, int64 [n], as uint8 [n, 3, H, W]."""
         return self.source.gather(self.indices[indices])
+
+    def prepare(self, indices: Tensor) -> Callable[[], Tensor]:
+        """Start as the source does."""
+        return self.source.prepare(self.indices[indices])
 
 
 class FolderImages:
@@ -108,8 +119,14 @@ class FolderImages:
 
     def gather(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``, int64 [n], as uint8 [n, 3, image_size, image_size]."""
+        return self.prepare(indices)()
+
+    def prepare(self, indices: Tensor) -> Callable[[], Tensor]:
+        """Start to decode; the function returned waits for the images and is what ``gather`` returns."""
+        # The threads only decode: tensor operations in them would bring a second OpenMP team to life,
+        # and with more threads than cores every operation of the training loop slows down severalfold.
         images = self._pool.map(self._decode, [self.paths[i] for i in indices.tolist()])
-        return torch.stack(list(images)).permute(0, 3, 1, 2).contiguous()
+        return lambda: torch.stack(list(images)).permute(0, 3, 1, 2).contiguous()
 
     def _decode(self, path: Path) -> Tensor:
         """Return one file as uint8 [image_size, image_size, 3]."""

@@ -103,7 +103,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
         for rnn in self.rnns:
             rnn.weights = self.weights
-            rnn.memory = memory
+            rnn.memory = memory  # type: ignore[assignment]
 
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""

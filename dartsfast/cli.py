@@ -1,0 +1,147 @@
+"""The ``dartsfast`` command: ``search cnn``, ``search rnn``, ``draw``, ``doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dartsfast.errors import DivergedError, InputError
+from dartsfast.search.config import CNNConfig, RNNConfig
+
+# Flags of the original command lines that never changed its search; accepted so that those lines run.
+WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
+    "cnn": {"model_path": str, "drop_path_prob": float},
+    "rnn": {"nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, 2 for input that cannot work, 3 for a search that diverged, 130 for Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"dartsfast: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"dartsfast: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print(
+            "dartsfast: interrupted; a search goes on with --resume and the folder of its run",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dartsfast", description="Differentiable architecture search.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    search = commands.add_parser("search", help="search a cell").add_subparsers(required=True, metavar="KIND")
+    configs: dict[str, Any] = {"cnn": CNNConfig, "rnn": RNNConfig}
+    for kind, config in configs.items():
+        command = search.add_parser(
+            kind,
+            help=f"search a {kind.upper()} cell",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+        )
+        _add_options(command, config, kind)
+        command.set_defaults(run=_search, kind=kind, config=config)
+    draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
+    draw.add_argument(
+        "genotype", help="folder of a run, genotype.json, or a published cell, e.g. rnn:DARTS_V2"
+    )
+    draw.add_argument("--out", help="the pictures, without suffix (default: the genotype's name)")
+    draw.set_defaults(run=_draw)
+    commands.add_parser("doctor", help="versions, devices, backends").set_defaults(run=_doctor)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> None:
+    for field in dataclasses.fields(config):
+        flags = [f"--{field.name}"]
+        if "_" in field.name:
+            flags.append(f"--{field.name.replace('_', '-')}")
+        help_ = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
+        if isinstance(field.default, bool):
+            command.add_argument(*flags, action="store_true", help=help_)
+        else:
+            choices = field.metadata["choices"] or None
+            command.add_argument(*flags, type=type(field.default), choices=choices, help=help_)
+    command.add_argument(
+        "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
+    )
+    command.add_argument("--gpu", type=int, help="the same as --device cuda:GPU")
+    command.add_argument("--save", help="the same as --out search-SAVE-TIME")
+    command.add_argument(
+        "--resume", "--continue_train", nargs="?", const="",
+        help="go on with the run in this folder (or in --out), under its own options",
+    )  # fmt: skip
+    for name, type_ in WITHOUT_EFFECT[kind].items():
+        kwargs: dict[str, Any] = {"action": "store_true"} if type_ is None else {"type": type_}
+        command.add_argument(f"--{name}", help="accepted, without effect, as in the original", **kwargs)
+
+
+def _search(args: argparse.Namespace) -> None:
+    given = dict(vars(args))
+    kind, config_cls = given.pop("kind"), given.pop("config")
+    del given["run"]
+    for name in WITHOUT_EFFECT[kind]:
+        if given.pop(name, None) is not None:
+            print(f"dartsfast: --{name} has no effect on a search", file=sys.stderr)
+    if "gpu" in given:
+        given["device"] = f"cuda:{given.pop('gpu')}"
+    if "save" in given:
+        given.setdefault("out", f"search-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}")
+        given.pop("save", None)
+    resume = given.pop("resume", None)
+    if resume is not None:
+        resume = resume or given.get("out")
+        if not resume:
+            raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
+        fixed = sorted(set(given) - {"out", "device", "checkpoint_seconds"})
+        if fixed:
+            raise InputError(
+                f"a resumed run keeps its own options: leave out {', '.join('--' + name for name in fixed)}"
+            )
+    _run_search(kind, config_cls(**given), resume)
+
+
+def _run_search(kind: str, config: Any, resume: str | None) -> None:
+    try:
+        from dartsfast import search
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"a search needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
+        ) from error
+    result = (search.search_cnn if kind == "cnn" else search.search_rnn)(config, resume=resume)
+    print(result.genotype)
+    print(f"genotype    {result.out / 'genotype.json'}")
+    print(f"pictures    {result.out / 'cell.png'}, {result.out / 'alphas.png'}, {result.out / 'curves.png'}")
+    print(f"checkpoint  {result.checkpoint}")
+    print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
+
+
+def _draw(args: argparse.Namespace) -> None:
+    from dartsfast.drawing import draw_genotype
+    from dartsfast.genotypes import resolve_genotype
+
+    genotype = resolve_genotype(args.genotype)
+    out = args.out or args.genotype.rstrip("/").removesuffix(".json").replace(":", "-")
+    for file in draw_genotype(genotype, out):
+        print(file)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from dartsfast.doctor import diagnosis
+
+    lines = diagnosis()
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,179 @@
+"""The CNN search (paper section 3.1.1; the original's ``cnn/train_search.py``)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.cnn.architect import Architect
+from dartsfast.cnn.model_search import Network
+from dartsfast.cnn.utils import accuracy
+from dartsfast.data import Batches, ImageSource, ImageTask, Subset, load_images
+from dartsfast.errors import InputError
+from dartsfast.search.config import CNNConfig
+from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
+
+
+class CNNSearch(Search):
+    """A CNN search between two iterations."""
+
+    kind = "cnn"
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__(config)
+        task = load_images(
+            config.data,
+            train_portion=config.train_portion,
+            download=config.download,
+            image_size=config.image_size,
+        )
+        self._check_size(task)
+        torch.manual_seed(config.seed)
+        model = Network(
+            config.init_channels,
+            len(task.classes),
+            config.layers,
+            nn.CrossEntropyLoss(),
+            backend=config.backend,
+            memory=config.memory,
+        )
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, config.epochs, eta_min=config.learning_rate_min
+        )
+        self.architect = Architect(model, config, preset=config.preset)
+        self.train = self._stream(task.train, task, "train")
+        self.valid = self._stream(task.valid, task, "valid")
+        self.check = self._stream(task.valid, task, "check", augment=False)
+        self.work = len(self.train)
+        self.every = config.report_freq
+
+    def _check_size(self, task: ImageTask) -> None:
+        height, width = task.train.gather(torch.tensor([0])).shape[-2:]
+        if height % 4 or width % 4:
+            raise InputError(
+                f"images of {height}x{width} cannot be halved twice, as the two reduction cells do: "
+                "use sides that are multiples of 4 (--image_size)"
+            )
+
+    def _stream(self, source: ImageSource, task: ImageTask, name: str, augment: bool = True) -> Batches:
+        if self.config.max_images:
+            # One fixed choice: files sorted by class must not leave classes out.
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+            source = Subset(source, order[: self.config.max_images])
+        return Batches(
+            source,
+            self.config.batch_size,
+            mean=task.mean,
+            std=task.std,
+            seed=self.config.seed,
+            stream=name,
+            augment=augment,
+            cutout_length=self.config.cutout_length if augment and self.config.cutout else 0,
+            shuffle=augment,
+            device=self.device,
+        )
+
+    def _valid_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        start = self.epoch * len(self.train) + self.step
+        if self.config.compat_valid_iter:
+            # The original takes next(iter(valid_queue)): the first batch of a new shuffle every time.
+            for position in itertools.count(start):
+                yield self.valid.batch(position, 0)
+        first, index = divmod(start, len(self.valid))
+        for pass_ in itertools.count(first):
+            yield from self.valid.iterate(pass_, index)
+            index = 0
+
+    def iterations(self) -> Iterator[Iteration]:
+        """Run what is left of the epoch: an alpha step and a weight step an iteration."""
+        config, model = self.config, self.model
+        lr = self.scheduler.get_last_lr()[0]
+        model.train()
+        batches = zip(self.train.iterate(self.epoch, self.step), self._valid_batches(), strict=False)
+        for (x, y), (xv, yv) in batches:
+            self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
+            self.optimizer.zero_grad()
+            logits = model(x)
+            loss = model._criterion(logits, y)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            self.optimizer.step()
+            self.step += 1
+            (top1,) = accuracy(logits.detach(), y)
+            self.record(len(y), loss=loss.item(), acc=top1.item())
+            yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Validate on the alphas' half, un-augmented, and move the cosine schedule on."""
+        lr = self.scheduler.get_last_lr()[0]
+        waited = self.train.waited + self.valid.waited
+        self.train.waited = self.valid.waited = 0.0
+        valid_loss, valid_acc = self._validate()
+        self.scheduler.step()
+        return {
+            "lr": lr,
+            "train_loss": self.mean("loss"),
+            "train_acc": self.mean("acc"),
+            "valid_loss": valid_loss,
+            "valid_acc": valid_acc,
+            "loader_share": waited / max(self.seconds, 1e-9),
+        }
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        self.model.eval()
+        loss = correct = count = 0.0
+        for x, y in self.check.iterate(0):
+            logits = self.model(x)
+            loss += self.model._criterion(logits, y).item() * len(y)
+            correct += accuracy(logits, y)[0].item() * len(y)
+            count += len(y)
+        return loss / count, correct / count
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the schedule; batches are a function of epoch and step."""
+        return {"scheduler": self.scheduler.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back the schedule."""
+        self.scheduler.load_state_dict(state["scheduler"])
+
+    def alpha_tables(self) -> dict[str, tuple[Tensor, list[str], list[str]]]:
+        """Return both alphas with the names of their operations and edges."""
+        inputs = ["c_{k-2}", "c_{k-1}", *(str(i) for i in range(self.model._steps))]
+        edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
+        ops = self.model._primitives
+        return {
+            "alphas_normal": (self.model.alphas_normal, ops, edges),
+            "alphas_reduce": (self.model.alphas_reduce, ops, edges),
+        }
+
+
+def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> SearchResult:
+    """Search a pair of CNN cells.
+
+    Args:
+        config: options, the original's names and defaults.
+        resume: folder or checkpoint of a run to go on with, under its own configuration; of ``config``
+            only ``device`` and ``checkpoint_seconds`` are taken.
+
+    Returns:
+        The genotype, the alphas, the history, and where everything lies.
+
+    Raises:
+        InputError: options or data that cannot work, before any work is done.
+        DivergedError: a loss became NaN; the checkpoints of the run are from before.
+    """
+    return run_search(CNNSearch, config, resume)

@@ -1,0 +1,126 @@
+"""Options of the searches: the original's flag names and defaults, declared once for scripts and commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dartsfast.backends import BACKENDS, MEMORY_MODES
+from dartsfast.bilevel import PRESETS
+from dartsfast.errors import InputError
+
+
+def option(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
+    """Declare a field whose help and choices the command line shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """What both searches take."""
+
+    out: str = option("", "folder of the run (default: runs/<kind>-<time>)")
+    order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2))
+    preset: str = option(
+        "code", "read the second order as the published code or as the paper", tuple(PRESETS)
+    )
+    backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS))
+    memory: str = option("store", "keep activations, or compute them again in the backward", MEMORY_MODES)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+            if field.name in self.positive() and not value > 0:
+                raise InputError(f"{field.name} must be above 0, got {value}")
+            if (
+                isinstance(value, (int, float))
+                and value < 0
+                and field.name not in ("seed", "small_batch_size")
+            ):
+                raise InputError(f"{field.name} must not be negative, got {value}")
+            if "dropout" in field.name and value >= 1:
+                raise InputError(f"{field.name} must be below 1, got {value}")
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return ("epochs", "batch_size")
+
+
+@dataclass(frozen=True)
+class CNNConfig(CommonConfig):
+    """Options of the CNN search (the original's ``cnn/train_search.py``)."""
+
+    data: str = option("photos", "photos, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR or imagefolder:DIR")
+    download: bool = option(False, "let torchvision fetch the data if it is not there")
+    image_size: int = option(32, "side of the images of imagefolder, in pixels")
+    max_images: int = option(0, "use at most this many images of each half of the data; 0: all")
+    batch_size: int = option(64, "images a batch")
+    learning_rate: float = option(0.025, "initial learning rate of the weights")
+    learning_rate_min: float = option(0.001, "final learning rate of the weights (cosine)")
+    momentum: float = option(0.9, "momentum of the weights")
+    weight_decay: float = option(3e-4, "weight decay of the weights")
+    report_freq: int = option(50, "iterations between lines where the output is no terminal")
+    epochs: int = option(50, "passes over the weights' half of the data")
+    init_channels: int = option(16, "channels of the first cells")
+    layers: int = option(8, "number of cells")
+    cutout: bool = option(False, "zero a random square of each image")
+    cutout_length: int = option(16, "side of that square, in pixels")
+    seed: int = option(2, "seed of every random stream")
+    grad_clip: float = option(5.0, "clip the weights' gradient to this norm")
+    train_portion: float = option(0.5, "share of the training data for the weights, the rest for the alphas")
+    arch_learning_rate: float = option(3e-4, "learning rate of the alphas (Adam)")
+    arch_weight_decay: float = option(1e-3, "weight decay of the alphas")
+    compat_valid_iter: bool = option(
+        False, "draw the alphas' batch from a new pass every iteration, as the original does"
+    )
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "learning_rate", "init_channels", "layers", "grad_clip", "report_freq")
+
+
+@dataclass(frozen=True)
+class RNNConfig(CommonConfig):
+    """Options of the RNN search (the original's ``rnn/train_search.py``)."""
+
+    data: str = option("pydoc", "pydoc, or a folder with train/valid/test.txt, ptb.*.txt or wiki.*.tokens")
+    emsize: int = option(300, "features of the word embeddings")
+    nhid: int = option(300, "features of the hidden state")
+    nhidlast: int = option(300, "features of the last layer; the three must be equal")
+    lr: float = option(20.0, "learning rate of the weights")
+    clip: float = option(0.25, "clip the weights' gradient to this norm")
+    epochs: int = option(50, "passes over the training text")
+    batch_size: int = option(256, "columns of text a batch")
+    bptt: int = option(35, "time steps a batch; one in twenty is half as long")
+    dropout: float = option(0.75, "dropout of the cell's outputs")
+    dropouth: float = option(0.25, "dropout of hidden states in the cell")
+    dropoutx: float = option(0.75, "dropout of the cell's inputs")
+    dropouti: float = option(0.2, "dropout of the embedded input")
+    dropoute: float = option(0.0, "dropout of whole words")
+    seed: int = option(3, "seed of every random stream")
+    log_interval: int = option(50, "iterations between lines where the output is no terminal")
+    beta: float = option(1e-3, "slowness (temporal activation) regularisation of the outputs")
+    wdecay: float = option(5e-7, "weight decay of the weights")
+    small_batch_size: int = option(-1, "-1 or the batch size: gradients are not accumulated")
+    arch_lr: float = option(3e-3, "learning rate of the alphas (Adam)")
+    arch_wdecay: float = option(1e-3, "weight decay of the alphas")
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "emsize", "nhid", "nhidlast", "lr", "clip", "bptt", "log_interval")
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        if self.small_batch_size not in (-1, self.batch_size):
+            raise InputError(
+                f"small_batch_size must be -1 or the batch size {self.batch_size}, "
+                f"got {self.small_batch_size}: the search takes one step a batch and does not accumulate "
+                "gradients; lower batch_size instead"
+            )

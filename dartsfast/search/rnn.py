@@ -1,0 +1,165 @@
+"""The RNN search (paper section 3.1.2; the original's ``rnn/train_search.py``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.data import resolve_corpus
+from dartsfast.errors import InputError
+from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
+from dartsfast.rnn.model_search import RNNModelSearch
+from dartsfast.rnn.utils import batchify, get_batch, repackage_hidden
+from dartsfast.search.config import RNNConfig
+from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
+
+EVAL_BATCH_SIZE = 10
+
+
+class RNNSearch(Search):
+    """An RNN search between two iterations."""
+
+    kind = "rnn"
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__(config)
+        corpus = resolve_corpus(config.data)
+        self.train = self._columns(corpus.train, config.batch_size, "train")
+        self.valid = self._columns(corpus.valid, config.batch_size, "valid")
+        self.check = self._columns(corpus.valid, EVAL_BATCH_SIZE, "valid")
+        torch.manual_seed(config.seed)
+        model = RNNModelSearch(
+            len(corpus.dictionary),
+            config.emsize,
+            config.nhid,
+            config.nhidlast,
+            config.dropout,
+            config.dropouth,
+            config.dropoutx,
+            config.dropouti,
+            config.dropoute,
+            backend=config.backend,
+            memory=config.memory,
+        )
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
+        self.architect = Architect(model, config, preset=config.preset)
+        self.lengths = torch.Generator().manual_seed(config.seed)  # draws the half-length batches
+        self.position = 0  # row of self.train
+        self.hidden: Any = None
+        self.hidden_valid: Any = None
+        self.work = len(self.train) - 2
+        self.every = config.log_interval
+
+    def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
+        # A batch needs a row to read and one to predict, and train() stops a row early.
+        if tokens.numel() < 3 * columns:
+            raise InputError(
+                f"{self.config.data}: the {part} text has {tokens.numel()} tokens, too few for {columns} "
+                f"columns of 3: use a batch_size of at most {tokens.numel() // 3}, or more text"
+            )
+        return batchify(tokens, columns).to(self.device)
+
+    def iterations(self) -> Iterator[Iteration]:
+        """Run what is left of the epoch: an alpha step and a weight step an iteration."""
+        config, model = self.config, self.model
+        if self.step == 0:
+            self.position = 0
+            self.hidden = model.init_hidden(config.batch_size)
+            self.hidden_valid = model.init_hidden(config.batch_size)
+        model.train()
+        while self.position < len(self.train) - 2:
+            full = torch.rand((), generator=self.lengths).item() < 0.95
+            seq_len = config.bptt if full else max(config.bptt // 2, 1)
+            # A shorter batch takes a shorter step, in the weights and in the virtual step.
+            self.optimizer.param_groups[0]["lr"] = config.lr * seq_len / config.bptt
+            x, y = get_batch(self.train, self.position, config, seq_len=seq_len)
+            xv, yv = get_batch(self.valid, self.position % (len(self.valid) - 1), config)
+            self.hidden_valid, _ = self.architect.step(
+                self.hidden, x, y, self.hidden_valid, xv, yv, self.optimizer, config.order == 2
+            )
+            self.hidden_valid = repackage_hidden(self.hidden_valid)
+            raw_loss = self._weight_step(x, y)
+            self.optimizer.param_groups[0]["lr"] = config.lr
+            self.step += 1
+            self.position += seq_len
+            self.record(len(x), loss=raw_loss)
+            shown = {"loss": self.mean("loss"), "ppl": perplexity(self.mean("loss"))}
+            yield Iteration(self.position, shown)
+
+    def _weight_step(self, x: Tensor, y: Tensor) -> float:
+        """Move the weights on tokens ``x`` and their successors ``y`` [T, B]; return the plain loss."""
+        model = self.model
+        self.optimizer.zero_grad()
+        log_prob, hidden, raw_outputs, _ = model(x, self.hidden, return_h=True)
+        raw_loss = nn.functional.nll_loss(log_prob.view(-1, log_prob.size(2)), y.reshape(-1))
+        outputs = raw_outputs[-1]  # [T, B, nhid]
+        loss = raw_loss
+        if len(outputs) > 1:  # slowness: outputs should change little from one step to the next
+            loss = loss + self.config.beta * (outputs[1:] - outputs[:-1]).pow(2).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.hidden = repackage_hidden(hidden)
+        return raw_loss.item()
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Validate on the alphas' text."""
+        train_loss, valid_loss = self.mean("loss"), self._validate()
+        return {
+            "lr": self.config.lr,
+            "train_loss": train_loss,
+            "train_ppl": perplexity(train_loss),
+            "valid_loss": valid_loss,
+            "valid_ppl": perplexity(valid_loss),
+        }
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        self.model.eval()
+        hidden = self.model.init_hidden(EVAL_BATCH_SIZE)
+        total, rows = 0.0, 0
+        for i in range(0, len(self.check) - 1, self.config.bptt):
+            x, y = get_batch(self.check, i, self.config)
+            loss, hidden = self.model._loss(hidden, x, y)
+            total += loss.item() * len(x)
+            rows += len(x)
+        return total / rows
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the place in the text, the hidden states there, and the stream of lengths."""
+        return {
+            "position": self.position,
+            "hidden": None if self.hidden is None else list(self.hidden),
+            "hidden_valid": None if self.hidden_valid is None else list(self.hidden_valid),
+            "lengths": self.lengths.get_state(),
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` returned."""
+        self.position = state["position"]
+        for name in ("hidden", "hidden_valid"):
+            kept = state[name]
+            setattr(self, name, None if kept is None else [h.to(self.device) for h in kept])
+        self.lengths.set_state(state["lengths"])
+
+    def alpha_tables(self) -> dict[str, tuple[Tensor, list[str], list[str]]]:
+        """Return the alphas with the names of their activations and edges."""
+        edges = [f"{j}→{i + 1}" for i in range(STEPS) for j in range(i + 1)]
+        return {"weights": (self.model.weights, PRIMITIVES, edges)}
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def search_rnn(config: RNNConfig, *, resume: str | Path | None = None) -> SearchResult:
+    """Search a recurrent cell; arguments, result and errors as :func:`dartsfast.search.search_cnn`."""
+    return run_search(RNNSearch, config, resume)

@@ -1,0 +1,246 @@
+"""Pictures exist, hold what they should, come out the same twice, and leave matplotlib as it was."""
+
+import itertools
+import random
+import subprocess
+import sys
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from dartsfast import drawing
+from dartsfast.cnn import genotypes as cnn_genotypes
+from dartsfast.cnn import visualize as cnn_visualize
+from dartsfast.dag_layout import lay_out
+from dartsfast.errors import InputError
+from dartsfast.rnn import genotypes as rnn_genotypes
+from dartsfast.rnn import visualize as rnn_visualize
+
+matplotlib = pytest.importorskip("matplotlib")
+
+CNN = namedtuple("CNN", "normal normal_concat reduce reduce_concat")
+RNN = namedtuple("RNN", "recurrent concat")
+PUBLISHED = {
+    f"{module.__name__.split('.')[1]}-{name}": getattr(module, name)
+    for module, names in (
+        (cnn_genotypes, ("DARTS_V1", "DARTS_V2", "NASNet", "AmoebaNet")),
+        (rnn_genotypes, ("DARTS_V1", "DARTS_V2", "ENAS")),
+    )
+    for name in names
+}
+TWO = [("sep_conv_3x3", 0), ("skip_connect", 1)]
+OPS = ["none", "max_pool_3x3", "sep_conv_3x3"]
+
+
+def texts(path):
+    """Return every text element of an SVG (which must parse)."""
+    found = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()).strip() for element in found]
+
+
+def check_pair(paths, stem):
+    """Check that the two files are a PNG of some size and an SVG."""
+    png, svg = paths
+    assert (png.name, svg.name) == (f"{stem}.png", f"{stem}.svg")
+    head = png.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(head[16:20], "big") > 300 and int.from_bytes(head[20:24], "big") > 150
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_genotype_pictures_hold_every_label(name, tmp_path):
+    genotype = PUBLISHED[name]
+    paths = drawing.draw_genotype(genotype, tmp_path / "cell")
+    check_pair(paths, "cell")
+    is_cnn = hasattr(genotype, "normal")
+    edges = [*genotype.normal, *genotype.reduce] if is_cnn else genotype.recurrent
+    found = texts(paths[1])
+    for op in {op for op, _ in edges}:
+        assert found.count(op) == sum(other == op for other, _ in edges)
+    steps = len(genotype.normal) // 2 if is_cnn else len(genotype.recurrent) + 1
+    assert set(map(str, range(steps))) <= set(found)
+    assert not list(tmp_path.glob(".*"))
+
+
+def random_cells():
+    rng = random.Random(1)
+    for steps in (1, 4, 7, 12):
+        edges = [(f"sep_conv_{k % 2 * 2 + 3}x3", rng.randrange(2 + k // 2)) for k in range(2 * steps)]
+        yield drawing._cell_graph(edges, range(2, 2 + steps), "")
+        edges = [("sigmoid", rng.randrange(1 + k)) for k in range(steps)]
+        yield drawing._recurrent_graph(edges, range(1, 1 + steps), "")
+    nasnet = cnn_genotypes.NASNet
+    yield drawing._cell_graph(nasnet.normal, nasnet.normal_concat, "")
+    yield drawing._cell_graph(nasnet.reduce, nasnet.reduce_concat, "")
+
+
+@pytest.mark.parametrize("cell", list(random_cells()))
+def test_nothing_overlaps(cell):
+    boxes, ways = lay_out(cell.nodes, cell.edges)
+    for a, b in itertools.combinations(boxes, 2):
+        beside = abs(a.x - b.x) >= (a.width + b.width) / 2
+        assert beside or abs(a.y - b.y) >= (a.height + b.height) / 2
+    assert all(a.x + a.width / 2 < b.x - b.width / 2 for way in ways for a, b in itertools.pairwise(way))
+    assert len({way[-2] for way in ways if way[-2].text}) == sum(bool(edge.text) for edge in cell.edges)
+    assert boxes[-1].kind == "output"
+
+
+def test_labels_fit_their_boxes():
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    for op in {*cnn_genotypes.PRIMITIVES, *rnn_genotypes.PRIMITIVES, "conv_7x1_1x7"}:
+        text = TextPath((0, 0), op, size=drawing._LABEL_SIZE, prop=FontProperties("DejaVu Sans"))
+        extents = text.get_extents()
+        edge = drawing._edge(op, 0, 2)
+        assert extents.width / 72 <= edge.width
+        assert extents.height / 72 <= edge.height
+
+
+@pytest.mark.parametrize("draw", ["genotype", "alphas", "curves"])
+def test_same_input_same_bytes(draw, tmp_path):
+    def write(folder):
+        if draw == "genotype":
+            return drawing.draw_genotype(cnn_genotypes.AmoebaNet, tmp_path / folder / "a")
+        if draw == "alphas":
+            return drawing.draw_alphas({"normal": (torch.eye(3), OPS, OPS)}, tmp_path / folder / "a")
+        return drawing.draw_curves([{"train_loss": 1.0}, {"train_loss": 0.5}], tmp_path / folder / "a")
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(write, "pqrs"))
+    assert len({png.read_bytes() for png, _ in runs}) == 1
+    assert len({svg.read_bytes() for _, svg in runs}) == 1
+    assert b"<dc:date>" not in runs[0][1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("genotype", "names"),
+    [
+        (
+            CNN(TWO, [2], [("skip_connect", 2), ("none", 0)], [2]),
+            r"reduction cell entry 0 .*'skip_connect', 2",
+        ),
+        (CNN([("skip_connect", -1), TWO[1]], [2], TWO, [2]), r"normal cell entry 0 .*-1.* 0 to 1"),
+        (CNN(TWO[:1], [2], TWO, [2]), r"normal cell are .*two"),
+        (CNN([], [], TWO, [2]), r"normal cell are \[\]"),
+        (CNN(TWO, [3], TWO, [2]), r"concat of the normal cell names node 3; its nodes run from 2 to 2"),
+        (CNN(TWO, [], TWO, [2]), r"concat of the normal cell is \[\]"),
+        (CNN(TWO, None, TWO, [2]), r"concat of the normal cell is None"),
+        (CNN([("sep_conv_3x3",), TWO[1]], [2], TWO, [2]), r"entry 0 .*pair"),
+        (CNN([("sep_conv_3x3", "0"), TWO[1]], [2], TWO, [2]), r"entry 0 .*'0'"),
+        (RNN([("tanh", 0), ("relu", 2)], [1, 2]), r"recurrent cell entry 1 .*\('relu', 2\).* 0 to 1"),
+        (RNN([("tanh", 0)], [0]), r"concat of the recurrent cell names node 0"),
+        (RNN([], [1]), r"recurrent cell are \[\]"),
+        (TWO, r"fields normal.*recurrent"),
+    ],
+)
+def test_bad_genotypes_are_named(genotype, names, tmp_path):
+    with pytest.raises(InputError, match=names):
+        drawing.draw_genotype(genotype, tmp_path / "cell")
+    assert not list(tmp_path.iterdir())
+
+
+def test_suffix_is_stripped_dots_are_kept_and_folders_made(tmp_path):
+    genotype = RNN([("tanh", 0)], [1])
+    check_pair(drawing.draw_genotype(genotype, tmp_path / "new" / "cell.svg"), "cell")
+    check_pair(drawing.draw_genotype(genotype, str(tmp_path / "epoch.5")), "epoch.5")
+    with pytest.raises(InputError, match="file name"):
+        drawing.draw_genotype(genotype, "")
+
+
+def test_a_killed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    genotype = RNN([("tanh", 0)], [1])
+    png, _ = drawing.draw_genotype(genotype, tmp_path / "cell")
+    before = png.read_bytes()
+
+    def stop(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        drawing.draw_genotype(RNN([("relu", 0), ("relu", 1)], [1]), tmp_path / "cell")
+    assert png.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cell.png", "cell.svg"]
+
+
+def test_alphas(tmp_path):
+    raw = torch.tensor([[0.0, 0.0, 0.0], [5.0, -5.0, 0.0]], requires_grad=True)
+    panels = {"normal": (raw, OPS, ["0→2", "1→2"]), "reduce": (np.zeros((1, 2)), OPS[:2], ["0→2"])}
+    paths = drawing.draw_alphas(panels, tmp_path / "alphas", title="epoch $5")
+    check_pair(paths, "alphas")
+    found = texts(paths[1])
+    assert {"normal", "reduce", "0→2", "1→2", *OPS, "epoch $5", "0.33", "0.99", "0.50"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "names"),
+    [
+        ({}, "no alphas"),
+        ({"normal": (torch.zeros(2, 3), OPS, ["0→2"])}, r"'normal' have shape \(2, 3\) for 1 edges"),
+        ({"normal": (torch.full((1, 3), torch.nan), OPS, ["0→2"])}, "'normal' have no softmax"),
+    ],
+)
+def test_bad_alphas_are_named(alphas, names, tmp_path):
+    with pytest.raises(InputError, match=names):
+        drawing.draw_alphas(alphas, tmp_path / "alphas")
+
+
+def test_curves(tmp_path):
+    history = [
+        {"epoch": epoch, "train_loss": 1 / epoch, "valid_loss": 2 / epoch, "train_acc": 50.0, "genotype": "x"}
+        for epoch in range(1, 6)
+    ]
+    history[-1] |= {"valid_acc": 60.0, "valid_ppl": 90}
+    paths = drawing.draw_curves(history, tmp_path / "curves")
+    check_pair(paths, "curves")
+    assert {"loss", "accuracy", "perplexity", "train", "valid", "epoch"} <= set(texts(paths[1]))
+    with pytest.raises(InputError, match="1 epochs has nothing to draw"):
+        drawing.draw_curves([{"lr": 0.1}], tmp_path / "none")
+    with pytest.raises(InputError, match="entry 1 has epoch 'one'"):
+        drawing.draw_curves([{"epoch": "one", "train_loss": 1.0}], tmp_path / "none")
+
+
+def test_matplotlib_stays_as_it_was(tmp_path):
+    before = dict(matplotlib.rcParams)
+    drawing.draw_genotype(cnn_genotypes.DARTS_V2, tmp_path / "cell")
+    drawing.draw_alphas({"normal": (torch.zeros(1, 3), OPS, ["0→2"])}, tmp_path / "alphas")
+    drawing.draw_curves([{"train_loss": 1.0}], tmp_path / "curves")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
+    code = """if True:
+        import sys
+        from dartsfast import drawing
+        from dartsfast.cnn import genotypes
+        import dartsfast.cnn.visualize, dartsfast.rnn.visualize
+        assert "matplotlib" not in sys.modules
+        drawing.draw_genotype(genotypes.DARTS_V2, sys.argv[1])
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "cell")], check=True)
+
+
+def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'dartsfast\[search\]'"):
+        drawing.draw_curves([{"train_loss": 1.0}], tmp_path / "curves")
+
+
+def test_original_scripts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check_pair(cnn_visualize.plot(cnn_genotypes.DARTS_V2.normal, "mine"), "mine")
+    check_pair(rnn_visualize.plot(rnn_genotypes.DARTS_V2.recurrent, "mine"), "mine")
+    cnn_visualize.main(["DARTS_V2"])
+    rnn_visualize.main(["ENAS"])
+    names = ["normal.png", "normal.svg", "reduction.png", "reduction.svg", "recurrent.png", "recurrent.svg"]
+    assert capsys.readouterr().out.split() == names
+    assert texts("recurrent.svg").count("relu") == 7
+    for main in (cnn_visualize.main, rnn_visualize.main):
+        with pytest.raises(InputError, match=r"no genotype 'DARTS_V3'.*DARTS_V1, DARTS_V2"):
+            main(["DARTS_V3"])
