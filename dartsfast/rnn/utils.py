@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartsfast.cnn.utils import create_exp_dir as create_exp_dir
 from dartsfast.errors import InputError
 
 
@@ -47,6 +49,20 @@ def get_batch(
     """
     seq_len = min(seq_len or args.bptt, len(source) - 1 - i)
     return source[i : i + seq_len], source[i + 1 : i + 1 + seq_len]
+
+
+def save_checkpoint(
+    model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: str, finetune: bool = False
+) -> None:
+    """Write ``model.pt``, ``optimizer.pt`` (``finetune_*.pt`` if so) and ``misc.pt`` to the folder ``path``.
+
+    The first two hold a ``state_dict`` where the original pickled whole objects, so that
+    ``torch.load(..., weights_only=True)`` reads them.
+    """
+    prefix = "finetune_" if finetune else ""
+    torch.save(model.state_dict(), os.path.join(path, f"{prefix}model.pt"))
+    torch.save(optimizer.state_dict(), os.path.join(path, f"{prefix}optimizer.pt"))
+    torch.save({"epoch": epoch + 1}, os.path.join(path, "misc.pt"))
 
 
 def mask2d(B: int, D: int, keep_prob: float, like: Tensor | None = None) -> Tensor:
