@@ -49,7 +49,7 @@ def draw(path: Path, xis: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)) -> None:
     """Draw the trajectories over the validation loss to ``path`` (PNG or SVG)."""
     from matplotlib.figure import Figure
 
-    grid = torch.linspace(-2.5, 2.5, 101)
+    grid = torch.linspace(-2.5, 4.0, 131)
     alpha, w = torch.meshgrid(grid, grid, indexing="xy")
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
@@ -59,7 +59,7 @@ def draw(path: Path, xis: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)) -> None:
         points = trajectory(xi)
         axes.plot(*points.T, ".-", markersize=2, linewidth=1, label=f"xi = {xi:g}")
     axes.plot(1, 1, "*", color="black", markersize=12, label="bilevel solution (1, 1)")
-    axes.set(xlabel="alpha", ylabel="w", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+    axes.set(xlabel="alpha", ylabel="w", xlim=(-2.5, 4.0), ylim=(-2.5, 4.0))
     axes.legend(fontsize="small")
     figure.savefig(path)
 
