@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"dartsfast: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"dartsfast: {error}", file=sys.stderr)
+        return 2
     except DivergedError as error:
         print(f"dartsfast: {error}", file=sys.stderr)
         return 3
@@ -95,22 +98,31 @@ def _search(args: argparse.Namespace) -> None:
     for name in WITHOUT_EFFECT[kind]:
         if given.pop(name, None) is not None:
             print(f"dartsfast: --{name} has no effect on a search", file=sys.stderr)
+    resume = given.pop("resume", None)
+    if resume is not None:
+        _resume(kind, config_cls, given, resume)
+        return
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
     if "save" in given:
         given.setdefault("out", f"search-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}")
         given.pop("save", None)
-    resume = given.pop("resume", None)
-    if resume is not None:
-        resume = resume or given.get("out")
-        if not resume:
-            raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
-        fixed = sorted(set(given) - {"out", "device", "checkpoint_seconds"})
-        if fixed:
-            raise InputError(
-                f"a resumed run keeps its own options: leave out {', '.join('--' + name for name in fixed)}"
-            )
-    _run_search(kind, config_cls(**given), resume)
+    _run_search(kind, config_cls(**given), None)
+
+
+def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
+    folder = resume or given.get("out") or given.get("save")
+    if not folder:
+        raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
+    if "gpu" in given:
+        given["device"] = f"cuda:{given.pop('gpu')}"
+    fixed = sorted(set(given) - {"out", "save", "device", "checkpoint_seconds"})
+    if fixed:
+        raise InputError(
+            f"a resumed run keeps its own options: leave out {', '.join('--' + name for name in fixed)}"
+        )
+    here = {name: given[name] for name in ("device", "checkpoint_seconds") if name in given}
+    _run_search(kind, config_cls(**here), folder)
 
 
 def _run_search(kind: str, config: Any, resume: str | None) -> None:

@@ -29,6 +29,8 @@ def genotype_from_json(fields: Any) -> AnyGenotype:
     """
     for kind in (cnn_genotypes.Genotype, rnn_genotypes.Genotype):
         if isinstance(fields, dict) and set(fields) == set(kind._fields):
+            if not all(isinstance(value, list) for value in fields.values()):
+                raise InputError(f"no genotype: every field must be a list, got {fields}")
             values = [
                 [tuple(entry) if isinstance(entry, list) else entry for entry in fields[name]]
                 for name in kind._fields

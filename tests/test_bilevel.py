@@ -10,6 +10,7 @@ import torch
 from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, hvp, preserved
+from dartsfast.bilevel.guard import interruptible
 from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.rnn.architect import Architect as RNNArchitect
@@ -205,11 +206,22 @@ def test_a_second_ctrl_c_waits_until_everything_is_restored():
         for value in values:
             value.fill_(float("nan"))
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
-        os.kill(os.getpid(), signal.SIGINT)  # held back
+            interruptible(lambda: signal.raise_signal(signal.SIGINT))
+        signal.raise_signal(signal.SIGINT)  # held back
         values[0].fill_(1.0)
     assert all(torch.equal(v, torch.zeros(1000)) for v in values)
+
+
+def test_ctrl_c_on_the_way_out_waits_for_the_restoring():
+    value = torch.zeros(3)
+    block = preserved([value])
+    block.__enter__()
+    value.fill_(1.0)
+    signal.raise_signal(signal.SIGINT)  # the body is over, the restoring has not begun
+    with pytest.raises(KeyboardInterrupt):
+        block.__exit__(None, None, None)
+    assert torch.equal(value, torch.zeros(3))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def tracked(model):
@@ -308,6 +320,27 @@ def test_virtual_step_takes_part_in_momentum():
     train().backward()
     optimizer.step()
     torch.testing.assert_close(seen[0], w.detach())
+
+
+def test_an_alpha_that_only_the_training_loss_sees_has_its_implicit_gradient():
+    w = torch.tensor([1.0], requires_grad=True)
+    a = torch.tensor([2.0], requires_grad=True)
+    # w' = w (1 - 2 lr a^2) = 0.2, v = 2 w' = 0.4, d2L/(da dw) = 4 a w = 8: the gradient is -0.1 * 8 * 0.4
+    (gradient,) = alpha_gradient(
+        [w], [a], lambda: (w * a).sum() ** 2, lambda: (w**2).sum(), VirtualStep(lr=0.1)
+    )
+    torch.testing.assert_close(gradient, torch.tensor([-0.32]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_validation_batch_of_nan_leaves_the_alphas_alone(unrolled):
+    model, optimizer, architect, _, _, _ = cnn_problem()
+    x, y, xv, yv = cnn_batches(load("cnn_a2")["config"], 0)
+    alphas = bits(model.arch_parameters())
+    with pytest.raises(DivergedError):
+        architect.step(x, y, xv * float("nan"), yv, 0.025, optimizer, unrolled)
+    assert same_bits(alphas, model.arch_parameters())
+    assert not architect.optimizer.state
 
 
 def test_alphas_that_the_loss_does_not_see_get_no_gradient():

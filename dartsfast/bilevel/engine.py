@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.guard import preserved
+from dartsfast.bilevel.guard import interruptible, preserved
 from dartsfast.bilevel.hvp import hvp
+from dartsfast.errors import DivergedError
 
 Loss = Callable[[], Tensor]
 Gradient = list[Tensor | None]
@@ -73,13 +74,13 @@ def alpha_gradient(
         method: ``finite_difference`` or ``exact`` (see :func:`dartsfast.bilevel.hvp`).
 
     Returns:
-        One tensor an alpha; None where the validation loss does not depend on it.
+        One tensor an alpha; None where neither loss depends on it.
 
     Raises:
-        DivergedError: a validation gradient that is not finite.
+        DivergedError: a gradient that is not finite.
     """
     if virtual is None:
-        return list(torch.autograd.grad(valid_loss(), alphas, allow_unused=True))
+        return _finite(list(torch.autograd.grad(valid_loss(), alphas, allow_unused=True)))
     gradients = list(torch.autograd.grad(train_loss(), weights, materialize_grads=True))
     coefficient = _clip_(gradients, virtual.max_norm)
     if virtual.clamp:
@@ -88,13 +89,31 @@ def alpha_gradient(
         _move_(weights, gradients, virtual)
         del gradients
         with preserved(buffers):
-            found = torch.autograd.grad(valid_loss(), [*weights, *alphas], allow_unused=True)
+            found = interruptible(
+                lambda: torch.autograd.grad(valid_loss(), [*weights, *alphas], allow_unused=True)
+            )
     vector = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=False)]
     direct = found[len(weights) :]
     _clip_(vector, virtual.vector_max_norm)
     implicit = hvp(train_loss, weights, vector, alphas, r, method, same_randomness=virtual.one_mask)
     factor = virtual.lr * coefficient
-    return [None if d is None else d - factor * i for d, i in zip(direct, implicit, strict=True)]
+    total: Gradient = []
+    for d, i in zip(direct, implicit, strict=True):
+        if d is None:  # neither loss sees this alpha, or the training loss alone does
+            total.append(-factor * i if i.any() else None)
+        else:
+            total.append(d - factor * i)
+    return _finite(total)
+
+
+def _finite(gradients: Gradient) -> Gradient:
+    """Return ``gradients``, else raise DivergedError: one NaN would stay in the alphas for ever."""
+    if any(g is not None and not g.isfinite().all() for g in gradients):
+        raise DivergedError(
+            "the architecture gradient is not finite: the search has diverged. Lower the learning rate, "
+            "or start again from an earlier checkpoint"
+        )
+    return gradients
 
 
 def _clip_(gradients: Sequence[Tensor], max_norm: float | None) -> float:

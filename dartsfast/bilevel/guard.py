@@ -4,68 +4,85 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Gate:
+    """Where Ctrl-C waits while tensors are away from their values; one for all nested blocks."""
+
+    shut: bool = True
+    held: tuple[int, FrameType | None] | None = None
+
+
+_gate: _Gate | None = None
 
 
 @contextmanager
 def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Restore ``tensors`` to the bit on the way out, also when the body raises or Ctrl-C strikes.
 
-    Yields the saved copies, in order. The tensors keep their storage and identity.
+    Yields the saved copies, in order. The tensors keep their storage and identity. Ctrl-C waits until
+    they are restored, but for calls through :func:`interruptible`, which it ends at once.
     """
     with torch.no_grad():
         saved = [t.detach().clone() for t in tensors]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
-
-    restored = False
-    with _one_interrupt():
-        # The single Ctrl-C that is let through may strike while the inner restore runs or just
-        # before it; the outer one then starts over with none left to disturb it.
+    with _interrupts_held():
         try:
-            try:
-                yield saved
-            finally:
-                restore()
-                restored = True
+            yield saved
         finally:
-            if not restored:
-                restore()
+            with torch.no_grad():
+                for tensor, value in zip(tensors, saved, strict=True):
+                    tensor.copy_(value)
+
+
+def interruptible(fn: Callable[[], T]) -> T:
+    """Return ``fn()``; within :func:`preserved`, the one place that Ctrl-C may strike."""
+    gate = _gate
+    if gate is None or threading.current_thread() is not threading.main_thread():
+        return fn()
+    gate.shut = False
+    try:
+        return fn()
+    finally:
+        gate.shut = True
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Let one SIGINT through to its handler; hold back any further ones until the end of the block."""
+def _interrupts_held() -> Iterator[None]:
+    global _gate
     previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+    outermost = _gate is None and threading.current_thread() is threading.main_thread()
+    if not outermost or not callable(previous):
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
-    seen = 0
+    gate = _Gate()
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
-            held.append((signum, frame))
+        if gate.shut:
+            gate.held = (signum, frame)
         else:
+            gate.shut = True  # one is let through; nothing may disturb the restoring that follows
             previous(signum, frame)
 
-    signal.signal(signal.SIGINT, handler)
     try:
+        signal.signal(signal.SIGINT, handler)
+        _gate = gate
         yield
     finally:
+        _gate = None
         signal.signal(signal.SIGINT, previous)
-        if held:
-            previous(*held[-1])
+        if gate.held is not None:
+            previous(*gate.held)
 
 
 def random_state() -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.guard import preserved, random_state, set_random_state
+from dartsfast.bilevel.guard import interruptible, preserved, random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 
 METHODS = ("finite_difference", "exact")
@@ -85,7 +85,7 @@ def _gradient_at(
     with torch.no_grad():
         for param, origin, v in zip(params, at, vector, strict=True):
             param.copy_(origin + step * v)
-    return torch.autograd.grad(loss_fn(), wrt, materialize_grads=True)
+    return interruptible(lambda: torch.autograd.grad(loss_fn(), wrt, materialize_grads=True))
 
 
 def _exact(

@@ -76,10 +76,10 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         if damaged is not None:
             raise InputError(f"{path} is damaged (checksum of {damaged})")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} was not written by a dartsfast search (or by another version of it)")
-    if state["kind"] != kind:
-        raise InputError(f"{path} belongs to a search of kind {state['kind']!r}, not {kind!r}")
+    if state.get("kind") != kind:
+        raise InputError(f"{path} belongs to a search of kind {state.get('kind')!r}, not {kind!r}")
     return state

@@ -61,10 +61,10 @@ class CNNSearch(Search):
 
     def _check_size(self, task: ImageTask) -> None:
         height, width = task.train.gather(torch.tensor([0])).shape[-2:]
-        if height % 4 or width % 4:
+        if height % 4 or width % 4 or min(height, width) < 8:
             raise InputError(
                 f"images of {height}x{width} cannot be halved twice, as the two reduction cells do: "
-                "use sides that are multiples of 4 (--image_size)"
+                "use sides that are multiples of 4, from 8 on (--image_size)"
             )
 
     def _stream(self, source: ImageSource, task: ImageTask, name: str, augment: bool = True) -> Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ class CommonConfig:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
                 raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name} must be a finite number, got {value}")
+            if field.name == "seed" and not -(2**63) <= value < 2**64:
+                raise InputError(f"seed must fit 64 bits, got {value}")
             if field.name in self.positive() and not value > 0:
                 raise InputError(f"{field.name} must be above 0, got {value}")
             if (
@@ -118,6 +123,10 @@ class RNNConfig(CommonConfig):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
+        if self.batch_size < 2:
+            raise InputError(
+                f"batch_size must be at least 2 for the cell's batch norm, got {self.batch_size}"
+            )
         if self.small_batch_size not in (-1, self.batch_size):
             raise InputError(
                 f"small_batch_size must be -1 or the batch size {self.batch_size}, "

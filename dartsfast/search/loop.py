@@ -100,12 +100,23 @@ class Search(ABC):
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"{name} is {value} at epoch {self.epoch + 1}, iteration {self.step}: the search has "
-                    "diverged. The last checkpoint is from before; lower the learning rate and start again"
-                )
+                raise self._diverged(f"{name} is {value}")
             self.sums[name] = self.sums.get(name, 0.0) + weight * value
         self.count += weight
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} at epoch {self.epoch + 1}, iteration {self.step}: the search has diverged. "
+            "The last checkpoint is from before; lower the learning rate and start again"
+        )
+
+    def _save(self, out: Path) -> Path:
+        """Write a checkpoint, unless a weight or alpha is not finite: then raise DivergedError."""
+        state = self.state()
+        for name, value in state["model"].items():
+            if not value.isfinite().all():
+                raise self._diverged(f"{name} is not finite")
+        return save_checkpoint(out, state)
 
     def mean(self, name: str) -> float:
         """Return the epoch's weighted mean of a metric so far."""
@@ -141,7 +152,7 @@ class Search(ABC):
 
     def run(self, out: Path) -> SearchResult:
         """Search to the last epoch, leaving everything in ``out``."""
-        checkpoint = save_checkpoint(out, self.state())
+        checkpoint = self._save(out)
         with Report(
             out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history
         ) as report:
@@ -150,11 +161,14 @@ class Search(ABC):
                 self._run_iterations(report, out)
                 row = {"epoch": self.epoch, **self.finish_epoch()}
                 row["seconds"] = self.seconds
+                for name, value in row.items():
+                    if not math.isfinite(value):
+                        raise self._diverged(f"{name} is {value}")
                 self.history.append(row)
                 report.epoch(row, self.model.genotype(), self.alpha_tables(), self.history)
                 self.epoch += 1
                 self.step, self.sums, self.count, self.seconds = 0, {}, 0.0, 0.0
-                checkpoint = save_checkpoint(out, self.state())
+                checkpoint = self._save(out)
         alphas = {name: table[0].detach().cpu().clone() for name, table in self.alpha_tables().items()}
         return SearchResult(self.model.genotype(), alphas, self.history, out, checkpoint)
 
@@ -166,7 +180,7 @@ class Search(ABC):
             began = now
             report.iteration(self.epoch, iteration.done, self.step, iteration.metrics)
             if now - saved >= self.config.checkpoint_seconds:
-                save_checkpoint(out, self.state())
+                self._save(out)
                 saved = time.perf_counter()
 
     def _introduce(self, report: Report, out: Path) -> None:
@@ -212,8 +226,13 @@ def run_search(search_cls: Callable[[Any], Search], config: Any, resume: str | P
     path = Path(resume)
     state = load_checkpoint(path, kind)
     here = {"device": config.device, "checkpoint_seconds": config.checkpoint_seconds}
-    search = search_cls(type(config)(**{**state["config"], **here}))
-    search.load_state(state)
+    try:
+        search = search_cls(type(config)(**{**state["config"], **here}))
+        search.load_state(state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"the checkpoint in {path} does not fit this version or this data ({str(error).splitlines()[0]})"
+        ) from error
     return search.run(path if path.is_dir() else path.parent)
 
 
