@@ -34,6 +34,11 @@ class ArchModule(nn.Module):
         """Return the alphas, in the order in which they were added."""
         return [getattr(self, name) for name in self._arch_names]
 
+    @property
+    def _arch_parameters(self) -> list[Tensor]:
+        # The original's attribute, which scripts that go around arch_parameters() read.
+        return self.arch_parameters()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         for alpha in self.arch_parameters():

@@ -326,3 +326,9 @@ def test_photo_test_crops_do_not_depend_on_the_portion(photos):
     assert (len(other.train), len(other.valid)) == (2000, 6000)
     with pytest.raises(InputError, match="nearer to 0.5"):
         load_images("photos", train_portion=0.1)
+
+
+def test_a_folder_alone_is_cifar10_as_in_the_original(tmp_path):
+    pytest.importorskip("torchvision")
+    with pytest.raises(InputError, match=r"--download"):
+        load_images(str(tmp_path))

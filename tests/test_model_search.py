@@ -56,8 +56,6 @@ def test_copies_are_whole(kind, clone):
         assert torch.equal(a, b)
         assert a is not b
         assert b.is_leaf and b.requires_grad
-    if kind == "rnn":
-        assert twin.rnns[0].weights is twin.weights
     twin.double()
     assert model.arch_parameters()[0].dtype == torch.float32
 
@@ -302,6 +300,18 @@ def test_wrong_token_is_refused():
     model = rnn()
     with pytest.raises(InputError, match="token 30 .* vocabulary of 30"):
         model(torch.tensor([[30]]), model.init_hidden(1))
+
+
+def test_reassigned_alphas_are_the_ones_that_compute():
+    model = rnn()
+    x, hidden = torch.randint(30, (4, 2)), model.init_hidden(2)
+    model(x, hidden)
+    model.weights = torch.randn(36, 5, requires_grad=True)
+    model._loss(hidden, x, x)[0].backward()
+    assert model.weights.grad.abs().sum() > 0
+    assert model._arch_parameters[0] is model.weights
+    with pytest.raises(InputError, match="target 30 .* vocabulary of 30"):
+        model._loss(hidden, x, torch.full_like(x, 30))
 
 
 def test_mixed_op_is_the_weighted_sum():

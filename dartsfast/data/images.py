@@ -183,6 +183,7 @@ def load_images(
     - ``photos``: 32x32 crops of ten photographs that come with scikit-image and scikit-learn.
     - ``cifar10:DIR``, ``cifar100:DIR``, ``fashion-mnist:DIR``: DIR is the root of torchvision's layout.
       Fashion-MNIST is padded with zeros to 32x32 and its one channel repeated.
+    - a folder alone: CIFAR-10 in it, as the original's ``--data`` means.
     - ``imagefolder:DIR``: DIR/train/CLASS/* and DIR/val (or valid, or test)/CLASS/*, at ``image_size``.
 
     As in the original DARTS the first floor(train_portion * N) training images are ``train`` and the
@@ -194,6 +195,8 @@ def load_images(
     outside (0, 1) or leaving a half without images, and an ``image_size`` other than 32 with data of
     32x32 pixels.
     """
+    if Path(spec).expanduser().is_dir():
+        spec = f"cifar10:{spec}"
     name, colon, folder = spec.partition(":")
     if name not in ("photos", "imagefolder", "fashion-mnist", *_CIFAR_STATS):
         raise InputError(f"unknown image data {spec!r}: use one of {SPECS}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.errors import check_range
 from dartsfast.recompute import recomputed
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
@@ -16,7 +17,7 @@ from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
 class DARTSCellSearch(DARTSCell):
     """Every node mixes all activations of all earlier states; one batch norm serves all nodes."""
 
-    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch
+    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch before each pass
 
     def __init__(
         self,
@@ -102,8 +103,13 @@ class RNNModelSearch(RNNModel, ArchModule):
         self.backend = resolve_backend(backend)
         self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
         for rnn in self.rnns:
-            rnn.weights = self.weights
             rnn.memory = memory  # type: ignore[assignment]
+
+    def forward(self, input: Tensor, hidden: list[Tensor], return_h: bool = False):
+        """Map tokens to log-probabilities, as :meth:`RNNModel.forward`, with the alphas of now."""
+        for rnn in self.rnns:
+            rnn.weights = self.weights
+        return super().forward(input, hidden, return_h)
 
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""
@@ -113,6 +119,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         return model
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
         log_prob, hidden_next = self(input, hidden, return_h=False)
         return F.nll_loss(log_prob.view(-1, log_prob.size(2)), target.reshape(-1)), hidden_next
 
