@@ -17,6 +17,14 @@ from dartsfast.rnn.architect import Architect as RNNArchitect
 from dartsfast.rnn.model import ACTIVATIONS
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_strikes():
+    """A test run in the background of a shell starts with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def cnn_problem(preset="code"):
     config = load("cnn_a2")["config"]
     model, optimizer, args = cnn(config, backend="reference")
