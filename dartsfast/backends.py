@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dartsfast import native
 from dartsfast.errors import InputError
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -38,6 +39,10 @@ def availability(backend: str) -> Availability:
         raise InputError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
+    if backend == "cpu":
+        missing = native.load()
+        found = "C++ kernels, " + ("" if missing else torch.ops.dartsfast.cpu_instruction_set())
+        return Availability(backend, missing is None, missing or found)
     return Availability(backend, False, f"this version of dartsfast has no {backend} kernels yet")
 
 

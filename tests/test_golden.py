@@ -4,8 +4,12 @@ import pytest
 import torch
 from golden_inputs import cases, cnn, cnn_batches, load, rnn, rnn_batches, rnn_loss
 
+from dartsfast.backends import availability
 from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.rnn.architect import Architect as RNNArchitect
+
+_cpu = availability("cpu")
+needs_cpu = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
 
 
 def close(actual, expected, tolerance):
@@ -29,12 +33,13 @@ def norm(tensors):
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("case", cases("cnn"))
-def test_cnn(case, memory):
+def test_cnn(case, backend, memory):
     golden = load(case)
     config = golden["config"]
-    model, optimizer, args = cnn(config, backend="reference", memory=memory)
-    assert model.backend == "reference"
+    model, optimizer, args = cnn(config, backend=backend, memory=memory)
+    assert model.backend == backend
     assert [name for name, _ in model.named_parameters()] == golden["names"]
     architect = CNNArchitect(model, args)
     tolerance = 1e-9 if config["order"] == 1 else 1e-7

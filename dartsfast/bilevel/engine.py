@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.guard import interruptible, preserved
+from dartsfast.bilevel.guard import gradient, preserved
 from dartsfast.bilevel.hvp import hvp
 from dartsfast.errors import DivergedError
 
@@ -80,18 +80,17 @@ def alpha_gradient(
         DivergedError: a gradient that is not finite.
     """
     if virtual is None:
-        return _finite(list(torch.autograd.grad(valid_loss(), alphas, allow_unused=True)))
-    gradients = list(torch.autograd.grad(train_loss(), weights, materialize_grads=True))
+        return _finite(gradient(valid_loss, alphas, without=weights))
+    found = gradient(train_loss, weights, without=alphas)
+    gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
     coefficient = _clip_(gradients, virtual.max_norm)
     if virtual.clamp:
         coefficient = min(coefficient, 1.0)
     with preserved(weights):
         _move_(weights, gradients, virtual)
-        del gradients
+        del gradients, found
         with preserved(buffers):
-            found = interruptible(
-                lambda: torch.autograd.grad(valid_loss(), [*weights, *alphas], allow_unused=True)
-            )
+            found = gradient(valid_loss, [*weights, *alphas])
     vector = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=False)]
     direct = found[len(weights) :]
     _clip_(vector, virtual.vector_max_norm)
@@ -123,17 +122,17 @@ def _clip_(gradients: Sequence[Tensor], max_norm: float | None) -> float:
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     coefficient = (max_norm / (norm + 1e-6)).item()
     if coefficient < 1:
-        for gradient in gradients:
-            gradient.mul_(coefficient)
+        for grad in gradients:
+            grad.mul_(coefficient)
     return coefficient
 
 
 @torch.no_grad()
 def _move_(weights: Sequence[Tensor], gradients: Sequence[Tensor], virtual: VirtualStep) -> None:
-    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+    for index, (weight, grad) in enumerate(zip(weights, gradients, strict=True)):
         if index in virtual.still:
             continue
-        step = gradient + virtual.weight_decay * weight
+        step = grad + virtual.weight_decay * weight
         if virtual.momentum_buffers is not None:
             step += virtual.momentum * virtual.momentum_buffers[index]
         weight.sub_(step, alpha=virtual.lr)

@@ -45,6 +45,30 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
                     tensor.copy_(value)
 
 
+def gradient(
+    loss_fn: Callable[[], Tensor], wrt: Sequence[Tensor], without: Sequence[Tensor] = ()
+) -> list[Tensor | None]:
+    """Return the gradient of ``loss_fn()`` by ``wrt``; None where it does not depend on one.
+
+    Leaves in ``without`` take no part, so that no backward spends time on them. Ctrl-C may strike.
+    """
+    frozen = [t for t in without if t.requires_grad]
+
+    def run() -> list[Tensor | None]:
+        loss = loss_fn()
+        if not loss.requires_grad:
+            return [None] * len(wrt)
+        return list(torch.autograd.grad(loss, wrt, allow_unused=True))
+
+    for t in frozen:
+        t.requires_grad_(False)
+    try:
+        return interruptible(run)
+    finally:
+        for t in frozen:
+            t.requires_grad_(True)
+
+
 def interruptible(fn: Callable[[], T]) -> T:
     """Return ``fn()``; within :func:`preserved`, the one place that Ctrl-C may strike."""
     gate = _gate

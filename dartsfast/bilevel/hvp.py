@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.guard import interruptible, preserved, random_state, set_random_state
+from dartsfast.bilevel.guard import gradient, preserved, random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 
 METHODS = ("finite_difference", "exact")
@@ -85,7 +85,8 @@ def _gradient_at(
     with torch.no_grad():
         for param, origin, v in zip(params, at, vector, strict=True):
             param.copy_(origin + step * v)
-    return interruptible(lambda: torch.autograd.grad(loss_fn(), wrt, materialize_grads=True))
+    found = gradient(loss_fn, wrt, without=params)
+    return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(wrt, found, strict=True))
 
 
 def _exact(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.cnn import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import FactorizedReduce, ReLUConvBN, build_op
 from dartsfast.errors import InputError, check_range
@@ -24,6 +25,7 @@ class MixedOp(nn.Module):
 
     def __init__(self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES) -> None:
         super().__init__()
+        self.stride = stride
         self._ops = nn.ModuleList()
         for primitive in primitives:
             op = build_op(primitive, C, stride, False)
@@ -49,11 +51,13 @@ class Cell(nn.Module):
         reduction: bool,
         reduction_prev: bool,
         *,
+        backend: str = "reference",
         memory: str = "store",
         primitives: Sequence[str] = PRIMITIVES,
     ) -> None:
         super().__init__()
         self.reduction = reduction
+        self._backend = backend
         self.preprocess0: nn.Module
         if reduction_prev:
             self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
@@ -71,6 +75,16 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W]."""
+        if resolve_backend(self._backend, s0.device) != "reference":
+            return fused.cell(
+                [self.preprocess0, self.preprocess1],
+                self._ops,
+                [s0, s1],
+                weights,
+                self._steps,
+                self._multiplier,
+                self._memory,
+            )
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self._steps):
@@ -134,7 +148,7 @@ class Network(ArchModule):
         self._backend = backend
         self._memory = check_memory(memory)
         self._primitives = list(primitives)
-        self.backend = resolve_backend(backend)
+        resolve_backend(backend)
 
         C_curr = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
@@ -153,6 +167,7 @@ class Network(ArchModule):
                 C_curr,
                 reduction,
                 reduction_prev,
+                backend=backend,
                 memory=memory,
                 primitives=primitives,
             )
@@ -165,6 +180,11 @@ class Network(ArchModule):
         edges = sum(2 + i for i in range(steps))
         self.add_arch_parameter("alphas_normal", initial_alphas(edges, len(self._primitives)))
         self.add_arch_parameter("alphas_reduce", initial_alphas(edges, len(self._primitives)))
+
+    @property
+    def backend(self) -> str:
+        """The backend that computes where the network lies now."""
+        return resolve_backend(self._backend, self.alphas_normal.device)
 
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""
@@ -193,9 +213,13 @@ class Network(ArchModule):
         """
         if input.dim() != 4 or input.shape[1] != 3:
             raise InputError(f"Network takes images [N, 3, H, W], got {list(input.shape)}")
-        weights_normal = F.softmax(self.alphas_normal, dim=-1)
-        weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
-        s0 = s1 = self.stem(input)
+        if self.backend == "reference":
+            weights_normal = F.softmax(self.alphas_normal, dim=-1)
+            weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
+            s0 = s1 = self.stem(input)
+        else:
+            weights_normal, weights_reduce = fused.alpha_softmax([self.alphas_normal, self.alphas_reduce])
+            s0 = s1 = fused.stem(self.stem, input)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
         out = self.global_pooling(s1)

@@ -128,14 +128,18 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C_in, H, W] to [N, C_out, H/2, W/2]."""
-        height, width = x.shape[-2:]
+        self.check(*x.shape[-2:])
+        x = self.relu(x)
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+
+    @staticmethod
+    def check(height: int, width: int) -> None:
+        """Raise InputError for an image that cannot be halved."""
         if height % 2 or width % 2:
             raise InputError(
                 f"FactorizedReduce cannot halve a {height}x{width} image: height and width must be even. "
                 "Pad or crop the input so that each reduction cell finds an even size (e.g. a multiple of 4)"
             )
-        x = self.relu(x)
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
 
 
 def _conv_7x1_1x7(C: int, stride: int, affine: bool) -> nn.Module:

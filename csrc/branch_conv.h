@@ -1,0 +1,56 @@
+// What the kernels of branch_conv are given; the contract is in dartsfast/ops/branch_conv.py.
+#pragma once
+
+#include "order.h"
+
+namespace dartsfast {
+
+constexpr int kMaxTaps = 15 * 15;
+
+// One branch. Packed arrays have their channels padded with zeros to a multiple of 8: Ci' and Co'.
+template <class T>
+struct Branch {
+  int64_t kernel, dilation;
+  const T* taps;         // [K*K, Ci'], null without depthwise
+  const T* pointwise;    // [Ci, Co']
+  const T* transposed;   // [Co, Ci'], backward
+  T* z;                  // [N, Ho, Wo, Co], forward
+  T* moments;            // [N * chunks, 2, Co'], forward
+  Image<const T> g;      // backward
+  Image<const T> saved;  // z of the forward, backward; null data: g is dz itself
+  const T* coef;         // [4, Co']: m, mu, r, k of dz = k * ((g - m) - (z - mu) * r)
+  T* taps_grad;          // [N, K*K, Ci'], null if not asked for
+  T* pointwise_grad;     // [N, Ci, Co'], null if not asked for
+};
+
+template <class T>
+struct BranchConv {
+  int64_t N, H, W, Ci, Co, Ho, Wo, stride;
+  Image<const T> x;
+  const T* norm;  // [2, Ci'] mean and 1/std of x, or null
+  bool relu;
+  int64_t branches;
+  const Branch<T>* branch;
+  // Backward only.
+  T* dx;                // [N, H, W, Ci], null if not asked for
+  Image<const T> base;  // what dx is added to; null data: nothing
+  T* norm_sums;  // [N * chunks of x, 2, Ci'], null without norm
+};
+
+inline int64_t halo(int64_t kernel, int64_t dilation) { return dilation * (kernel - 1) / 2; }
+
+// Elements of scratch memory that a thread needs for one image.
+template <class T>
+int64_t scratch_size(const BranchConv<T>& a) {
+  const int64_t Ci = padded(a.Ci), Co = padded(a.Co);
+  int64_t P = 0;
+  for (int64_t b = 0; b < a.branches; ++b) {
+    const int64_t p = a.branch[b].taps ? halo(a.branch[b].kernel, a.branch[b].dilation) : 0;
+    P = p > P ? p : P;
+  }
+  const int64_t Q = P / a.stride + 1, tile = chunk_rows(a.Wo) * a.Wo;
+  return (a.H + 2 * P) * (a.W + 2 * P) * Ci + (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
+         tile * (2 * Ci + Co) + 64;
+}
+
+}  // namespace dartsfast

@@ -1,0 +1,44 @@
+// The kernels of one instruction set, as the operators call them: one image, or one reduction, at a time.
+#pragma once
+
+#include "../branch_conv.h"
+#include "../mixed_sum.h"
+#include "../pool3x3.h"
+
+namespace dartsfast {
+
+template <class T>
+struct Kernels {
+  void (*branch_conv)(const BranchConv<T>&, int64_t image, T* scratch);
+  void (*branch_conv_backward)(const BranchConv<T>&, int64_t image, T* scratch);
+  void (*pool3x3)(const Pool3x3<T>&, int64_t image, T* scratch);
+  void (*pool3x3_backward)(const Pool3x3<T>&, int64_t image, T* scratch);
+  void (*mixed_sum)(const MixedSum<T>&, int64_t image, T* scratch);
+  void (*mixed_sum_backward)(const MixedSum<T>&, int64_t image, T* scratch);
+  void (*tree_sum)(T* rows, int64_t count, int64_t stride, int64_t width);
+  void (*tree_moments)(T* part, int64_t* pixels, int64_t count, int64_t C);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+extern const InstructionSet avx2, portable;
+
+// The set in use: AVX2 where the processor has it, unless another was asked for.
+const InstructionSet& instruction_set();
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels() {
+  return instruction_set().f32;
+}
+template <>
+inline const Kernels<double>& kernels() {
+  return instruction_set().f64;
+}
+
+}  // namespace dartsfast

@@ -1,0 +1,7 @@
+// The same kernels for any processor.
+#define DARTSFAST_ISA isa_portable
+#include "kernels.inc"
+
+namespace dartsfast {
+const InstructionSet portable = {"portable", isa_portable::table<float>(), isa_portable::table<double>()};
+}

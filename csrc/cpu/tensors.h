@@ -1,0 +1,151 @@
+// Tensors to kernel arguments: checks that keep bad input out of the kernels, and packing.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../order.h"
+
+namespace dartsfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Message>
+void check(bool good, const Message&... message) {
+  if (good) return;
+  std::ostringstream text;
+  text << "dartsfast: ";
+  (text << ... << message);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << "]";
+  return text.str();
+}
+
+inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
+  check(t.is_cpu(), name, " must be a CPU tensor");
+  check(t.scalar_type() == x.scalar_type(), name, " must have the dtype of the other tensors");
+}
+
+// `sizes` may hold -1 for any size.
+inline void check_shape(const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
+  bool good = t.dim() == static_cast<int64_t>(sizes.size());
+  std::ostringstream wanted;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    wanted << (i ? ", " : "") << sizes[i];
+    good = good && (sizes[i] < 0 || t.size(i) == sizes[i]);
+  }
+  check(good, name, " must be [", wanted.str(), "], got ", shape(t));
+}
+
+inline void check_image(const Tensor& x, const char* name) {
+  check(x.is_cpu(), name, " must be a CPU tensor");
+  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, name,
+        " must be float32 or float64");
+  check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape(x));
+  for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape(x));
+}
+
+// The tensor itself where channels are adjacent and rows follow each other at one pitch, else a copy.
+inline Tensor by_pixel(const Tensor& t) {
+  const bool channels = t.stride(3) == 1 || t.size(3) == 1;
+  const bool rows = t.size(1) == 1 || t.stride(1) == t.size(2) * t.stride(2);
+  return channels && rows ? t : torch::stable::contiguous(t);
+}
+
+// The tensor itself where channels are adjacent, else a copy.
+inline Tensor by_row(const Tensor& t) {
+  return t.stride(3) == 1 || t.size(3) == 1 ? t : torch::stable::contiguous(t);
+}
+
+template <class T>
+Image<const T> image(const Tensor& t) {
+  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+// Elements of a tensor of any layout, in index order.
+template <class T>
+std::vector<T> values(const Tensor& t) {
+  const Tensor dense = torch::stable::contiguous(t);
+  const T* data = static_cast<const T*>(dense.const_data_ptr());
+  return std::vector<T>(data, data + dense.numel());
+}
+
+// [rows, C] to [rows, C'], zeros beyond C.
+template <class T>
+std::vector<T> pad_channels(const std::vector<T>& v, int64_t C) {
+  const int64_t rows = static_cast<int64_t>(v.size()) / C, P = padded(C);
+  std::vector<T> out(rows * P, T(0));
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(out.data() + r * P, v.data() + r * C, C * sizeof(T));
+  return out;
+}
+
+// [rows, columns] to [columns, rows].
+template <class T>
+std::vector<T> transposed(const std::vector<T>& v, int64_t columns) {
+  const int64_t rows = static_cast<int64_t>(v.size()) / columns;
+  std::vector<T> out(v.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) out[c * rows + r] = v[r * columns + c];
+  }
+  return out;
+}
+
+// Memory on cache lines, so that no register's load or store straddles two.
+struct Release {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Memory = std::unique_ptr<T[], Release>;
+
+template <class T>
+Memory<T> memory(int64_t n) {
+  const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
+  Memory<T> p(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+
+// Scratch memory of this thread, zeroed; kept for the next call.
+template <class T>
+T* scratch(int64_t n) {
+  thread_local Memory<T> kept;
+  thread_local int64_t size = 0;
+  if (n > size) {
+    kept.reset();
+    size = 0;
+    kept = memory<T>(n);
+    size = n;
+  }
+  std::memset(kept.get(), 0, n * sizeof(T));
+  return kept.get();
+}
+
+// f(kernels' element type zero) for the dtype of x.
+template <class F>
+auto for_dtype(const Tensor& x, F f) {
+  return x.scalar_type() == ScalarType::Double ? f(double()) : f(float());
+}
+
+template <class F>
+void each_image(int64_t N, F f) {
+  torch::stable::parallel_for(0, N, 1, f);
+}
+
+}  // namespace dartsfast

@@ -1,0 +1,135 @@
+// One AVX register of T; without AVX2 and FMA, the same lanes as an array. Lanes are always channels,
+// so the width never shows in a result.
+#pragma once
+
+#include <cstdint>
+
+#if defined(DARTSFAST_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace dartsfast::DARTSFAST_ISA {
+
+#if defined(DARTSFAST_AVX2)
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int size = 8;
+  __m256 v;
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static __m256i lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, lanes(n))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store_part(float* p, int64_t n) const { _mm256_maskstore_ps(p, lanes(n), v); }
+  Vec operator+(Vec o) const { return {_mm256_add_ps(v, o.v)}; }
+  Vec operator-(Vec o) const { return {_mm256_sub_ps(v, o.v)}; }
+  Vec operator*(Vec o) const { return {_mm256_mul_ps(v, o.v)}; }
+  Vec operator/(Vec o) const { return {_mm256_div_ps(v, o.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // The second operand wins where one is NaN, so NaN passes.
+  Vec relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
+  Vec where_positive(Vec x) const {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v)};
+  }
+  Vec where_equal(Vec a, Vec b) const { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Whether x beats this maximum: greater, or NaN.
+  Vec beaten_by(Vec x) const {
+    return {_mm256_or_ps(_mm256_cmp_ps(x.v, v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
+  }
+  static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, mask.v)}; }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int size = 4;
+  __m256d v;
+  static Vec zero() { return {_mm256_setzero_pd()}; }
+  static Vec set(double x) { return {_mm256_set1_pd(x)}; }
+  static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static __m256i lanes(int64_t n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static Vec load_part(const double* p, int64_t n) { return {_mm256_maskload_pd(p, lanes(n))}; }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void store_part(double* p, int64_t n) const { _mm256_maskstore_pd(p, lanes(n), v); }
+  Vec operator+(Vec o) const { return {_mm256_add_pd(v, o.v)}; }
+  Vec operator-(Vec o) const { return {_mm256_sub_pd(v, o.v)}; }
+  Vec operator*(Vec o) const { return {_mm256_mul_pd(v, o.v)}; }
+  Vec operator/(Vec o) const { return {_mm256_div_pd(v, o.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  Vec relu() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
+  Vec where_positive(Vec x) const {
+    return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), v)};
+  }
+  Vec where_equal(Vec a, Vec b) const { return {_mm256_and_pd(_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  Vec beaten_by(Vec x) const {
+    return {_mm256_or_pd(_mm256_cmp_pd(x.v, v, _CMP_GT_OQ), _mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q))};
+  }
+  static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_pd(no.v, yes.v, mask.v)}; }
+};
+
+#else
+
+inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma1(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+template <class T>
+struct Vec {
+  static constexpr int size = 32 / sizeof(T);
+  T v[size];
+
+  template <class F>
+  static Vec each(F f) {
+    Vec r;
+    for (int i = 0; i < size; ++i) r.v[i] = f(i);
+    return r;
+  }
+  static Vec zero() { return set(0); }
+  static Vec set(T x) { return each([=](int) { return x; }); }
+  static Vec load(const T* p) { return each([=](int i) { return p[i]; }); }
+  static Vec load_part(const T* p, int64_t n) { return each([=](int i) { return i < n ? p[i] : T(0); }); }
+  void store(T* p) const { store_part(p, size); }
+  void store_part(T* p, int64_t n) const {
+    for (int i = 0; i < size && i < n; ++i) p[i] = v[i];
+  }
+  Vec operator+(const Vec& o) const { return each([&](int i) { return v[i] + o.v[i]; }); }
+  Vec operator-(const Vec& o) const { return each([&](int i) { return v[i] - o.v[i]; }); }
+  Vec operator*(const Vec& o) const { return each([&](int i) { return v[i] * o.v[i]; }); }
+  Vec operator/(const Vec& o) const { return each([&](int i) { return v[i] / o.v[i]; }); }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return each([&](int i) { return fma1(a.v[i], b.v[i], c.v[i]); });
+  }
+  Vec relu() const { return each([&](int i) { return v[i] < 0 ? T(0) : v[i]; }); }
+  Vec where_positive(const Vec& x) const { return each([&](int i) { return x.v[i] > 0 ? v[i] : T(0); }); }
+  Vec where_equal(const Vec& a, const Vec& b) const {
+    return each([&](int i) { return a.v[i] == b.v[i] ? v[i] : T(0); });
+  }
+  Vec beaten_by(const Vec& x) const {
+    return each([&](int i) { return T(x.v[i] > v[i] || x.v[i] != x.v[i]); });
+  }
+  static Vec select(const Vec& mask, const Vec& yes, const Vec& no) {
+    return each([&](int i) { return mask.v[i] != 0 ? yes.v[i] : no.v[i]; });
+  }
+};
+
+#endif
+
+// A register's worth of the `left` channels from p on; lanes beyond them are 0.
+template <class T>
+Vec<T> load_channels(const T* p, int64_t left) {
+  return left >= Vec<T>::size ? Vec<T>::load(p) : Vec<T>::load_part(p, left);
+}
+
+template <class T>
+void store_channels(const Vec<T>& v, T* p, int64_t left) {
+  left >= Vec<T>::size ? v.store(p) : v.store_part(p, left);
+}
+
+}  // namespace dartsfast::DARTSFAST_ISA

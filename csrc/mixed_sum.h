@@ -1,0 +1,22 @@
+// What the kernels of mixed_sum are given; the contract is in dartsfast/ops/mixed_sum.py.
+#pragma once
+
+#include "order.h"
+
+namespace dartsfast {
+
+template <class T>
+struct MixedSum {
+  int64_t N, H, W, C, branches;
+  const Image<const T>* z;  // [branches]
+  const T* mean;            // [branches, C']
+  const T* rstd;            // [branches, C']
+  const T* weights;         // [branches]
+  Image<const T> base;      // null data: zero
+  T* out;                   // [N, H, W, C]
+  // Backward.
+  Image<const T> g;
+  T* sums;  // [N * chunks, 1 + branches, C']: sum of g, then of g * zhat of each branch
+};
+
+}  // namespace dartsfast

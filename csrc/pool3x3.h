@@ -1,0 +1,22 @@
+// What the kernels of pool3x3 are given; the contract is in dartsfast/ops/pool3x3.py.
+#pragma once
+
+#include "order.h"
+
+namespace dartsfast {
+
+template <class T>
+struct Pool3x3 {
+  int64_t N, H, W, C, Ho, Wo, stride;
+  Image<const T> x;
+  T* z;        // [2, N, Ho, Wo, C] max and average, forward
+  T* moments;  // [2, N * chunks, 2, C'], forward
+  // Backward.
+  Image<const T> g[2];      // gradient of the node, or of z itself
+  Image<const T> saved[2];  // z of the forward, null data: g is dz itself
+  const T* coef;            // [2, 4, C']
+  T* dx;                // [N, H, W, C]
+  Image<const T> base;  // what dx is added to; null data: nothing
+};
+
+}  // namespace dartsfast

@@ -1,0 +1,28 @@
+"""Loads the native extension, which registers the CPU kernels of the operators."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_C.abi3.so")
+
+torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
+torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
+
+
+@functools.cache
+def load() -> str | None:
+    """Load the extension once; return None, or why it cannot be used."""
+    if not LIBRARY.exists():
+        return (
+            "the native extension was not built: install a C++20 compiler (g++ 11 or later), then "
+            "`pip install --no-build-isolation --force-reinstall --no-deps` the package again"
+        )
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        return f"the native extension does not load: {error}"
+    return None

@@ -1,0 +1,12 @@
+"""The fused operators, one module each: contract, shape inference, autograd.
+
+Images are [N, H, W, C]. Every operator is differentiable once; a second derivative raises. Kernels
+register themselves by device: the CPU's with the native extension.
+"""
+
+from dartsfast.ops.alpha_softmax import alpha_softmax
+from dartsfast.ops.branch_conv import branch_conv
+from dartsfast.ops.mixed_sum import mixed_sum
+from dartsfast.ops.pool3x3 import pool3x3
+
+__all__ = ["alpha_softmax", "branch_conv", "mixed_sum", "pool3x3"]

@@ -1,0 +1,86 @@
+"""What the operators' contracts share: argument checks for shape inference, and registration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dartsfast import native
+from dartsfast.errors import InputError
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define ``dartsfast::name`` and its shape inference, which also checks the arguments."""
+    torch.library.define(f"dartsfast::{name}", schema)
+    torch.library.register_fake(f"dartsfast::{name}", fake)
+
+
+def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register the first derivative of ``dartsfast::name``, and float32 under autocast."""
+    torch.library.register_autograd(f"dartsfast::{name}", backward, setup_context=setup)
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"dartsfast::{name}", device, torch.float32)
+
+
+def differentiable_once(name: str) -> None:
+    """Make the derivative of ``dartsfast::name``, itself a backward, raise."""
+
+    def refuse(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError(
+            f"dartsfast::{name} has no derivative: the fused operators are differentiable once. "
+            "For second derivatives use backend='reference'"
+        )
+
+    torch.library.register_autograd(f"dartsfast::{name}", refuse)
+
+
+def require(good: bool, message: str) -> None:
+    """Raise InputError with ``message`` unless ``good``."""
+    if not good:
+        raise InputError(message)
+
+
+def check_images(name: str, images: Sequence[Tensor], shape: Sequence[int] | None = None) -> None:
+    """Check images [N, H, W, C] of one dtype, device and shape."""
+    first = images[0]
+    for x in images:
+        require(x.dim() == 4, f"{name} must be [N, H, W, C], got {list(x.shape)}")
+        require(x.dtype in DTYPES, f"{name} must be float32 or float64, got {x.dtype}")
+        wanted = list(first.shape if shape is None else shape)
+        require(list(x.shape) == wanted, f"{name} must be {wanted}, got {list(x.shape)}")
+        check_like(name, x, first)
+
+
+def check_like(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Check that ``tensor`` has the dtype and the device of ``like``."""
+    require(
+        tensor.dtype == like.dtype and tensor.device == like.device,
+        f"{name} must be {like.dtype} on {like.device} as the other tensors, "
+        f"got {tensor.dtype} on {tensor.device}",
+    )
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """Check shape, dtype and device of ``tensor``."""
+    require(list(tensor.shape) == list(shape), f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+    check_like(name, tensor, like)
+
+
+def moment_gradient(z: Tensor, stats: Tensor, d_stats: Tensor) -> Tensor:
+    """Return coef [..., 4, C] that adds the gradient of mean and variance to that of z.
+
+    dz = k * ((g - m) - (z - mu) * r) with k = 1, m = -d_mean / M, r = -2 d_var / M; ``stats`` and
+    ``d_stats`` are [..., 2, C] (mean, biased variance) and M is the number of pixels of z.
+    """
+    pixels = z.shape[-4] * z.shape[-3] * z.shape[-2]
+    d_mean, d_var = d_stats.unbind(-2)
+    mean = stats.select(-2, 0)
+    return torch.stack([-d_mean / pixels, mean, -2 * d_var / pixels, torch.ones_like(mean)], -2)
+
+
+native.load()
