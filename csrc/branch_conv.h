@@ -49,6 +49,7 @@ int64_t scratch_size(const BranchConv<T>& a) {
     P = p > P ? p : P;
   }
   const int64_t Q = P / a.stride + 1, tile = chunk_rows(a.Wo) * a.Wo;
+  // In the order of Scratch, so that a forward touches no more than it needs.
   return (a.H + 2 * P) * (a.W + 2 * P) * Ci + (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
          tile * (2 * Ci + Co) + 64;
 }

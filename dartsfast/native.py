@@ -10,6 +10,7 @@ import torch
 LIBRARY = Path(__file__).with_name("_C.abi3.so")
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
+torch.library.define("dartsfast::empty_cache", "() -> ()")
 torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 

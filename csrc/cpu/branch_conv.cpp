@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cache.h"
 #include "kernels.h"
 #include "moments.h"
 #include "tensors.h"
@@ -81,6 +82,14 @@ struct Call {
   }
 };
 
+// Multiplications of an image.
+template <class T>
+int64_t cost(const BranchConv<T>& a) {
+  int64_t taps = 0;
+  for (int64_t b = 0; b < a.branches; ++b) taps += a.branch[b].kernel * a.branch[b].kernel;
+  return a.Ho * a.Wo * a.Ci * (taps + a.branches * a.Co);
+}
+
 std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tensor>& norm, const Tensors& depthwise,
                                        const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu) {
   check_arguments(x, norm, depthwise, pointwise, dilation, stride);
@@ -89,19 +98,19 @@ std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tens
     Call<T> call(x, norm, depthwise, pointwise, dilation, stride, relu);
     const BranchConv<T>& a = call.args;
     const int64_t count = chunks(a.Ho, a.Wo), C = padded(a.Co), image = a.Ho * a.Wo;
-    Tensor z = torch::stable::new_empty(x, {a.branches, a.N, a.Ho, a.Wo, a.Co});
+    Tensor z = empty(x, {a.branches, a.N, a.Ho, a.Wo, a.Co});
     Tensor stats = torch::stable::new_empty(x, {a.branches, 2, a.Co});
     for (int64_t b = 0; b < a.branches; ++b) {
       call.branch[b].z = static_cast<T*>(z.mutable_data_ptr()) + b * a.N * image * a.Co;
       call.branch[b].moments = call.fresh(a.N * count * 2 * C);
     }
     const int64_t size = scratch_size(a);
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, cost(a), [&](int64_t begin, int64_t end) {
       T* tiles = scratch<T>(size);
-      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv(a, n, tiles);
+      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv(a, n, tiles, n == begin);
     });
     T* out = static_cast<T*>(stats.mutable_data_ptr());
-    each_image(a.branches, [&](int64_t begin, int64_t end) {
+    in_parallel(a.branches, a.N * count * 20 * C, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         moments<T>(call.branch[b].moments, a.N, a.Ho, a.Wo, a.Co, out + b * 2 * a.Co);
       }
@@ -161,21 +170,21 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
       branch.pointwise_grad = call.fresh(a.N * a.Ci * C);
       if (branch.taps) branch.taps_grad = call.fresh(a.N * branch.kernel * branch.kernel * Ci);
     }
-    Tensor dx = torch::stable::new_empty(x, {input_grad ? a.N : 0, a.H, a.W, a.Ci});
+    Tensor dx = empty(x, {input_grad ? a.N : 0, a.H, a.W, a.Ci});
     if (input_grad) a.dx = static_cast<T*>(dx.mutable_data_ptr());
     if (base) a.base = keep(*base);
     if (input_grad && norm) a.norm_sums = call.fresh(a.N * count * 2 * Ci);
     const int64_t size = scratch_size(a);
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, 3 * cost(a), [&](int64_t begin, int64_t end) {
       T* tiles = scratch<T>(size);
-      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv_backward(a, n, tiles);
+      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv_backward(a, n, tiles, n == begin);
     });
     Tensors taps_grad, pointwise_grad;
     for (size_t b = 0; b < (weight_grads ? B : 0); ++b) {
       pointwise_grad.push_back(torch::stable::new_empty(pointwise[b], pointwise[b].sizes()));
       if (b < depthwise.size()) taps_grad.push_back(torch::stable::new_empty(depthwise[b], depthwise[b].sizes()));
     }
-    each_image(pointwise_grad.size(), [&](int64_t begin, int64_t end) {
+    in_parallel(pointwise_grad.size(), a.N * a.Ci * C, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         const Branch<T>& branch = a.branch[b];
         weight_gradient<T>(branch.pointwise_grad, a.N, a.Ci, a.Co, pointwise_grad[b]);

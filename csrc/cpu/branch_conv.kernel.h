@@ -29,13 +29,15 @@ struct Scratch {
     x_block = (a.H + 2 * P) * Wp * L;
     d_block = (a.Ho + 2 * Q) * Wq * L;
     s_block = a.H * a.W * L;
-    x = memory;                // [H + 2P, W + 2P] relu(norm(x)), zero border
-    d = x + x_block * Ci / L;  // [Ho + 2Q, Wo + 2Q] gradient of the depthwise output, zero border
-    s = d + d_block * Ci / L;  // [H, W] gradient of relu's output, all branches
-    t = s + s_block * Ci / L;  // [tile] depthwise output
-    dt = t + tile * Ci / L;    // [tile] its gradient
-    z = dt + tile * Ci / L;    // [tile] dz; or z, [pixels, Co']
+    x = memory;                 // [H + 2P, W + 2P] relu(norm(x)), zero border
+    t = x + x_block * Ci / L;   // [tile] depthwise output
+    z = t + tile * Ci / L;      // [tile] dz; or z, [pixels, Co']
+    dt = z + tile * Co / L;     // [tile] gradient of the depthwise output
+    d = dt + tile * Ci / L;     // [Ho + 2Q, Wo + 2Q] the same of the image, zero border
+    s = d + d_block * Ci / L;   // [H, W] gradient of relu's output, all branches
   }
+  // What must be zero before the first image: borders, and lanes beyond the channels.
+  int64_t zeros(bool backward) const { return (backward ? s : dt) - x; }
   T* pixel(int64_t c, int64_t y) const { return x + c / L * x_block + ((y + P) * Wp + P) * L; }
 };
 
@@ -69,6 +71,15 @@ void depthwise_row(const TapsRow<T>& row, int64_t count, int64_t stride) {
   stride == 1 ? taps_row<T, 1>(row, count) : taps_row<T, 2>(row, count);
 }
 
+// Ask for share `part` of `parts` of the next image while this one is being computed.
+template <class T>
+void prefetch_image(const BranchConv<T>& a, int64_t n, int64_t part, int64_t parts) {
+  if (n + 1 >= a.N) return;
+  for (int64_t y = a.H * part / parts; y < a.H * (part + 1) / parts; ++y) {
+    prefetch<false>(a.x.at(n + 1, y), a.W * a.x.w * sizeof(T));
+  }
+}
+
 // The depthwise output of `rows` output rows from y0 on, to tile t.
 template <class T>
 void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Taps& taps, const Scratch<T>& m, int64_t y0,
@@ -89,9 +100,10 @@ void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Taps& taps
 }
 
 template <class T>
-void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory) {
+void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   using V = Vec<T>;
   const Scratch<T> m(a, memory);
+  if (first) __builtin_memset(memory, 0, m.zeros(false) * sizeof(T));
   load_image(a, n, m);
   const int64_t step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo);
   for (int64_t i = 0; i < a.branches; ++i) {
@@ -99,6 +111,7 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory) {
     const Taps taps = forward_taps(b.kernel, b.dilation, m.P, m.Wp);
     for (int64_t k = 0; k < count; ++k) {
       const int64_t y = k * step, rows = y + step <= a.Ho ? step : a.Ho - y, pixels = rows * a.Wo;
+      prefetch_image(a, n, i * count + k, a.branches * count);
       depthwise_tile(a, b, taps, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
       T* z = a.Co == m.Co ? out : m.z;
@@ -117,6 +130,10 @@ void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>&
                    int64_t rows) {
   using V = Vec<T>;
   const int64_t W = a.Wo, g_step = b.g.w, z_step = b.saved.w;
+  if (y0 + rows < a.Ho) {
+    prefetch<false>(b.g.at(n, y0 + rows), rows * W * g_step * sizeof(T));
+    if (b.saved.data) prefetch<false>(b.saved.at(n, y0 + rows), rows * W * z_step * sizeof(T));
+  }
   for (int64_t c = 0; c < a.Co; c += V::size) {
     const int64_t left = a.Co - c;
     T* out = m.z + c / V::size * m.tile;
@@ -140,8 +157,9 @@ void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>&
 
 // Everything of a branch but the adjoint depthwise: dz, its way through the pointwise, weight gradients.
 template <class T>
-void branch_gradient(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t n) {
+void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int64_t n) {
   using V = Vec<T>;
+  const Branch<T>& b = a.branch[i];
   const int64_t step = chunk_rows(a.Wo), row = a.Wo * V::size, KK = b.kernel * b.kernel;
   const Taps taps = forward_taps(b.kernel, b.dilation, m.P, m.Wp);
   T* taps_sum = b.taps_grad ? b.taps_grad + n * KK * m.Ci : nullptr;
@@ -150,6 +168,7 @@ void branch_gradient(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T
   if (pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   for (int64_t y = 0; y < a.Ho; y += step) {
     const int64_t rows = y + step <= a.Ho ? step : a.Ho - y, pixels = rows * a.Wo;
+    prefetch_image(a, n, i * chunks(a.Ho, a.Wo) + y / step, a.branches * chunks(a.Ho, a.Wo));
     gradient_tile(a, b, m, n, y, rows);
     if (a.dx || taps_sum) {
       gemm<T, false>(pixels, m.Ci / V::size, a.Co, {m.z, m.tile}, {b.transposed, m.Ci, V::size},
@@ -264,12 +283,13 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n) {
 }
 
 template <class T>
-void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory) {
+void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   const Scratch<T> m(a, memory);
+  if (first) __builtin_memset(memory, 0, m.zeros(a.dx) * sizeof(T));
   load_image(a, n, m);
   for (int64_t i = 0; i < a.branches; ++i) {
     const Branch<T>& b = a.branch[i];
-    branch_gradient(a, b, m, n);
+    branch_gradient(a, i, m, n);
     if (!a.dx) continue;
     if (b.taps) {
       adjoint_depthwise(a, b, m, i > 0);

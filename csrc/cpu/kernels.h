@@ -9,8 +9,9 @@ namespace dartsfast {
 
 template <class T>
 struct Kernels {
-  void (*branch_conv)(const BranchConv<T>&, int64_t image, T* scratch);
-  void (*branch_conv_backward)(const BranchConv<T>&, int64_t image, T* scratch);
+  // `first`: the thread's first image, for which scratch memory is cleared.
+  void (*branch_conv)(const BranchConv<T>&, int64_t image, T* scratch, bool first);
+  void (*branch_conv_backward)(const BranchConv<T>&, int64_t image, T* scratch, bool first);
   void (*pool3x3)(const Pool3x3<T>&, int64_t image, T* scratch);
   void (*pool3x3_backward)(const Pool3x3<T>&, int64_t image, T* scratch);
   void (*mixed_sum)(const MixedSum<T>&, int64_t image, T* scratch);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cache.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -62,9 +63,9 @@ Tensor mixed_sum(const Tensors& z, const Tensor& mean, const Tensor& rstd, const
     const std::vector<T> w = values<T>(weights);
     a.weights = w.data();
     if (base) a.base = call.keep(*base);
-    Tensor out = torch::stable::new_empty(z[0], {a.N, a.H, a.W, a.C});
+    Tensor out = empty(z[0], {a.N, a.H, a.W, a.C});
     a.out = static_cast<T*>(out.mutable_data_ptr());
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, a.H * a.W * a.C * a.branches * 4, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) kernels<T>().mixed_sum(a, n, nullptr);
     });
     return out;
@@ -84,7 +85,7 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(const Tensor& g, const Tensors& z,
     const int64_t C = padded(a.C), count = a.N * chunks(a.H, a.W), width = (1 + a.branches) * C;
     const Memory<T> sums = memory<T>(count * width);
     a.sums = sums.get();
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, a.H * a.W * a.C * a.branches * 4, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) kernels<T>().mixed_sum_backward(a, n, nullptr);
     });
     kernels<T>().tree_sum(a.sums, count, width, width);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cache.h"
 #include "kernels.h"
 #include "moments.h"
 #include "tensors.h"
@@ -30,10 +31,10 @@ std::tuple<Tensor, Tensor> pool3x3(const Tensor& input, int64_t stride) {
     const Tensor x = by_row(input);
     Pool3x3<T> a = arguments<T>(x, stride);
     const int64_t C = padded(a.C), count = chunks(a.Ho, a.Wo), part = a.N * count * 2 * C;
-    Tensor z = torch::stable::new_empty(x, {2, a.N, a.Ho, a.Wo, a.C}), stats = torch::stable::new_empty(x, {2, 2, a.C});
+    Tensor z = empty(x, {2, a.N, a.Ho, a.Wo, a.C}), stats = torch::stable::new_empty(x, {2, 2, a.C});
     const Memory<T> parts = memory<T>(2 * part);
     a.z = static_cast<T*>(z.mutable_data_ptr()), a.moments = parts.get();
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, a.Ho * a.Wo * a.C * 20, [&](int64_t begin, int64_t end) {
       T* tiles = scratch<T>(2 * chunk_rows(a.Wo) * a.Wo * C);
       for (int64_t n = begin; n < end; ++n) kernels<T>().pool3x3(a, n, tiles);
     });
@@ -76,9 +77,9 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
       if (coef) a.saved[half] = image<T>(dense.emplace_back(by_row(z[half])));
     }
     if (base) a.base = image<T>(dense.emplace_back(by_row(*base)));
-    Tensor dx = torch::stable::new_empty(input, {a.N, a.H, a.W, a.C});
+    Tensor dx = empty(input, {a.N, a.H, a.W, a.C});
     a.coef = k.data(), a.dx = static_cast<T*>(dx.mutable_data_ptr());
-    each_image(a.N, [&](int64_t begin, int64_t end) {
+    in_parallel(a.N, a.Ho * a.Wo * a.C * 20, [&](int64_t begin, int64_t end) {
       T* sum = scratch<T>((a.H + 2) * (a.W + 2) * padded(C));
       for (int64_t n = begin; n < end; ++n) kernels<T>().pool3x3_backward(a, n, sum);
     });

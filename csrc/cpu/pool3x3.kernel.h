@@ -8,9 +8,14 @@ namespace dartsfast::DARTSFAST_ISA {
 
 // The taps of the window around (y, x) that lie in the image.
 struct Window {
-  int64_t y0, y1, x0, x1;
+  int64_t y, x, y0, y1, x0, x1;
   Window(int64_t y, int64_t x, int64_t H, int64_t W)
-      : y0(y ? y - 1 : 0), y1(y + 2 < H ? y + 2 : H), x0(x ? x - 1 : 0), x1(x + 2 < W ? x + 2 : W) {}
+      : y(y), x(x), y0(y ? y - 1 : 0), y1(y + 2 < H ? y + 2 : H), x0(x ? x - 1 : 0), x1(x + 2 < W ? x + 2 : W) {}
+  // The number of the tap at (yy, xx), 0 to 8.
+  template <class T>
+  T tap(int64_t yy, int64_t xx) const {
+    return static_cast<T>((yy - y + 1) * 3 + xx - x + 1);
+  }
   int64_t count() const { return (y1 - y0) * (x1 - x0); }
 };
 
@@ -58,13 +63,13 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
       const Window w(y * a.stride, x * a.stride, a.H, a.W);
       for (int64_t c = 0; c < a.C; c += V::size) {
         const int64_t left = a.C - c;
-        V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * a.W + w.x0));
+        V most = V::set(-__builtin_inf()), where = V::set(w.template tap<T>(w.y0, w.x0));
         for (int64_t yy = w.y0; yy < w.y1; ++yy) {
           for (int64_t xx = w.x0; xx < w.x1; ++xx) {
             const V v = load_channels(a.x.at(n, yy) + xx * a.x.w + c, left);
             const V better = most.beaten_by(v);
             most = V::select(better, v, most);
-            where = V::select(better, V::set(static_cast<T>(yy * a.W + xx)), where);
+            where = V::select(better, V::set(w.template tap<T>(yy, xx)), where);
           }
         }
         V d[2];
@@ -79,7 +84,7 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
         for (int64_t yy = w.y0; yy < w.y1; ++yy) {
           for (int64_t xx = w.x0; xx < w.x1; ++xx) {
             T* out = memory + (yy + 1) * pitch + (xx + 1) * C + c;
-            const V most_here = d[0].where_equal(where, V::set(static_cast<T>(yy * a.W + xx)));
+            const V most_here = d[0].where_equal(where, V::set(w.template tap<T>(yy, xx)));
             (V::load(out) + (most_here + d[1])).store(out);
           }
         }

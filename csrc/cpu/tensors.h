@@ -60,12 +60,14 @@ inline void check_image(const Tensor& x, const char* name) {
         " must be float32 or float64");
   check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape(x));
   for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape(x));
+  // Far beyond any memory, and far enough from overflow for every size that is computed from it.
+  check(1.0 * x.size(0) * x.size(1) * x.size(2) * x.size(3) < 1e12, name, " is too large: ", shape(x));
 }
 
 // The tensor itself where channels are adjacent and rows follow each other at one pitch, else a copy.
 inline Tensor by_pixel(const Tensor& t) {
   const bool channels = t.stride(3) == 1 || t.size(3) == 1;
-  const bool rows = t.size(1) == 1 || t.stride(1) == t.size(2) * t.stride(2);
+  const bool rows = t.size(1) == 1 || t.size(2) == 1 || t.stride(1) == t.size(2) * t.stride(2);
   return channels && rows ? t : torch::stable::contiguous(t);
 }
 
@@ -76,7 +78,8 @@ inline Tensor by_row(const Tensor& t) {
 
 template <class T>
 Image<const T> image(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+  // The stride of a dimension of size 1 says nothing: where rows are one pixel, they are the pixels' pitch.
+  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(t.size(2) == 1 ? 1 : 2)};
 }
 
 // Elements of a tensor of any layout, in index order.
@@ -122,7 +125,7 @@ Memory<T> memory(int64_t n) {
   return p;
 }
 
-// Scratch memory of this thread, zeroed; kept for the next call.
+// Scratch memory of this thread, as the last call left it.
 template <class T>
 T* scratch(int64_t n) {
   thread_local Memory<T> kept;
@@ -133,7 +136,6 @@ T* scratch(int64_t n) {
     kept = memory<T>(n);
     size = n;
   }
-  std::memset(kept.get(), 0, n * sizeof(T));
   return kept.get();
 }
 
@@ -143,9 +145,11 @@ auto for_dtype(const Tensor& x, F f) {
   return x.scalar_type() == ScalarType::Double ? f(double()) : f(float());
 }
 
+// f(begin, end) over N items of `cost` operations each, on as many of torch's threads as that is worth.
 template <class F>
-void each_image(int64_t N, F f) {
-  torch::stable::parallel_for(0, N, 1, f);
+void in_parallel(int64_t N, int64_t cost, F f) {
+  constexpr int64_t kWorthAThread = 200000;
+  torch::stable::parallel_for(0, N, kWorthAThread / (cost + 1) + 1, f);
 }
 
 }  // namespace dartsfast

@@ -121,6 +121,12 @@ struct Vec {
 
 #endif
 
+// Ask for the lines of [p, p + bytes) ahead of their use; beyond the end of an array it does nothing.
+template <bool WRITE>
+inline void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, WRITE, 2);
+}
+
 // A register's worth of the `left` channels from p on; lanes beyond them are 0.
 template <class T>
 Vec<T> load_channels(const T* p, int64_t left) {

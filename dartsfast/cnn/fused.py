@@ -7,33 +7,34 @@ Images between cells are [N, C, H, W] in channels_last memory, the same memory a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartsfast.cnn.node import Chain, Edge, Pool, Reduce, Stage, node
+from dartsfast.cnn.node import Edge, Stage, node
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 from dartsfast.ops import alpha_softmax, pool3x3
 
 __all__ = ["alpha_softmax", "cell", "stem"]
 
 
-def stem(module: nn.Sequential, images: Tensor) -> Tensor:
+def stem(module: Any, images: Tensor) -> Tensor:
     """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]."""
     conv, norm = module
     H, W = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     patches = torch.cat([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)], -1)
     weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1, 1, 1)
-    edge = Edge(stride=1, relu=False, chains=[Chain(0, [Stage(1, 1, norm)])])
-    out = node([(edge, [patches, weight], None)], weight.new_ones(1, 1), "store")
+    edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)])
+    out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store")
     return _nchw(out * norm.weight + norm.bias)
 
 
 def cell(
     preprocess: Sequence[nn.Module],
-    mixed: Sequence[nn.Module],
+    mixed: Sequence[Any],
     inputs: Sequence[Tensor],
     weights: Tensor,
     steps: int,
@@ -46,18 +47,16 @@ def cell(
     offset = 0
     for i in range(steps):
         count = 2 + i
-        planned = []
-        for j, x in enumerate(states):
-            op = mixed[offset + j]
-            edge, tensors = plan(op._ops, x, op.stride)
-            pooled = None
-            if edge.pools:
-                if (j, op.stride) not in pools:
-                    with torch.no_grad():
-                        pools[j, op.stride] = pool3x3(x, stride=op.stride)
-                pooled = pools[j, op.stride]
-            planned.append((edge, tensors, pooled))
-        states.append(node(planned, weights[offset : offset + count], memory))
+        edges, tensors, pooled = [], [], []
+        for j, (op, x) in enumerate(zip(mixed[offset : offset + count], states, strict=True)):
+            edge, group = plan(op._ops, x, op.stride)
+            if edge.pools and (j, op.stride) not in pools:
+                with torch.no_grad():
+                    pools[j, op.stride] = pool3x3(x, stride=op.stride)
+            edges.append(edge)
+            tensors.append(group)
+            pooled.append(pools[j, op.stride] if edge.pools else None)
+        states.append(node(edges, tensors, pooled, weights[offset : offset + count], memory))
         offset += count
     return _nchw(torch.cat(states[-multiplier:], dim=-1))
 
@@ -67,31 +66,43 @@ def plan(modules: Iterable[nn.Module], x: Tensor, stride: int) -> tuple[Edge, li
 
     A module that no operator serves runs here and now, and its output joins the sum.
     """
-    edge = Edge(stride)
-    weights: dict[str, list[Tensor]] = {"chain": [], "reduce": [], "extra": []}
+    kinds: dict[str, list[tuple[int, Any]]] = {
+        kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
+    }
     for k, op in enumerate(modules):
         if isinstance(op, Zero):
             continue
         if isinstance(op, Identity):
-            edge.skips.append(k)
-        elif (found := _chain(op, stride)) is not None:
-            edge.chains.append(Chain(k, [stage for stage, _ in found]))
-            weights["chain"] += [w for _, stage_weights in found for w in stage_weights]
+            kinds["skip"].append((k, None))
+        elif (stages := _stages(op, stride)) is not None:
+            kinds["separable" if len(stages) == 2 else "single"].append((k, stages))
         elif (pool := _pool(op, stride)) is not None:
-            edge.pools.append(Pool(k, *pool))
+            kinds["pool"].append((k, pool))
         elif type(op) is FactorizedReduce and not op.bn.affine:
             op.check(*x.shape[1:3])
-            edge.reduces.append(Reduce(k, op.bn))
-            weights["reduce"] += [op.conv_1.weight, op.conv_2.weight]
+            kinds["reduce"].append((k, op))
         else:
-            edge.extras.append(k)
-            weights["extra"].append(_nhwc(op(_nchw(x))))
-    return edge, [x, *weights["chain"], *weights["reduce"], *weights["extra"]]
+            kinds["extra"].append((k, _nhwc(op(_nchw(x)))))
+    chains = [stages for kind in ("separable", "single") for _, stages in kinds[kind]]
+    edge = Edge(
+        tuple(k for found in kinds.values() for k, _ in found),
+        stride,
+        separable=[(a[0], b[0]) for _, (a, b) in kinds["separable"]],
+        single=[stage for _, [(stage, _)] in kinds["single"]],
+        pools=[pool for _, pool in kinds["pool"]],
+        reduces=[op.bn for _, op in kinds["reduce"]],
+        skips=len(kinds["skip"]),
+        extras=len(kinds["extra"]),
+    )
+    weights = [w for stages in chains for w in stages[0][1]]
+    weights += [w for stages in chains for _, later in stages[1:] for w in later]
+    weights += [w for _, op in kinds["reduce"] for w in (op.conv_1.weight, op.conv_2.weight)]
+    return edge, [x, *weights, *(image for _, image in kinds["extra"])]
 
 
 def _single(module: nn.Module, x: Tensor, memory: str) -> Tensor:
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1)
-    return node([(edge, tensors, None)], x.new_ones(1, 1), memory)
+    return node([edge], [tensors], [None], x.new_ones(1, 1), memory)
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -105,14 +116,18 @@ def _nchw(x: Tensor) -> Tensor:
 Found = list[tuple[Stage, list[Tensor]]]
 
 
-def _chain(op: nn.Module, stride: int) -> Found | None:
+def _stages(op: nn.Module, stride: int) -> Found | None:
     stages: list[tuple[Stage, list[Tensor]] | None]
+    modules: list[Any] = list(op.op) if isinstance(op, SepConv | DilConv | ReLUConvBN) else []
     if type(op) is SepConv:
-        stages = [_stage(*op.op[1:4], stride=stride), _stage(*op.op[5:8], stride=1)]
+        stages = [
+            _stage(modules[1], modules[2], modules[3], stride),
+            _stage(modules[5], modules[6], modules[7], 1),
+        ]
     elif type(op) is DilConv:
-        stages = [_stage(*op.op[1:4], stride=stride)]
+        stages = [_stage(modules[1], modules[2], modules[3], stride)]
     elif type(op) is ReLUConvBN:
-        stages = [_stage(None, *op.op[1:3], stride=stride)]
+        stages = [_stage(None, modules[1], modules[2], stride)]
     else:
         return None
     return [stage for stage in stages if stage is not None] if all(stages) else None
@@ -147,7 +162,7 @@ def _pool(op: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
     """Return (0 for maximum or 1 for average, norm), or None for anything else."""
     if not (isinstance(op, nn.Sequential) and len(op) == 2 and isinstance(op[1], nn.BatchNorm2d)):
         return None
-    pool, norm = op
+    pool, norm = op[0], op[1]
     if norm.affine or type(pool) not in (nn.MaxPool2d, nn.AvgPool2d):
         return None
     if (pool.kernel_size, pool.stride, pool.padding) != (3, stride, 1) or pool.ceil_mode:

@@ -78,7 +78,7 @@ class Cell(nn.Module):
         if resolve_backend(self._backend, s0.device) != "reference":
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
-                self._ops,
+                list(self._ops),
                 [s0, s1],
                 weights,
                 self._steps,

@@ -9,6 +9,7 @@ Images are [N, H, W, C].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import dartsfast.ops  # noqa: F401 - defines the operators
+from dartsfast.cnn.statistics import normalise
 from dartsfast.errors import InputError
 
 kernels = torch.ops.dartsfast
@@ -33,67 +35,99 @@ class Stage:
 
 
 @dataclass
-class Chain:
-    """Operation ``op`` of an edge as one stage, or as two (a separable convolution)."""
-
-    op: int
-    stages: list[Stage]
-
-
-@dataclass
-class Pool:
-    """Operation ``op`` as half 0 (maximum) or 1 (average) of pool3x3."""
-
-    op: int
-    half: int
-    norm: nn.BatchNorm2d
-
-
-@dataclass
-class Reduce:
-    """Operation ``op`` as two strided 1x1 convolutions, the second shifted by a pixel."""
-
-    op: int
-    norm: nn.BatchNorm2d
-
-
-@dataclass
 class Edge:
-    """What an edge computes from its source; no tensors."""
+    """What an edge computes from its source, without tensors; each list is in the order of the sum.
 
+    Attributes:
+        ops: the operations' columns in the mixing weights: those of ``separable``, ``single``,
+            ``pools``, ``reduces``, skips and extras, one after the other.
+        stride: of first stages and pools.
+        relu: whether first stages begin with relu.
+        separable: chains of two stages.
+        single: chains of one stage.
+        pools: half of pool3x3, 0 maximum or 1 average, and its norm.
+        reduces: norms of operations of two strided 1x1 convolutions, the second shifted by a pixel.
+        skips: how many operations are the source itself.
+        extras: how many are outputs of ordinary modules.
+    """
+
+    ops: tuple[int, ...]
     stride: int
     relu: bool = True
-    chains: list[Chain] = field(default_factory=list)
-    pools: list[Pool] = field(default_factory=list)
-    reduces: list[Reduce] = field(default_factory=list)
-    skips: list[int] = field(default_factory=list)
-    extras: list[int] = field(default_factory=list)
+    separable: list[tuple[Stage, Stage]] = field(default_factory=list)
+    single: list[Stage] = field(default_factory=list)
+    pools: list[tuple[int, nn.BatchNorm2d]] = field(default_factory=list)
+    reduces: list[nn.BatchNorm2d] = field(default_factory=list)
+    skips: int = 0
+    extras: int = 0
+
+    @property
+    def first(self) -> list[Stage]:
+        """The stages that read the source."""
+        return [stage for stage, _ in self.separable] + self.single
 
     def split(
-        self, tensors: Sequence[Tensor]
-    ) -> tuple[list[list[list[Tensor]]], list[list[Tensor]], list[Tensor]]:
-        """Split an edge's tensors, x left out: weights by chain and stage, by reduce, and extras."""
+        self, tensors: Sequence[Any]
+    ) -> tuple[Any, list[list[Any]], list[list[Any]], list[list[Any]], list[Any]]:
+        """Split what belongs to an edge's tensors: x, weights of first and second stages, reduces, extras."""
         left = list(tensors)
         take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
-        chains = [[take(stage.weights) for stage in chain.stages] for chain in self.chains]
-        return chains, [take(2) for _ in self.reduces], left
+        x = left.pop(0)
+        first = [take(stage.weights) for stage in self.first]
+        second = [take(stage.weights) for _, stage in self.separable]
+        return x, first, second, [take(2) for _ in self.reduces], left
 
 
-Planned = tuple[Edge, list[Tensor], tuple[Tensor, Tensor] | None]
+@dataclass
+class Kept:
+    """The pre-norm outputs of an edge and their mean and 1 / std."""
+
+    inner: Tensor  # [separable, 2, C]
+    final: Tensor  # [ops, 2, C], in the order of the sum
+    first: Any = None  # [first, N, Ho, Wo, C]
+    second: list[Tensor] = field(default_factory=list)
+    pooled: Any = None  # [2, N, Ho, Wo, C]
+    reduced: list[Tensor] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor | None]:
+        """Return everything as one list, for ``save_for_backward``."""
+        return [self.inner, self.final, self.first, self.pooled, *self.second, *self.reduced]
+
+    @staticmethod
+    def of(edge: Edge, tensors: Sequence[Any]) -> Kept:
+        """Undo :meth:`tensors`."""
+        inner, final, first, pooled, *rest = tensors
+        count = len(edge.separable)
+        return Kept(inner, final, first, list(rest[:count]), pooled, list(rest[count:]))
 
 
-def node(edges: Sequence[Planned], weights: Tensor, memory: str) -> Tensor:
+Pooled = tuple[Tensor, Tensor]
+
+
+def node(
+    edges: Sequence[Edge],
+    tensors: Sequence[Sequence[Tensor]],
+    pooled: Sequence[Pooled | None],
+    weights: Tensor,
+    memory: str,
+) -> Tensor:
     """Return the sum over ``edges`` of weights[edge, op] * BN(op(x)), [N, H, W, C].
 
     Args:
-        edges: plan, tensors (source, weights, outputs of ordinary modules) and pooled source.
+        edges: the plans.
+        tensors: an edge's source x [N, H, W, C], weights and outputs of ordinary modules, as
+            :meth:`Edge.split` takes them.
+        pooled: pool3x3 of the source, where the edge has pools.
         weights: [edges, ops].
         memory: ``store`` or ``recompute``.
+
+    Raises:
+        InputError: no edge has an operation other than none, or batch norm over one value.
     """
-    plans = [edge for edge, _, _ in edges]
-    pooled = [p for _, _, p in edges]
-    sizes = [len(tensors) for _, tensors, _ in edges]
-    return _Node.apply(plans, pooled, sizes, memory, weights, *(t for _, ts, _ in edges for t in ts))
+    sizes = [len(group) for group in tensors]
+    return _Node.apply(
+        list(edges), list(pooled), sizes, memory, weights, *(t for group in tensors for t in group)
+    )
 
 
 class _Node(torch.autograd.Function):
@@ -101,7 +135,7 @@ class _Node(torch.autograd.Function):
     def forward(
         ctx: Any,
         edges: list[Edge],
-        pooled: list[tuple[Tensor, Tensor] | None],
+        pooled: list[Pooled | None],
         sizes: list[int],
         memory: str,
         weights: Tensor,
@@ -109,15 +143,19 @@ class _Node(torch.autograd.Function):
     ) -> Tensor:
         out, kept, batch = None, [], []
         for edge, pool, row, group in zip(edges, pooled, weights, _groups(tensors, sizes), strict=True):
-            zs = run(edge, group, pool)
-            out = _mix(edge, zs, group, row, out)
-            kept.append([z.norm for z in zs] + ([] if memory == "recompute" else [z.z for z in zs]))
-            batch.append([z.batch for z in zs])
+            found, own = run(edge, group, pool)
+            if edge.ops:
+                mean, rstd = found.final.unbind(1)
+                out = kernels.mixed_sum(_summed(edge, found, group), mean, rstd, row[_index(edge.ops)], out)
+            if memory == "recompute":
+                found = Kept(found.inner, found.final)
+            kept.append(found.tensors())
+            batch.append(own)
+        if out is None:
+            raise InputError("a node needs an operation other than none on one of its edges")
         ctx.edges, ctx.sizes, ctx.memory, ctx.batch = edges, sizes, memory, batch
         ctx.kept = [len(k) for k in kept]
         ctx.save_for_backward(weights, *tensors, *(t for k in kept for t in k))
-        if out is None:
-            raise InputError("a node without operations other than none has no value")
         return out
 
     @staticmethod
@@ -125,20 +163,16 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         weights, *saved = ctx.saved_tensors
         count = sum(ctx.sizes)
-        groups = _groups(saved[:count], ctx.sizes)
-        kept = _groups(saved[count:], ctx.kept)
+        groups, kept = _groups(saved[:count], ctx.sizes), _groups(saved[count:], ctx.kept)
         needed = _groups(ctx.needs_input_grad[5:], ctx.sizes)
         d_weights = torch.zeros_like(weights)
         gradients: list[Tensor | None] = []
         for i, edge in enumerate(ctx.edges):
-            norms = kept[i][: len(ctx.batch[i])]
+            found = Kept.of(edge, kept[i])
             if ctx.memory == "recompute":
-                zs = run(edge, groups[i], None, norms, ctx.batch[i])
-            else:
-                zs = [Z(*z) for z in zip(kept[i][len(norms) :], norms, ctx.batch[i], strict=True)]
-            row, found = _edge_backward(edge, zs, groups[i], weights[i], g, needed[i])
-            d_weights[i] = row
-            gradients += found
+                found, _ = run(edge, groups[i], None, found)
+            backward = EdgeBackward(edge, found, ctx.batch[i], groups[i], needed[i], g)
+            gradients += backward.run(weights[i], d_weights[i])
         return None, None, None, None, d_weights, *gradients
 
 
@@ -150,65 +184,86 @@ def _groups(tensors: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]
     return groups
 
 
-@dataclass
-class Z:
-    """A pre-norm output z [N, Ho, Wo, C], its mean and 1 / std [2, C], and whether they are z's own."""
+@functools.cache
+def _index(ops: tuple[int, ...]) -> Tensor:
+    return torch.tensor(ops)
 
-    z: Tensor
-    norm: Tensor
-    batch: bool
+
+@functools.cache
+def _own(flags: tuple[bool, ...], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(flags, dtype=dtype)[:, None]
+
+
+@functools.cache
+def _plain(count: int, C: int, dtype: torch.dtype) -> Tensor:
+    return torch.stack([torch.zeros(count, C, dtype=dtype), torch.ones(count, C, dtype=dtype)], 1)
+
+
+@dataclass
+class Flags:
+    """Which norms are the batch's own: their gradient flows through mean and variance."""
+
+    inner: tuple[bool, ...] = ()
+    final: tuple[bool, ...] = ()
+
+
+def _pixels(z: Tensor) -> int:
+    return z.shape[-4] * z.shape[-3] * z.shape[-2]
 
 
 def run(
-    edge: Edge,
-    tensors: Sequence[Tensor],
-    pooled: tuple[Tensor, Tensor] | None,
-    norms: Sequence[Tensor] | None = None,
-    batch: Sequence[bool] = (),
-) -> list[Z]:
-    """Compute every z of an edge: first stages, second stages, pools, reduces.
+    edge: Edge, tensors: Sequence[Tensor], pooled: Pooled | None, known: Kept | None = None
+) -> tuple[Kept, Flags]:
+    """Compute every z of an edge and its norms; given ``known`` norms, for the second time, only the z."""
+    x, first_weights, second_weights, reduce_weights, _ = edge.split(tensors)
+    count = len(edge.separable)
+    z = Kept(x, x) if known is None else Kept(known.inner, known.final)
+    flags = Flags()
+    single, finals = None, []
 
-    With ``norms`` it is for the second time: they are used and running statistics stay.
-    """
-    x = tensors[0]
-    chains, reduces, _ = edge.split(tensors[1:])
-    zs: list[Z] = []
+    def norm(modules: Sequence[nn.BatchNorm2d], stats: Tensor, of: Tensor) -> None:
+        if known is None:
+            found, own = normalise(modules, stats, _pixels(of))
+            finals.append(found)
+            flags.final += own
 
-    def add(z: Tensor, stats: Tensor, norm: nn.BatchNorm2d) -> None:
-        if norms is None:
-            zs.append(Z(z, *_statistics(norm, stats, z)))
-        else:
-            zs.append(Z(z, norms[len(zs)], batch[len(zs)]))
-
-    if edge.chains:
-        first = [chain.stages[0] for chain in edge.chains]
-        z, stats = _convolve(x, None, [w[0] for w in chains], first, edge)
-        for one_z, one_stats, stage in zip(z, stats, first, strict=True):
-            add(one_z, one_stats, stage.norm)
-    for b, chain in enumerate(edge.chains):
-        for stage, stage_weights in zip(chain.stages[1:], chains[b][1:], strict=True):
-            z, stats = _convolve(zs[b].z, zs[b].norm, [stage_weights], [stage], Edge(1))
-            add(z[0], stats[0], stage.norm)
-    if edge.pools:
-        z, stats = kernels.pool3x3(x, edge.stride) if pooled is None else pooled
-        for pool in edge.pools:
-            add(z[pool.half], stats[pool.half], pool.norm)
-    for reduce, pair in zip(edge.reduces, reduces, strict=True):
-        halves = [
-            kernels.branch_conv(v, None, [], [w], [], 2, True) for v, w in zip(_shifted(x), pair, strict=True)
-        ]
-        add(
-            torch.cat([z[0] for z, _ in halves], -1),
-            torch.cat([stats[0] for _, stats in halves], -1),
-            reduce.norm,
+    if edge.first:
+        z.first, stats = kernels.branch_conv(
+            x, None, *_arguments(first_weights, edge.first), edge.stride, edge.relu
         )
-    return zs
+        if known is None:
+            found, own = normalise([stage.norm for stage in edge.first], stats, _pixels(z.first))
+            z.inner, single, flags.inner = found[:count], found[count:], own
+    for b, (_, stage) in enumerate(edge.separable):
+        second, stats = kernels.branch_conv(
+            z.first[b], z.inner[b], *_arguments([second_weights[b]], [stage]), 1, True
+        )
+        z.second.append(second[0])
+        norm([stage.norm], stats, second)
+    if single is not None:
+        finals.append(single)
+        flags.inner, flags.final = flags.inner[:count], flags.final + flags.inner[count:]
+    if edge.pools:
+        z.pooled, stats = kernels.pool3x3(x, edge.stride) if pooled is None else pooled
+        norm([module for _, module in edge.pools], stats[[half for half, _ in edge.pools]], z.pooled)
+    for module, pair in zip(edge.reduces, reduce_weights, strict=True):
+        parts = [
+            kernels.branch_conv(view, None, [], [w], [], 2, True)
+            for view, w in zip(_shifted(x), pair, strict=True)
+        ]
+        z.reduced.append(torch.cat([part[0] for part, _ in parts], -1))
+        norm([module], torch.cat([stats for _, stats in parts], -1), z.reduced[-1])
+    if known is None:
+        plain = edge.skips + edge.extras
+        finals += [_plain(plain, _channels(z, tensors), x.dtype).to(x.device)] if plain else []
+        flags.final += (False,) * plain
+        z.final = torch.cat(finals) if finals else x.new_empty(0)
+    return z, flags
 
 
-def _convolve(
-    x: Tensor, norm: Tensor | None, weights: list[list[Tensor]], stages: list[Stage], edge: Edge
-) -> tuple[Tensor, Tensor]:
-    return kernels.branch_conv(x, norm, *_arguments(weights, stages), edge.stride, edge.relu)
+def _channels(z: Kept, tensors: Sequence[Tensor]) -> int:
+    # Every output of an edge has as many channels, and the source too where there is a skip.
+    return (tensors[0] if z.first is None else z.first).shape[-1]
 
 
 def _arguments(
@@ -223,203 +278,119 @@ def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, x[:, 1:, 1:]
 
 
-def _statistics(norm: nn.BatchNorm2d, stats: Tensor, z: Tensor) -> tuple[Tensor, bool]:
-    """Return mean and 1 / std, [2, C], and whether they are the batch's; move running statistics."""
-    batch = norm.training or norm.running_mean is None
-    mean, variance = stats.unbind() if batch else (norm.running_mean, norm.running_var)
-    if batch:
-        pixels = z.shape[0] * z.shape[1] * z.shape[2]
-        if pixels == 1:
-            raise InputError("batch norm over one value: a batch of more than one image, or larger images")
-        if norm.training and norm.track_running_stats:
-            with torch.no_grad():
-                norm.num_batches_tracked.add_(1)
-                share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-                norm.running_mean.mul_(1 - share).add_(mean, alpha=share)
-                norm.running_var.mul_(1 - share).add_(variance, alpha=share * pixels / (pixels - 1))
-    return torch.stack([mean, 1 / torch.sqrt(variance + norm.eps)]), batch
+def _summed(edge: Edge, z: Kept, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the images that the edge adds, in the order of the sum."""
+    count = len(edge.separable)
+    single = [] if z.first is None else list(z.first[count:])
+    pools = [] if z.pooled is None else [z.pooled[half] for half, _ in edge.pools]
+    extras = list(tensors[len(tensors) - edge.extras :])
+    return [*z.second, *single, *pools, *z.reduced, *[tensors[0]] * edge.skips, *extras]
 
 
-Term = tuple[int, Tensor, Tensor, bool]
+class EdgeBackward:
+    """The gradients of one edge, from the gradient g of its node."""
 
+    def __init__(
+        self,
+        edge: Edge,
+        kept: Kept,
+        flags: Flags,
+        tensors: Sequence[Tensor],
+        needed: Sequence[bool],
+        g: Tensor,
+    ) -> None:
+        self.edge, self.kept, self.flags, self.g = edge, kept, flags, g
+        self.tensors, self.needed = tensors, needed
+        self.x, self.first, self.second, self.reduces, _ = edge.split(tensors)
+        self.input_grad = needed[0]
+        self.weight_grads = any(needed[1 : len(needed) - edge.extras])
 
-def _terms(edge: Edge, zs: Sequence[Z], tensors: Sequence[Tensor]) -> list[Term]:
-    """Return (operation, z, norm, batch) of everything that is summed, by operation."""
-    queue = list(zs)
-    finals = [queue.pop(0) for _ in edge.chains]
-    for b, chain in enumerate(edge.chains):
-        for _ in chain.stages[1:]:
-            finals[b] = queue.pop(0)
-    owners = [*edge.chains, *edge.pools, *edge.reduces]
-    terms = [(o.op, z.z, z.norm, z.batch) for o, z in zip(owners, [*finals, *queue], strict=True)]
-    if edge.skips or edge.extras:
-        C = (zs[0].z if zs else tensors[0]).shape[-1]
-        plain = torch.stack([tensors[0].new_zeros(C), tensors[0].new_ones(C)])
-        terms += [(k, tensors[0], plain, False) for k in edge.skips]
-        extras = edge.split(tensors[1:])[2]
-        terms += [(k, extra, plain, False) for k, extra in zip(edge.extras, extras, strict=True)]
-    return sorted(terms, key=lambda term: term[0])
+    def run(self, row: Tensor, d_row: Tensor) -> list[Tensor | None]:
+        """Return the gradients of the edge's tensors; write that of the mixing weights to ``d_row``."""
+        edge, g = self.edge, self.g
+        if not edge.ops:
+            return [None] * len(self.tensors)
+        mean, rstd = self.kept.final.unbind(1)
+        index = _index(edge.ops)
+        d, means = kernels.mixed_sum_backward(g, _summed(edge, self.kept, self.tensors), mean, rstd)
+        d_row[index] = d
+        w = row[index][:, None]
+        own = _own(self.flags.final, g.dtype).to(g.device)
+        # dz = k * ((g - m) - (z - mu) * r); m and r are 0 where mean and variance are not the batch's
+        coef = torch.stack([means[0] * own, mean, means[1:] * rstd * own, w * rstd], 1)
+        plain = len(edge.ops) - edge.skips - edge.extras
+        scales = list(w[plain:])
+        dx = None
+        if self.input_grad:
+            for scale in scales[: edge.skips]:
+                dx = g * scale if dx is None else dx + g * scale
+            dx = self._pools(coef, dx)
+        dx, gradients = self._chains(coef, dx)
+        if self.input_grad and dx is None:
+            dx = torch.zeros_like(self.x)
+        gradients += self._reduces(coef[plain - len(edge.reduces) : plain], dx)
+        found = [dx, *gradients, *(g * scale for scale in scales[edge.skips :])]
+        return [d if need else None for d, need in zip(found, self.needed, strict=True)]
 
+    def _pools(self, coef: Tensor, dx: Tensor | None) -> Tensor | None:
+        if not self.edge.pools:
+            return dx
+        start = len(self.edge.first)
+        both = [torch.zeros_like(coef[0])] * 2
+        for i, (half, _) in enumerate(self.edge.pools):
+            both[half] = coef[start + i]
+        z = list(self.kept.pooled.unbind())
+        return kernels.pool3x3_backward([self.g, self.g], z, torch.stack(both), self.x, self.edge.stride, dx)
 
-def _mix(
-    edge: Edge, zs: Sequence[Z], tensors: Sequence[Tensor], row: Tensor, base: Tensor | None
-) -> Tensor | None:
-    terms = _terms(edge, zs, tensors)
-    if not terms:
-        return base
-    mean, rstd = torch.stack([norm for _, _, norm, _ in terms], 1)
-    index = [k for k, _, _, _ in terms]
-    return kernels.mixed_sum([z for _, z, _, _ in terms], mean, rstd, row[index], base)
-
-
-def _edge_backward(
-    edge: Edge, zs: Sequence[Z], tensors: Sequence[Tensor], row: Tensor, g: Tensor, needed: Sequence[bool]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the gradients of the edge's mixing weights and of its tensors."""
-    terms = _terms(edge, zs, tensors)
-    d_row = torch.zeros_like(row)
-    if not terms:
-        return d_row, [None] * len(tensors)
-    index = [k for k, _, _, _ in terms]
-    mean, rstd = torch.stack([norm for _, _, norm, _ in terms], 1)
-    d_row[index], means = kernels.mixed_sum_backward(g, [z for _, z, _, _ in terms], mean, rstd)
-    own = torch.tensor([batch for _, _, _, batch in terms])[:, None].to(rstd)
-    # dz = k * ((g - m) - (z - mu) * r); without batch statistics m and r are 0
-    coef = torch.stack([means[0] * own, mean, means[1:] * rstd * own, row[index][:, None] * rstd], 1)
-    by_op = dict(zip(index, coef, strict=True))
-
-    x = tensors[0]
-    dx = None
-    if needed[0]:
-        for k in edge.skips:
-            dx = g * row[k] if dx is None else dx + g * row[k]
-        if edge.pools:
-            dx = _pools_backward(edge, zs, x, g, by_op, dx)
-    wanted = any(needed[1 : len(tensors) - len(edge.extras)])
-    dx, chain_grads = _chains_backward(edge, zs, tensors, g, by_op, dx, needed[0], wanted)
-    dx, reduce_grads = _reduces_backward(edge, zs, tensors, g, by_op, dx, needed[0], wanted)
-    if needed[0] and dx is None:
-        dx = torch.zeros_like(x)
-    extra_grads = [g * row[k] for k in edge.extras]
-    gradients = [dx, *chain_grads, *reduce_grads, *extra_grads]
-    return d_row, [d if need else None for d, need in zip(gradients, needed, strict=True)]
-
-
-def _pools_backward(
-    edge: Edge, zs: Sequence[Z], x: Tensor, g: Tensor, coef: dict[int, Tensor], base: Tensor | None
-) -> Tensor:
-    start = len(edge.chains) + sum(len(chain.stages) - 1 for chain in edge.chains)
-    halves: list[Tensor | None] = [None, None]
-    z = [zs[start].z] * 2
-    for pool, one in zip(edge.pools, zs[start:], strict=False):
-        z[pool.half] = one.z
-        halves[pool.half] = coef[pool.op] if halves[pool.half] is None else halves[pool.half]
-    both = torch.stack([c if c is not None else torch.zeros_like(coef[edge.pools[0].op]) for c in halves])
-    return kernels.pool3x3_backward([g, g], z, both, x, edge.stride, base)
-
-
-def _chains_backward(
-    edge: Edge,
-    zs: Sequence[Z],
-    tensors: Sequence[Tensor],
-    g: Tensor,
-    coef: dict[int, Tensor],
-    base: Tensor | None,
-    input_grad: bool,
-    weight_grads: bool,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Return dx (on top of base) and the weights' gradients in the order of the edge's tensors."""
-    if not edge.chains or not (input_grad or weight_grads):
-        return base, [None] * sum(s.weights for chain in edge.chains for s in chain.stages)
-    weights, _, _ = edge.split(tensors[1:])
-    firsts, seconds = zs[: len(edge.chains)], iter(zs[len(edge.chains) :])
-    gs, coefs, later = [], [], []
-    for chain, first, stage_weights in zip(edge.chains, firsts, weights, strict=True):
-        if len(chain.stages) == 1:
-            gs.append(g)
-            coefs.append(coef[chain.op])
-            later.append([])
-            continue
-        second, one = next(seconds), _arguments(stage_weights[1:], chain.stages[1:])
-        dn, d_depthwise, d_pointwise, means = kernels.branch_conv_backward(
-            [g],
-            [second.z],
-            coef[chain.op][None],
-            first.z,
-            first.norm,
-            *one,
-            1,
-            True,
-            None,
-            True,
-            weight_grads,
+    def _chains(self, coef: Tensor, dx: Tensor | None) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return dx on top of the given one, and the weights' gradients."""
+        edge, kept = self.edge, self.kept
+        weights = sum(len(w) for w in [*self.first, *self.second])
+        if not edge.first or not (self.input_grad or self.weight_grads):
+            return dx, [None] * weights
+        count = len(edge.separable)
+        gs, coefs, second = [], [], []
+        own = _own(self.flags.inner, coef.dtype).to(coef.device)
+        for b, (_, stage) in enumerate(edge.separable):
+            dn, d_depthwise, d_pointwise, means = kernels.branch_conv_backward(
+                [self.g], [kept.second[b]], coef[b : b + 1], kept.first[b], kept.inner[b],
+                *_arguments([self.second[b]], [stage]), 1, True, None, True, self.weight_grads,
+            )  # fmt: skip
+            mu, rho = kept.inner[b]
+            gs.append(dn)
+            coefs.append(torch.stack([means[0] * own[b], mu, means[1] * rho * own[b], rho]))
+            second += [*d_depthwise, *d_pointwise]
+        gs += [self.g] * len(edge.single)
+        both = (
+            torch.cat([torch.stack(coefs), coef[count : len(edge.first)]])
+            if coefs
+            else coef[: len(edge.first)]
         )
-        own = means * first.batch
-        mu, rho = first.norm
-        gs.append(dn)
-        coefs.append(torch.stack([own[0], mu, own[1] * rho, rho]))
-        later.append([*d_depthwise, *d_pointwise])
-    stages = [chain.stages[0] for chain in edge.chains]
-    dx, d_depthwise, d_pointwise, _ = kernels.branch_conv_backward(
-        gs,
-        [first.z for first in firsts],
-        torch.stack(coefs),
-        tensors[0],
-        None,
-        *_arguments([w[0] for w in weights], stages),
-        edge.stride,
-        edge.relu,
-        base,
-        input_grad,
-        weight_grads,
-    )
-    if not weight_grads:
-        return dx, [None] * sum(s.weights for chain in edge.chains for s in chain.stages)
-    gradients: list[Tensor | None] = []
-    for b, stage in enumerate(stages):
-        gradients += [d_depthwise[b]] if stage.weights == 2 else []
-        gradients += [d_pointwise[b], *later[b]]
-    return dx if input_grad else base, gradients
+        new, d_depthwise, d_pointwise, _ = kernels.branch_conv_backward(
+            gs, list(kept.first.unbind()), both, self.x, None, *_arguments(self.first, edge.first),
+            edge.stride, edge.relu, dx, self.input_grad, self.weight_grads,
+        )  # fmt: skip
+        if not self.weight_grads:
+            return new, [None] * weights
+        pairs = zip(d_depthwise, d_pointwise, strict=True) if d_depthwise else zip(d_pointwise)
+        first = [w for pair in pairs for w in pair]
+        return new if self.input_grad else dx, first + second
 
-
-def _reduces_backward(
-    edge: Edge,
-    zs: Sequence[Z],
-    tensors: Sequence[Tensor],
-    g: Tensor,
-    coef: dict[int, Tensor],
-    dx: Tensor | None,
-    input_grad: bool,
-    weight_grads: bool,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    gradients: list[Tensor | None] = []
-    _, pairs, _ = edge.split(tensors[1:])
-    if not (input_grad or weight_grads):
-        return dx, [None] * 2 * len(pairs)
-    x = tensors[0]
-    for reduce, pair, z in zip(edge.reduces, pairs, zs[len(zs) - len(pairs) :], strict=True):
-        if input_grad and dx is None:
-            dx = torch.zeros_like(x)
-        half, start = pair[0].shape[0], 0
-        for view, weight in zip(_shifted(x), pair, strict=True):
-            part = slice(start, start + half)
-            d_view, _, d_weight, _ = kernels.branch_conv_backward(
-                [g[..., part]],
-                [z.z[..., part]],
-                coef[reduce.op][None, :, part],
-                view,
-                None,
-                [],
-                [weight],
-                [],
-                2,
-                True,
-                None,
-                input_grad,
-                weight_grads,
-            )
-            if input_grad:
-                _shifted(dx)[start > 0].add_(d_view)
-            gradients += d_weight if weight_grads else [None]
-            start += half
-    return dx, gradients
+    def _reduces(self, coef: Tensor, dx: Tensor | None) -> list[Tensor | None]:
+        """Add to dx in place and return the weights' gradients."""
+        gradients: list[Tensor | None] = []
+        if not (self.input_grad or self.weight_grads):
+            gradients += [None] * 2 * len(self.reduces)
+            return gradients
+        for k, z, pair in zip(coef, self.kept.reduced, self.reduces, strict=True):
+            half = pair[0].shape[0]
+            for i, view in enumerate(_shifted(self.x)):
+                part = slice(i * half, (i + 1) * half)
+                d_view, _, d_weight, _ = kernels.branch_conv_backward(
+                    [self.g[..., part]], [z[..., part]], k[None, :, part], view, None, [], [pair[i]], [],
+                    2, True, None, self.input_grad, self.weight_grads,
+                )  # fmt: skip
+                if dx is not None:
+                    _shifted(dx)[i].add_(d_view)
+                gradients += d_weight if self.weight_grads else [None]
+        return gradients

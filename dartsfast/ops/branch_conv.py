@@ -77,7 +77,6 @@ def _check(
 ) -> list[int]:
     check_images("x", [x])
     N, H, W, Ci = x.shape
-    require(min(H, W, Ci) > 0, f"x must not be empty, got {list(x.shape)}")
     require(stride in (1, 2), f"stride must be 1 or 2, got {stride}")
     branches = len(pointwise)
     require(branches > 0, "pointwise must hold one weight a branch, got none")
@@ -91,7 +90,10 @@ def _check(
     )
     if norm is not None:
         check_shape("norm", norm, [2, Ci], x)
+    for weight in (*pointwise, *depthwise):
+        require(weight.dim() == 4, f"weights must have four dimensions, got {list(weight.shape)}")
     Co = pointwise[0].shape[0]
+    require(Co > 0, "pointwise must have at least one output channel")
     for weight in pointwise:
         check_shape("pointwise", weight, [Co, Ci, 1, 1], x)
     for weight, d in zip(depthwise, dilation, strict=True):
@@ -136,7 +138,7 @@ def _fake_backward(
     shape = _check(x, norm, depthwise, pointwise, dilation, stride)
     branches = len(pointwise)
     require(len(g) == branches, f"g must hold one gradient a branch: got {len(g)} for {branches}")
-    check_images("g and z", [*g, *z], shape)
+    check_images("g and z", [*g, *z], shape, x)
     if coef is not None:
         check_shape("coef", coef, [branches, 4, shape[-1]], x)
     require(

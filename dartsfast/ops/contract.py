@@ -45,14 +45,17 @@ def require(good: bool, message: str) -> None:
         raise InputError(message)
 
 
-def check_images(name: str, images: Sequence[Tensor], shape: Sequence[int] | None = None) -> None:
-    """Check images [N, H, W, C] of one dtype, device and shape."""
-    first = images[0]
+def check_images(
+    name: str, images: Sequence[Tensor], shape: Sequence[int] | None = None, like: Tensor | None = None
+) -> None:
+    """Check images [N, H, W, C] of one dtype, device and shape, those of ``like`` where it is given."""
+    first = images[0] if like is None else like
     for x in images:
         require(x.dim() == 4, f"{name} must be [N, H, W, C], got {list(x.shape)}")
         require(x.dtype in DTYPES, f"{name} must be float32 or float64, got {x.dtype}")
         wanted = list(first.shape if shape is None else shape)
         require(list(x.shape) == wanted, f"{name} must be {wanted}, got {list(x.shape)}")
+        require(min(x.shape) > 0, f"{name} must not be empty, got {list(x.shape)}")
         check_like(name, x, first)
 
 

@@ -48,7 +48,6 @@ def mixed_sum(
 def _check(z: list[Tensor], mean: Tensor, rstd: Tensor) -> None:
     require(len(z) > 0, "z must hold at least one branch")
     check_images("z", z)
-    require(min(z[0].shape) > 0, f"z must not be empty, got {list(z[0].shape)}")
     check_shape("mean", mean, [len(z), z[0].shape[-1]], z[0])
     check_shape("rstd", rstd, [len(z), z[0].shape[-1]], z[0])
 

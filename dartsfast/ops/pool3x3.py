@@ -44,7 +44,6 @@ def pool3x3(x: Tensor, *, stride: int = 1) -> tuple[Tensor, Tensor]:
 def _check(x: Tensor, stride: int) -> list[int]:
     check_images("x", [x])
     N, H, W, C = x.shape
-    require(min(H, W, C) > 0, f"x must not be empty, got {list(x.shape)}")
     require(stride in (1, 2), f"stride must be 1 or 2, got {stride}")
     return [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]
 
@@ -60,7 +59,7 @@ def _fake_backward(
     shape = _check(x, stride)
     require(len(g) == 2, f"g must hold the gradients of maximum and average, got {len(g)}")
     require(len(z) == (0 if coef is None else 2), "z and coef go together: both z and coef, or neither")
-    check_images("g and z", [*g, *z], shape)
+    check_images("g and z", [*g, *z], shape, x)
     if coef is not None:
         check_shape("coef", coef, [2, 4, shape[-1]], x)
     if base is not None:

@@ -1,0 +1,97 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+namespace dartsfast {
+namespace {
+
+constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
+
+// Blocks that no tensor uses are kept, by size, as long as all blocks together stay within 1.1 times the
+// most that was ever in use.
+class Cache {
+ public:
+  void* take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    used_ += bytes;
+    most_ = std::max(most_, used_);
+    auto found = idle_.find(bytes);
+    void* block = nullptr;
+    if (found != idle_.end()) {
+      block = found->second.back();
+      pop(found);
+    } else {
+      while (!idle_.empty() && used_ + idle_bytes_ > most_ + most_ / 10) release_largest();
+      block = std::aligned_alloc(64, bytes);
+    }
+    if (!block) {
+      used_ -= bytes;
+      throw std::bad_alloc();
+    }
+    sizes_[block] = bytes;
+    return block;
+  }
+
+  void give_back(void* block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t bytes = sizes_[block];
+    used_ -= bytes;
+    idle_bytes_ += bytes;
+    idle_[bytes].push_back(block);
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (!idle_.empty()) release_largest();
+    most_ = used_;
+  }
+
+ private:
+  using Idle = std::map<size_t, std::vector<void*>>;
+
+  void pop(Idle::iterator found) {
+    idle_bytes_ -= found->first;
+    found->second.pop_back();
+    if (found->second.empty()) idle_.erase(found);
+  }
+
+  void release_largest() {
+    const auto last = std::prev(idle_.end());
+    sizes_.erase(last->second.back());
+    std::free(last->second.back());
+    pop(last);
+  }
+
+  std::mutex mutex_;
+  Idle idle_;
+  std::unordered_map<void*, size_t> sizes_;
+  size_t used_ = 0, idle_bytes_ = 0, most_ = 0;
+};
+
+// Never destroyed: tensors may outlive every static object.
+Cache& cache() {
+  static Cache* one = new Cache();
+  return *one;
+}
+
+void give_back(void* block) { cache().give_back(block); }
+
+void empty_cache() { cache().clear(); }
+
+}  // namespace
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  size_t count = 1;
+  std::vector<int64_t> strides(sizes.size());
+  for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = static_cast<int64_t>(count);
+  const size_t bytes = (count * like.element_size() + 63) / 64 * 64;
+  if (bytes < kSmallest) return torch::stable::new_empty(like, sizes);
+  return torch::stable::from_blob(cache().take(bytes), sizes, strides, like.device(), like.scalar_type(), &give_back);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, CompositeExplicitAutograd, m) { m.impl("empty_cache", TORCH_BOX(&empty_cache)); }
+
+}  // namespace dartsfast

@@ -1,0 +1,233 @@
+"""Sample arguments of the fused operators, with awkward sizes, layouts and options; and comparisons.
+
+A case gives the calls of one operator: the forward first, then its backward with every option.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from dartsfast.oracle import alpha_softmax, branch_conv, mixed_sum, pool3x3
+
+ORACLES = {
+    "alpha_softmax": alpha_softmax.alpha_softmax,
+    "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
+    "branch_conv": branch_conv.branch_conv,
+    "branch_conv_backward": branch_conv.branch_conv_backward,
+    "mixed_sum": mixed_sum.mixed_sum,
+    "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "pool3x3": pool3x3.pool3x3,
+    "pool3x3_backward": pool3x3.pool3x3_backward,
+}
+Call = tuple[str, tuple]
+
+
+def call(name, args):
+    return getattr(torch.ops.dartsfast, name)(*args)
+
+
+def same_bits(got, wanted):
+    """Whether shapes, dtypes, NaN places and all other bits agree, signs of zeros included."""
+    got, wanted = tree_leaves(got), tree_leaves(wanted)
+    assert len(got) == len(wanted)
+    return all(_same_bits(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def _same_bits(a, b):
+    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
+        return False
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[a.dtype]
+    a, b = (torch.where(t.isnan(), torch.zeros_like(t), t).contiguous().view(integer) for t in (a, b))
+    return torch.equal(a, b)
+
+
+def assert_close(got, wanted, tolerance=1e-12, floor=0):
+    """Check float64 tensors against the largest element, or ``floor``, of what is wanted."""
+    got, wanted = tree_leaves(got), tree_leaves(wanted)
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype == torch.float64
+        if a.numel():
+            assert (a - b).abs().max() <= tolerance * max(b.abs().max(), floor)
+
+
+class Sampler:
+    """Random tensors of one dtype, images in one layout."""
+
+    def __init__(self, dtype=torch.float32, layout="plain", seed=0):
+        self.dtype, self.layout = dtype, layout
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def tensor(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, generator=self.generator)
+
+    def image(self, N: int, H: int, W: int, C: int) -> Tensor:
+        if self.layout == "nchw":
+            return self.tensor(N, C, H, W).permute(0, 2, 3, 1)
+        if self.layout == "slice":
+            return self.tensor(N, H, W, C + 3)[..., 2 : C + 2]
+        if self.layout == "shifted":
+            return self.tensor(N, H + 1, W + 1, C)[:, 1:, 1:]
+        if self.layout == "transposed":
+            return self.tensor(N, W, H, C).transpose(1, 2)
+        return self.tensor(N, H, W, C)
+
+    def weight(self, *shape: int) -> Tensor:
+        plain = self.tensor(*shape)
+        return plain if self.layout == "plain" else plain.transpose(0, 1).contiguous().transpose(0, 1)
+
+    def norm(self, *shape: int) -> Tensor:
+        """Mean and 1 / standard deviation, [*shape, 2, C] for shape and C last."""
+        return torch.stack([self.tensor(*shape), self.tensor(*shape).abs() + 0.5], -2)
+
+
+@dataclass(frozen=True)
+class Alphas:
+    shapes: tuple[tuple[int, int], ...]
+    scale: float = 1
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        alphas = [sampler.tensor(*shape) * self.scale for shape in self.shapes]
+        d = [sampler.tensor(*shape[::-1]).T for shape in self.shapes]
+        return [
+            ("alpha_softmax", (alphas,)),
+            ("alpha_softmax_backward", ([alpha.softmax(1) for alpha in alphas], d)),
+        ]
+
+
+@dataclass(frozen=True)
+class Conv:
+    N: int
+    H: int
+    W: int
+    Ci: int
+    Co: int
+    stride: int
+    taps: tuple[tuple[int, int], ...]  # kernel and dilation of every branch; none: two branches without
+    norm: bool
+    relu: bool
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler, branches = Sampler(dtype, self.layout), len(self.taps) or 2
+        x, base = (sampler.image(self.N, self.H, self.W, self.Ci) for _ in range(2))
+        forward = (
+            x,
+            sampler.norm(self.Ci) if self.norm else None,
+            [sampler.weight(self.Ci, 1, kernel, kernel) for kernel, _ in self.taps],
+            [sampler.weight(self.Co, self.Ci, 1, 1) for _ in range(branches)],
+            [dilation for _, dilation in self.taps],
+            self.stride,
+            self.relu,
+        )
+        out = self.N, -(-self.H // self.stride), -(-self.W // self.stride), self.Co
+        g, z = ([sampler.image(*out) for _ in range(branches)] for _ in range(2))
+        coef = sampler.tensor(branches, 4, self.Co)
+        return [
+            ("branch_conv", forward),
+            ("branch_conv_backward", (g, [], None, *forward, None, True, True)),
+            ("branch_conv_backward", (g, z, coef, *forward, base, True, False)),
+            ("branch_conv_backward", (g, z, coef, *forward, None, False, True)),
+            ("branch_conv_backward", (g, z, coef, *forward, None, False, False)),
+        ]
+
+
+@dataclass(frozen=True)
+class Pool:
+    N: int
+    H: int
+    W: int
+    C: int
+    stride: int
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype, self.layout)
+        x, base = (sampler.image(self.N, self.H, self.W, self.C) for _ in range(2))
+        out = self.N, -(-self.H // self.stride), -(-self.W // self.stride), self.C
+        g, z = ([sampler.image(*out) for _ in range(2)] for _ in range(2))
+        coef = sampler.tensor(2, 4, self.C)
+        return [
+            ("pool3x3", (x, self.stride)),
+            ("pool3x3_backward", (g, [], None, x, self.stride, None)),
+            ("pool3x3_backward", (g, z, coef, x, self.stride, base)),
+        ]
+
+
+@dataclass(frozen=True)
+class Mix:
+    N: int
+    H: int
+    W: int
+    C: int
+    branches: int
+    base: bool
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype, self.layout)
+        z = [sampler.image(self.N, self.H, self.W, self.C) for _ in range(self.branches)]
+        g, base = (sampler.image(self.N, self.H, self.W, self.C) for _ in range(2))
+        mean, rstd = sampler.norm(self.branches, self.C).unbind(1)
+        weights = sampler.tensor(self.branches)
+        return [
+            ("mixed_sum", (z, mean, rstd, weights, base if self.base else None)),
+            ("mixed_sum_backward", (g, z, mean, rstd)),
+        ]
+
+
+EDGE = ((3, 1), (5, 1), (3, 2), (5, 2))  # the convolution branches of a DARTS edge
+CONVS = (
+    Conv(1, 1, 1, 5, 4, 1, ((3, 1),), False, True),
+    Conv(2, 7, 5, 4, 12, 1, EDGE, False, True, "nchw"),
+    Conv(3, 9, 1, 12, 5, 2, ((5, 2), (3, 1)), True, True, "slice"),
+    Conv(2, 1, 9, 16, 16, 1, ((1, 1), (9, 1)), True, False, "shifted"),
+    Conv(3, 5, 7, 36, 48, 2, (), False, True, "shifted"),
+    Conv(1, 8, 6, 48, 36, 1, (), True, True),
+    Conv(3, 11, 13, 5, 12, 1, EDGE, True, True, "slice"),
+    Conv(2, 11, 12, 5, 12, 2, EDGE, False, True, "shifted"),
+    Conv(1, 3, 70, 4, 5, 1, ((3, 1), (3, 3)), False, False, "nchw"),
+    Conv(5, 17, 9, 16, 12, 1, ((7, 1), (7, 2)), True, True),
+    Conv(2, 9, 10, 12, 4, 2, ((3, 2), (5, 4), (3, 6), (9, 3), (1, 1)), True, False),
+    Conv(2, 6, 1, 5, 12, 1, EDGE, True, True, "transposed"),
+    Conv(1, 6, 66, 4, 16, 2, ((7, 2), (15, 1), (3, 16)), False, True, "slice"),
+)
+POOLS = (
+    Pool(1, 1, 1, 5, 2),
+    Pool(2, 7, 5, 12, 1, "nchw"),
+    Pool(3, 9, 1, 4, 2, "slice"),
+    Pool(2, 1, 6, 48, 1, "shifted"),
+    Pool(1, 5, 70, 16, 1),
+    Pool(5, 17, 9, 36, 2, "shifted"),
+    Pool(2, 9, 1, 5, 1, "transposed"),
+)
+MIXES = (
+    Mix(1, 1, 1, 5, 1, False),
+    Mix(2, 7, 5, 12, 3, True, "nchw"),
+    Mix(3, 9, 1, 4, 2, True, "slice"),
+    Mix(2, 1, 6, 48, 14, False, "shifted"),
+    Mix(1, 5, 70, 16, 2, True),
+    Mix(5, 17, 9, 36, 5, True, "shifted"),
+    Mix(2, 9, 1, 12, 2, True, "transposed"),
+)
+ALPHAS = (
+    Alphas(((14, 8), (14, 8))),
+    Alphas(((1, 1),)),
+    Alphas(((3, 5), (0, 4), (7, 3)), scale=40),
+    Alphas(((64, 12),), scale=1e-3),
+)
+CASES = (*CONVS, *POOLS, *MIXES, *ALPHAS)
+# Few elements, every option: for checks that call an operator many times.
+SMALL = (
+    Conv(2, 5, 3, 3, 2, 1, ((3, 1), (5, 2)), True, True, "nchw"),
+    Conv(1, 4, 5, 2, 3, 2, ((3, 2),), False, False),
+    Conv(2, 3, 4, 3, 2, 2, (), True, True, "shifted"),
+    Pool(2, 3, 5, 2, 1, "slice"),
+    Pool(1, 4, 3, 3, 2),
+    Mix(2, 3, 2, 3, 2, True, "nchw"),
+    Mix(1, 1, 5, 2, 1, False),
+    Alphas(((3, 4), (2, 3))),
+)
