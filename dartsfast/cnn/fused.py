@@ -76,7 +76,7 @@ def plan(modules: Iterable[nn.Module], x: Tensor, stride: int) -> tuple[Edge, li
             kinds["skip"].append((k, None))
         elif (stages := _stages(op, stride)) is not None:
             kinds["separable" if len(stages) == 2 else "single"].append((k, stages))
-        elif (pool := _pool(op, stride)) is not None:
+        elif (pool := _pool(op, stride)) is not None and pool[0] not in {p[0] for _, p in kinds["pool"]}:
             kinds["pool"].append((k, pool))
         elif type(op) is FactorizedReduce and not op.bn.affine:
             op.check(*x.shape[1:3])
