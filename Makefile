@@ -5,14 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
 
-.PHONY: install search test lint
+.PHONY: install search test lint sanitize bench
 
-# torchvision pins the torch it was built with, so the two are resolved together.
+# torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
+# then built with that torch, not with a second copy in a build environment.
 install: $(BIN)/.installed
 
-$(BIN)/.installed: pyproject.toml setup.py
+$(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[search,dev]'
+	$(BIN)/pip install --quiet torch torchvision setuptools wheel ninja
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,dev]'
 	touch $@
 
 search: install
@@ -25,3 +27,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The op tests on kernels built with AddressSanitizer and UBSan, beside the installed ones.
+sanitize: install
+	DARTSFAST_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize-temp
+	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		DARTSFAST_LIBRARY=$(CURDIR)/build/sanitize/dartsfast/_C.abi3.so \
+		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py
+
+bench: install
+	$(BIN)/python -m bench ops --threads 1 --out bench/results
+	$(BIN)/python -m bench cnn_step --out bench/results
+	$(BIN)/python -m bench report bench/results --readme README.md

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).with_name("_C.abi3.so")
+# DARTSFAST_LIBRARY names another build of the extension, such as one with sanitizers.
+LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).with_name("_C.abi3.so"))
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
 torch.library.define("dartsfast::empty_cache", "() -> ()")

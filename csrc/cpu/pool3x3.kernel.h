@@ -10,13 +10,21 @@ namespace dartsfast::DARTSFAST_ISA {
 struct Window {
   int64_t y, x, y0, y1, x0, x1;
   Window(int64_t y, int64_t x, int64_t H, int64_t W)
-      : y(y), x(x), y0(y ? y - 1 : 0), y1(y + 2 < H ? y + 2 : H), x0(x ? x - 1 : 0), x1(x + 2 < W ? x + 2 : W) {}
-  // The number of the tap at (yy, xx), 0 to 8.
-  template <class T>
-  T tap(int64_t yy, int64_t xx) const {
-    return static_cast<T>((yy - y + 1) * 3 + xx - x + 1);
-  }
+      : y(y), x(x), y0(y ? 0 : 1), y1(y + 1 < H ? 3 : 2), x0(x ? 0 : 1), x1(x + 1 < W ? 3 : 2) {}
   int64_t count() const { return (y1 - y0) * (x1 - x0); }
+
+  // f(tap 0 to 8, dy, dx) for every tap, row by row; unrolled where all nine are there.
+  template <class F>
+  void each(F f) const {
+    if (count() == 9) {
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; ++t) f(t, t / 3 - 1, t % 3 - 1);
+      return;
+    }
+    for (int64_t ty = y0; ty < y1; ++ty) {
+      for (int64_t tx = x0; tx < x1; ++tx) f(ty * 3 + tx, ty - 1, tx - 1);
+    }
+  }
 };
 
 // Scratch memory: two tiles [chunk, C'].
@@ -30,21 +38,20 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
     for (int64_t p = 0, y = y0, x = 0; p < rows * a.Wo; ++p, x + 1 < a.Wo ? ++x : (++y, x = 0)) {
       const Window w(y * a.stride, x * a.stride, a.H, a.W);
       T* out = a.z + ((n * a.Ho + y) * a.Wo + x) * a.C;
-      for (int64_t c = 0; c < a.C; c += V::size) {
+      each_register<T>(a.C, [&](int64_t c, auto left) {
+        const T* in = a.x.at(n, w.y) + w.x * a.x.w + c;
         V most = V::set(-__builtin_inf()), sum = V::zero();
-        for (int64_t yy = w.y0; yy < w.y1; ++yy) {
-          for (int64_t xx = w.x0; xx < w.x1; ++xx) {
-            const V v = load_channels(a.x.at(n, yy) + xx * a.x.w + c, a.C - c);
-            most = V::select(most.beaten_by(v), v, most);
-            sum = sum + v;
-          }
-        }
+        w.each([&](int64_t, int64_t dy, int64_t dx) {
+          const V v = load_channels(in + dy * a.x.h + dx * a.x.w, left);
+          most = V::select(most.beaten_by(v), v, most);
+          sum = sum + v;
+        });
         const V mean = sum / V::set(static_cast<T>(w.count()));
-        store_channels(most, out + c, a.C - c);
-        store_channels(mean, out + a.N * a.Ho * a.Wo * a.C + c, a.C - c);
+        store_channels(most, out + c, left);
+        store_channels(mean, out + a.N * a.Ho * a.Wo * a.C + c, left);
         most.store(memory + p * C + c);
         mean.store(memory + tile + p * C + c);
-      }
+      });
     }
     for (int64_t half = 0; half < 2; ++half) {
       chunk_moments<T>(memory + half * tile, C, rows * a.Wo, C, a.moments + ((half * a.N + n) * count + k) * 2 * C);
@@ -52,43 +59,44 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   }
 }
 
+// The gradient of z: that of the node, through batch norm, or z's own.
+template <class T, class Left>
+Vec<T> pool3x3_gradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t x, int64_t c, Left left) {
+  using V = Vec<T>;
+  const int64_t C = padded(a.C);
+  const V g = load_channels(a.g[half].at(n, y) + x * a.g[half].w + c, left);
+  if (!a.saved[half].data) return g;
+  const T* k = a.coef + half * 4 * C + c;
+  const V z = load_channels(a.saved[half].at(n, y) + x * a.saved[half].w + c, left);
+  return ((g - V::load(k)) - (z - V::load(k + C)) * V::load(k + 2 * C)) * V::load(k + 3 * C);
+}
+
 // Scratch memory: the gradient of the image, [H + 2, W + 2, C'].
 template <class T>
 void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   using V = Vec<T>;
   const int64_t C = padded(a.C), pitch = (a.W + 2) * C;
-  for (int64_t i = 0; i < (a.H + 2) * pitch; ++i) memory[i] = 0;
+  __builtin_memset(memory, 0, (a.H + 2) * pitch * sizeof(T));
   for (int64_t y = 0; y < a.Ho; ++y) {
     for (int64_t x = 0; x < a.Wo; ++x) {
       const Window w(y * a.stride, x * a.stride, a.H, a.W);
-      for (int64_t c = 0; c < a.C; c += V::size) {
-        const int64_t left = a.C - c;
-        V most = V::set(-__builtin_inf()), where = V::set(w.template tap<T>(w.y0, w.x0));
-        for (int64_t yy = w.y0; yy < w.y1; ++yy) {
-          for (int64_t xx = w.x0; xx < w.x1; ++xx) {
-            const V v = load_channels(a.x.at(n, yy) + xx * a.x.w + c, left);
-            const V better = most.beaten_by(v);
-            most = V::select(better, v, most);
-            where = V::select(better, V::set(w.template tap<T>(yy, xx)), where);
-          }
-        }
-        V d[2];
-        for (int half = 0; half < 2; ++half) {
-          d[half] = load_channels(a.g[half].at(n, y) + x * a.g[half].w + c, left);
-          if (!a.saved[half].data) continue;
-          const T* k = a.coef + half * 4 * C + c;
-          const V z = load_channels(a.saved[half].at(n, y) + x * a.saved[half].w + c, left);
-          d[half] = ((d[half] - V::load(k)) - (z - V::load(k + C)) * V::load(k + 2 * C)) * V::load(k + 3 * C);
-        }
-        d[1] = d[1] / V::set(static_cast<T>(w.count()));
-        for (int64_t yy = w.y0; yy < w.y1; ++yy) {
-          for (int64_t xx = w.x0; xx < w.x1; ++xx) {
-            T* out = memory + (yy + 1) * pitch + (xx + 1) * C + c;
-            const V most_here = d[0].where_equal(where, V::set(w.template tap<T>(yy, xx)));
-            (V::load(out) + (most_here + d[1])).store(out);
-          }
-        }
-      }
+      const T* in = a.x.at(n, w.y) + w.x * a.x.w;
+      T* out = memory + (w.y + 1) * pitch + (w.x + 1) * C;
+      each_register<T>(a.C, [&](int64_t c, auto left) {
+        V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
+        w.each([&](int64_t tap, int64_t dy, int64_t dx) {
+          const V v = load_channels(in + dy * a.x.h + dx * a.x.w + c, left);
+          const V better = most.beaten_by(v);
+          most = V::select(better, v, most);
+          where = V::select(better, V::set(static_cast<T>(tap)), where);
+        });
+        const V maximum = pool3x3_gradient(a, 0, n, y, x, c, left);
+        const V share = pool3x3_gradient(a, 1, n, y, x, c, left) / V::set(static_cast<T>(w.count()));
+        w.each([&](int64_t tap, int64_t dy, int64_t dx) {
+          T* at = out + dy * pitch + dx * C + c;
+          (V::load(at) + (maximum.where_equal(where, V::set(static_cast<T>(tap))) + share)).store(at);
+        });
+      });
     }
   }
   for (int64_t y = 0; y < a.H; ++y) {
@@ -96,11 +104,10 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
       T* out = a.dx + ((n * a.H + y) * a.W + x) * a.C;
       const T* base = a.base.data ? a.base.at(n, y) + x * a.base.w : nullptr;
       const T* in = memory + (y + 1) * pitch + (x + 1) * C;
-      for (int64_t c = 0; c < a.C; c += V::size) {
-        const int64_t left = a.C - c;
+      each_register<T>(a.C, [&](int64_t c, auto left) {
         const V v = V::load(in + c);
         store_channels(base ? load_channels(base + c, left) + v : v, out + c, left);
-      }
+      });
     }
   }
 }

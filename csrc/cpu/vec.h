@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(DARTSFAST_AVX2)
 #include <immintrin.h>
@@ -136,6 +137,15 @@ Vec<T> load_channels(const T* p, int64_t left) {
 template <class T>
 void store_channels(const Vec<T>& v, T* p, int64_t left) {
   left >= Vec<T>::size ? v.store(p) : v.store_part(p, left);
+}
+
+// f(c, left) for every register of the C channels, where left is how many there are from c on: a constant
+// for whole registers, so that loads and stores of the inner loops need no test.
+template <class T, class F>
+void each_register(int64_t C, F f) {
+  int64_t c = 0;
+  for (; c + Vec<T>::size <= C; c += Vec<T>::size) f(c, std::integral_constant<int64_t, Vec<T>::size>());
+  if (c < C) f(c, C - c);
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA
