@@ -1,4 +1,4 @@
-"""The ``dartsfast`` command: ``search cnn``, ``search rnn``, ``draw``, ``doctor``."""
+"""The ``dartsfast`` command: ``search cnn``, ``search rnn``, ``compare cnn``, ``draw``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from dartsfast.compare import CompareConfig, compare_cnn, print_comparison, write_comparison
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.search.config import CNNConfig, RNNConfig
 
@@ -56,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_options(command, config, kind)
         command.set_defaults(run=_search, kind=kind, config=config)
+    compare = commands.add_parser("compare", help="how far two backends are from each other")
+    command = compare.add_subparsers(required=True, metavar="KIND").add_parser(
+        "cnn",
+        help="compare two backends on a CNN search, to the bit",
+        description="Run two backends from one seed on random images and labels, and compare them.",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_fields(command, CompareConfig)
+    command.add_argument("--out", help="folder for compare.json, compare.png and compare.svg")
+    command.set_defaults(run=_compare)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype", help="folder of a run, genotype.json, or a published cell, e.g. rnn:DARTS_V2"
@@ -66,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> None:
+def _add_fields(command: argparse.ArgumentParser, config: Any) -> None:
     for field in dataclasses.fields(config):
         flags = [f"--{field.name}"]
         if "_" in field.name:
@@ -74,9 +86,15 @@ def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> No
         help_ = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
         if isinstance(field.default, bool):
             command.add_argument(*flags, action="store_true", help=help_)
+        elif isinstance(field.default, tuple):
+            command.add_argument(*flags, nargs=len(field.default), metavar="NAME", help=help_)
         else:
             choices = field.metadata["choices"] or None
             command.add_argument(*flags, type=type(field.default), choices=choices, help=help_)
+
+
+def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> None:
+    _add_fields(command, config)
     command.add_argument(
         "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
     )
@@ -138,6 +156,16 @@ def _run_search(kind: str, config: Any, resume: str | None) -> None:
     print(f"pictures    {result.out / 'cell.png'}, {result.out / 'alphas.png'}, {result.out / 'curves.png'}")
     print(f"checkpoint  {result.checkpoint}")
     print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "out")}
+    if "out" in args:
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    result = compare_cnn(CompareConfig(**given))
+    print_comparison(result)
+    for file in write_comparison(result, args.out) if "out" in args else ():
+        print(file)
 
 
 def _draw(args: argparse.Namespace) -> None:

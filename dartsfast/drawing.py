@@ -120,7 +120,7 @@ def draw_alphas(
     peak = max(max(float(weights.max()), 2 / len(ops)) for weights, ops, _ in panels.values())
     widths = [0.5 * len(ops) + 1.0 for _, ops, _ in panels.values()]
     height = 0.28 * max(len(edges) for _, _, edges in panels.values()) + 1.8
-    figure = _figure(figsize=(sum(widths) + 0.9, height), layout="constrained")
+    figure = new_figure(figsize=(sum(widths) + 0.9, height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
     for ax, (name, (weights, ops, edges)) in zip(axes, panels.items(), strict=True):
         mesh = ax.pcolormesh(weights, vmin=0, vmax=peak, cmap="Blues", edgecolors="white", linewidth=1)
@@ -139,7 +139,7 @@ def draw_alphas(
     bar.solids.set_edgecolor("face")  # or SVG viewers show hairlines between its shades
     if title:
         figure.suptitle(title, parse_math=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> list[Path]:
@@ -163,7 +163,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
             f"the history of {len(history)} epochs has nothing to draw; give each epoch numbers such as "
             "train_loss, valid_loss, train_acc or valid_ppl"
         )
-    figure = _figure(figsize=(5.0 * len(curves), 3.6), layout="constrained")
+    figure = new_figure(figsize=(5.0 * len(curves), 3.6), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     for ax, (measure, lines) in zip(axes, curves.items(), strict=True):
         for split, points in lines.items():
@@ -173,7 +173,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _softmax(name: str, alpha: Any, ops: Sequence[str], edges: Sequence[str]) -> np.ndarray:
@@ -252,7 +252,7 @@ def _edge(op: str, source: int, target: int) -> Edge:
 
 def _draw_cells(cells: list[_Cell], path: str | os.PathLike) -> list[Path]:
     """Draw the cells one below the other on a figure whose data unit is an inch."""
-    figure = _figure(facecolor="white")
+    figure = new_figure(facecolor="white")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.axis("off")
     right, bottom = 0.0, _MARGIN
@@ -273,7 +273,7 @@ def _draw_cells(cells: list[_Cell], path: str | os.PathLike) -> list[Path]:
         bottom = max(box.y + box.height / 2 + _MARGIN for box in boxes)
     figure.set_size_inches(right, bottom)
     ax.set(xlim=(0, right), ylim=(bottom, 0))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_edge(ax: Any, way: list[Box]) -> None:
@@ -337,7 +337,8 @@ def _color(op: str) -> str:
     return next((color for family, color in _FAMILIES.items() if op.startswith(family)), _PLAIN)
 
 
-def _figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> Any:
+    """Return an empty matplotlib figure of this package's resolution; ``InputError`` without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("drawing needs matplotlib, not found here; run pip install 'dartsfast[search]'")
     from matplotlib.figure import Figure
@@ -345,8 +346,8 @@ def _figure(**options: Any) -> Any:
     return Figure(dpi=_DPI, **options)
 
 
-def _save(figure: Any, path: str | os.PathLike) -> list[Path]:
-    """Write the figure to ``path`` with .png and .svg, each whole or not at all."""
+def save_figure(figure: Any, path: str | os.PathLike) -> list[Path]:
+    """Write the figure to ``path`` with .png and .svg, each whole or not at all; return both paths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     base = Path(path)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
 
 def network(backend, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    options = {"C": 4, "steps": 2, "multiplier": 2, "backend": backend, **options}
-    return Network(num_classes=10, layers=3, criterion=nn.CrossEntropyLoss(), **options).to(dtype)
+    options = {"C": 4, "layers": 3, "steps": 2, "multiplier": 2, "backend": backend, **options}
+    return Network(num_classes=10, criterion=nn.CrossEntropyLoss(), **options).to(dtype)
 
 
 def batch(dtype, N=4, HW=8, seed=1):
@@ -252,6 +252,14 @@ def test_batch_norm_options_are_those_of_the_modules():
         states.append(search(model, 2))
     for name, value in states[0].items():
         assert relative(states[1][name], value) < 1e-9, name
+
+
+def test_alphas_of_no_cell_stay_where_they_are():
+    model = network("cpu", layers=2)  # two reductions
+    before = model.alphas_normal.detach().clone()
+    search(model, 1)
+    assert model.alphas_normal.grad is None
+    assert torch.equal(model.alphas_normal, before)
 
 
 def test_bad_input_is_refused():

@@ -214,14 +214,19 @@ class Network(ArchModule):
         if input.dim() != 4 or input.shape[1] != 3:
             raise InputError(f"Network takes images [N, 3, H, W], got {list(input.shape)}")
         if self.backend == "reference":
-            weights_normal = F.softmax(self.alphas_normal, dim=-1)
-            weights_reduce = F.softmax(self.alphas_reduce, dim=-1)
+            mixing = {
+                False: F.softmax(self.alphas_normal, dim=-1),
+                True: F.softmax(self.alphas_reduce, dim=-1),
+            }
             s0 = s1 = self.stem(input)
         else:
-            weights_normal, weights_reduce = fused.alpha_softmax([self.alphas_normal, self.alphas_reduce])
+            # Only those that a cell uses: the others have no gradient, and Adam must not move them.
+            used = sorted({cell.reduction for cell in self.cells})
+            alphas = [self.alphas_reduce if reduction else self.alphas_normal for reduction in used]
+            mixing = dict(zip(used, fused.alpha_softmax(alphas), strict=True))
             s0 = s1 = fused.stem(self.stem, input)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+            s0, s1 = s1, cell(s0, s1, mixing[cell.reduction])
         out = self.global_pooling(s1)
         return self.classifier(out.view(out.size(0), -1))
 

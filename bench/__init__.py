@@ -1,0 +1,1 @@
+"""Benchmarks of dartsfast, run from a checkout: ``python -m bench``. See ``bench/README.md``."""

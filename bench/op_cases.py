@@ -1,0 +1,320 @@
+"""The operators that the suite ``ops`` times, each beside stock PyTorch functions doing the same.
+
+Every case has the same inputs in all dtypes (drawn in float32) and gives, pass by pass and peer by
+peer, something to call and a view of its result that all peers share, in which the gate compares them.
+Stock peers run on [N, C, H, W], as the published networks do, and on the same in channels_last memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dartsfast.ops import alpha_softmax, branch_conv, mixed_sum, pool3x3
+
+kernels = torch.ops.dartsfast
+OURS, WITH_SUMS, STOCK, STOCK_LAST = "dartsfast", "dartsfast + sums", "stock", "stock channels_last"
+MEMORY_FORMATS = {STOCK: torch.contiguous_format, STOCK_LAST: torch.channels_last}
+EPSILON = 1e-5
+
+
+@dataclass
+class Timed:
+    """Something to time, and its outputs as the gate compares them."""
+
+    call: Callable[[], Any]
+    view: Callable[[Any], Sequence[Tensor]]
+
+
+Peers = dict[str, Timed]
+
+
+@dataclass
+class Case:
+    """An operator on one shape.
+
+    Attributes:
+        op: its name.
+        label: the shape in words.
+        build: dtype to the peers of every pass.
+        flops: floating point operations of a pass, where they are what a pass consists of.
+        bytes: float32 bytes that a pass cannot but read or write.
+    """
+
+    op: str
+    label: str
+    build: Callable[[torch.dtype], dict[str, Peers]]
+    flops: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+
+
+def all_cases(batch: int, *, quick: bool = False) -> list[Case]:
+    """Return every case: the three shapes of the search network on 32x32 images, or one tiny shape."""
+    shapes = [(4, 8)] if quick else [(16, 32), (32, 16), (64, 8)]
+    cases = [alpha_case()]
+    for C, size in shapes:
+        cases += [branch_case(batch, C, size, K, D) for K in (3, 5) for D in (1, 2)]
+    cases += [pool_case(batch, C, size) for C, size in shapes]
+    return cases + [mixed_case(batch, C, size) for C, size in shapes]
+
+
+def alpha_case(edges: int = 14, operations: int = 8) -> Case:
+    """Two alphas of the CNN; so small that a launch is all it costs."""
+
+    def build(dtype: torch.dtype) -> dict[str, Peers]:
+        draw = _drawing(dtype)
+        alphas = [draw(edges, operations).requires_grad_() for _ in range(2)]
+        g = [draw(edges, operations) for _ in range(2)]
+
+        def softmaxes() -> list[Tensor]:
+            return [F.softmax(alpha, -1) for alpha in alphas]
+
+        forward = {
+            OURS: Timed(_no_grad(lambda: alpha_softmax(alphas)), list),
+            STOCK: Timed(_no_grad(softmaxes), list),
+        }
+        ours, stock = alpha_softmax(alphas), softmaxes()
+        backward = {
+            OURS: Timed(lambda: torch.autograd.grad(ours, alphas, g, retain_graph=True), list),
+            STOCK: Timed(lambda: torch.autograd.grad(stock, alphas, g, retain_graph=True), list),
+        }
+        return {"forward": forward, "backward": backward}
+
+    return Case("alpha_softmax", f"2 x [{edges}, {operations}]", build)
+
+
+def branch_case(batch: int, C: int, size: int, K: int, D: int) -> Case:
+    """One branch, relu -> depthwise KxK dilated by D -> pointwise, with its batch statistics."""
+    pixels = batch * size * size
+    depthwise, pointwise = 2 * pixels * C * K * K, 2 * pixels * C * C
+    image = 4 * pixels * C
+
+    def build(dtype: torch.dtype) -> dict[str, Peers]:
+        draw = _drawing(dtype)
+        inputs = [draw(batch, C, size, size), draw(C, 1, K, K), draw(C, C, 1, 1), draw(batch, C, size, size)]
+        ours = _branch_ours(*inputs, D=D)
+        stocks = {name: _branch_stock(*inputs, D=D, format=f) for name, f in MEMORY_FORMATS.items()}
+        return {name: {**ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
+
+    return Case(
+        "branch_conv",
+        f"C={C}, {size}x{size}, {K}x{K}" + (f", dilation {D}" if D > 1 else ""),
+        build,
+        flops={
+            "forward": depthwise + pointwise,
+            "backward": 3 * depthwise + 2 * pointwise,  # dartsfast computes the depthwise output again
+            "input gradient": depthwise + pointwise,
+        },
+        bytes={"forward": 2 * image, "backward": 4 * image, "input gradient": 4 * image},
+    )
+
+
+def _branch_ours(x: Tensor, depthwise: Tensor, pointwise: Tensor, g: Tensor, *, D: int) -> dict[str, Peers]:
+    x, g = _nhwc(x), _nhwc(g)
+    call = lambda: branch_conv(x, [pointwise], [depthwise], [D])  # noqa: E731
+    z, stats = call()
+    mean, rstd = stats[0, 0], torch.rsqrt(stats[0, 1] + EPSILON)
+
+    def coefficients() -> Tensor:
+        _, means = kernels.mixed_sum_backward(g, [z[0]], mean[None], rstd[None])
+        return torch.stack([means[0], mean, means[1] * rstd, rstd])[None]
+
+    def backward(coef: Tensor, weights: bool) -> Any:
+        return kernels.branch_conv_backward(
+            [g], [z[0]], coef, x, None, [depthwise], [pointwise], [D], 1, True, None, True, weights
+        )
+
+    def timed(weights: bool) -> Peers:
+        view = lambda out: [out[0], *out[1], *out[2]]  # noqa: E731
+        return {
+            OURS: Timed(lambda: backward(coef, weights), view),
+            WITH_SUMS: Timed(lambda: backward(coefficients(), weights), view),
+        }
+
+    coef = coefficients()
+    return {
+        "forward": {OURS: Timed(call, lambda out: [out[0][0], out[1][0, 0], out[1][0, 1]])},
+        "backward": timed(True),
+        "input gradient": timed(False),
+    }
+
+
+def _branch_stock(
+    x: Tensor, depthwise: Tensor, pointwise: Tensor, g: Tensor, *, D: int, format: torch.memory_format
+) -> dict[str, Timed]:
+    x = x.clone(memory_format=format).requires_grad_()
+    g = g.clone(memory_format=format)
+    weights = [w.clone(memory_format=format).requires_grad_() for w in (depthwise, pointwise)]
+
+    def convolved() -> Tensor:
+        pad = D * (depthwise.shape[-1] - 1) // 2
+        y = F.conv2d(F.relu(x), weights[0], padding=pad, dilation=D, groups=x.shape[1])
+        return F.conv2d(y, weights[1])
+
+    def forward() -> tuple[Tensor, ...]:
+        z = convolved()
+        return z, *_batch_statistics(z)
+
+    out = F.batch_norm(convolved(), None, None, training=True, eps=EPSILON)
+    return {
+        "forward": Timed(_no_grad(forward), lambda out: [_nhwc(out[0]), *out[1:]]),
+        "backward": _gradients(out, [x, *weights], g, lambda d: [_nhwc(d[0]), *d[1:]]),
+        "input gradient": _gradients(out, [x], g, lambda d: [_nhwc(d[0])]),
+    }
+
+
+def pool_case(batch: int, C: int, size: int) -> Case:
+    """Maximum and average of a source, with their batch statistics."""
+    image = 4 * batch * size * size * C
+
+    def build(dtype: torch.dtype) -> dict[str, Peers]:
+        draw = _drawing(dtype)
+        x, *g = [draw(batch, C, size, size) for _ in range(3)]
+        stocks = {name: _pool_stock(x, g, f) for name, f in MEMORY_FORMATS.items()}
+        ours = _pool_ours(_nhwc(x), [_nhwc(one) for one in g])
+        return {name: {**ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
+
+    return Case(
+        "pool3x3",
+        f"C={C}, {size}x{size}",
+        build,
+        bytes={"forward": 3 * image, "backward": 6 * image},
+    )
+
+
+def _pool_ours(x: Tensor, g: list[Tensor]) -> dict[str, Peers]:
+    z, stats = pool3x3(x)
+    mean, rstd = stats[:, 0], torch.rsqrt(stats[:, 1] + EPSILON)
+
+    def coefficients() -> Tensor:
+        rows = []
+        for half in range(2):
+            one = slice(half, half + 1)
+            _, means = kernels.mixed_sum_backward(g[half], [z[half]], mean[one], rstd[one])
+            rows.append(torch.stack([means[0], mean[half], means[1] * rstd[half], rstd[half]]))
+        return torch.stack(rows)
+
+    def backward(coef: Tensor) -> Tensor:
+        return kernels.pool3x3_backward(g, list(z), coef, x, 1, None)
+
+    coef = coefficients()
+    return {
+        "forward": {OURS: Timed(lambda: pool3x3(x), lambda out: [*out[0], *out[1].flatten(0, 1)])},
+        "backward": {
+            OURS: Timed(lambda: backward(coef), lambda out: [out]),
+            WITH_SUMS: Timed(lambda: backward(coefficients()), lambda out: [out]),
+        },
+    }
+
+
+def _pool_stock(x: Tensor, g: list[Tensor], format: torch.memory_format) -> dict[str, Timed]:
+    x = x.clone(memory_format=format).requires_grad_()
+    gradients = [one.clone(memory_format=format) for one in g]
+
+    def pools() -> list[Tensor]:
+        return [F.max_pool2d(x, 3, 1, 1), F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)]
+
+    def forward() -> list[tuple[Tensor, ...]]:
+        return [(z, *_batch_statistics(z)) for z in pools()]
+
+    out = [F.batch_norm(z, None, None, training=True, eps=EPSILON) for z in pools()]
+    return {
+        "forward": Timed(
+            _no_grad(forward),
+            lambda out: [*(_nhwc(z) for z, _, _ in out), *(s for _, *stats in out for s in stats)],
+        ),
+        "backward": _gradients(out, [x], gradients, lambda d: [_nhwc(d[0])]),
+    }
+
+
+def mixed_case(batch: int, C: int, size: int, branches: int = 7) -> Case:
+    """The weighted sum of an edge's normalised branches; statistics are given."""
+    image = 4 * batch * size * size * C
+
+    def build(dtype: torch.dtype) -> dict[str, Peers]:
+        draw = _drawing(dtype)
+        z = [draw(batch, C, size, size) for _ in range(branches)]
+        g, weights = draw(batch, C, size, size), draw(branches).softmax(0)
+        mean, variance = draw(branches, C), draw(branches, C).square() + 0.5
+        stocks = {name: _mixed_stock(z, mean, variance, weights, g, f) for name, f in MEMORY_FORMATS.items()}
+        ours = _mixed_ours([_nhwc(one) for one in z], mean, torch.rsqrt(variance), weights, _nhwc(g))
+        return {name: {OURS: ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
+
+    return Case(
+        "mixed_sum",
+        f"C={C}, {size}x{size}, {branches} branches",
+        build,
+        bytes={
+            "forward": (branches + 1) * image,
+            "backward": (2 * branches + 1) * image,
+            "weight gradient": (branches + 1) * image,
+        },
+    )
+
+
+def _mixed_ours(z: list[Tensor], mean: Tensor, rstd: Tensor, weights: Tensor, g: Tensor) -> dict[str, Timed]:
+    inputs = [one.clone().requires_grad_() for one in [weights, *z]]
+    out = mixed_sum(inputs[1:], mean, rstd, inputs[0])
+    return {
+        "forward": Timed(lambda: mixed_sum(z, mean, rstd, weights), lambda out: [out]),
+        "backward": _gradients(out, inputs, g, list),
+        "weight gradient": Timed(lambda: kernels.mixed_sum_backward(g, z, mean, rstd), lambda out: [out[0]]),
+    }
+
+
+def _mixed_stock(
+    z: list[Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    weights: Tensor,
+    g: Tensor,
+    format: torch.memory_format,
+) -> dict[str, Timed]:
+    z = [one.clone(memory_format=format).requires_grad_() for one in z]
+    weights = weights.clone().requires_grad_()
+    g = g.clone(memory_format=format)
+
+    def forward() -> Tensor:
+        terms = zip(weights, z, mean, variance, strict=True)
+        return sum(w * F.batch_norm(one, m, v, eps=0.0) for w, one, m, v in terms)
+
+    out = forward()
+    return {
+        "forward": Timed(_no_grad(forward), lambda out: [_nhwc(out)]),
+        "backward": _gradients(out, [weights, *z], g, lambda d: [d[0], *(_nhwc(one) for one in d[1:])]),
+        "weight gradient": _gradients(out, [weights], g, list),
+    }
+
+
+def _gradients(
+    outputs: Any, inputs: Sequence[Tensor], g: Any, view: Callable[[Any], Sequence[Tensor]]
+) -> Timed:
+    return Timed(lambda: torch.autograd.grad(outputs, inputs, g, retain_graph=True), view)
+
+
+def _batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance, by the kernel that batch norm takes them with."""
+    return torch.batch_norm_update_stats(z, None, None, 0.0)
+
+
+def _drawing(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Return a source of normal numbers that are the same in every dtype."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator).to(dtype)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _no_grad(call: Callable[[], Any]) -> Callable[[], Any]:
+    def without() -> Any:
+        with torch.no_grad():
+            return call()
+
+    return without

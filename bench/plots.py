@@ -1,0 +1,70 @@
+"""Pictures of results: bars of speed-up and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.op_cases import STOCK, STOCK_LAST
+from dartsfast.drawing import new_figure, save_figure
+
+COLORS = ("#1f6fb4", "#c9701a", "#2e8b57")
+
+Bars = Mapping[str, Mapping[str, float]]  # series to label to value
+
+
+def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw how much faster than the reference every peer is, and its peak memory."""
+    rows = [row for row in result["rows"] if "order" in row]
+    labels = list(dict.fromkeys(row["peer"] for row in rows))
+    panels = []
+    for key, title, unit in (
+        ("speedup", "iteration: times faster than the reference", "{:.1f}x"),
+        ("peak_mb", "peak memory above idle, MB", "{:,.0f}"),
+    ):
+        bars: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if key in row:
+                bars.setdefault(f"order {row['order']}", {})[row["peer"]] = row[key]
+        panels.append((title, unit, bars))
+    return _draw(panels, labels, path)
+
+
+def draw_ops(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw how much faster than stock functions every operator is, a panel a stock peer."""
+    rows = [row for row in result["rows"] if "speedup" in row]
+    labels = list(dict.fromkeys(f"{row['op']} {row['case']}" for row in rows))
+    panels = []
+    for stock in (STOCK, STOCK_LAST):
+        bars: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if row["peer"] == stock:
+                series = "input or weight gradient" if row["pass"].endswith("gradient") else row["pass"]
+                bars.setdefault(series, {})[f"{row['op']} {row['case']}"] = row["speedup"]
+        panels.append((f"times faster than {stock}", "{:.1f}x", bars))
+    return _draw(panels, labels, path)
+
+
+def _draw(panels: Sequence[tuple[str, str, Bars]], labels: Sequence[str], path: Path) -> list[Path]:
+    """Draw horizontal bars, a panel beside the other, ``labels`` from top to bottom."""
+    figure = new_figure(figsize=(5.2 * len(panels), 1.2 + 0.42 * max(len(labels), 1)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, unit, bars) in zip(axes, panels, strict=True):
+        height = 0.8 / max(len(bars), 1)
+        for place, (series, values) in enumerate(bars.items()):
+            at = [labels.index(label) + (place - (len(bars) - 1) / 2) * height for label in values]
+            drawn = ax.barh(
+                at, list(values.values()), height, label=series, color=COLORS[place % len(COLORS)]
+            )
+            ax.bar_label(drawn, [unit.format(value) for value in values.values()], padding=2, fontsize=7)
+        ax.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
+        ax.set_title(title, fontsize=10)
+        ax.margins(x=0.12)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_axisbelow(True)
+        if bars:
+            ax.legend(frameon=False, fontsize=8)
+    axes[0].invert_yaxis()
+    return save_figure(figure, path)

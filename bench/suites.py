@@ -1,0 +1,76 @@
+"""The registry of suites, and how one is run and its result kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import cnn_step, ops, plots
+from bench.machine import header, threads
+from bench.options import Options
+from dartsfast.errors import InputError
+
+__all__ = ["SUITES", "Options", "Suite", "run_suite", "save_result"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite.
+
+    Attributes:
+        about: a line for ``--list``.
+        run: options to ``conditions`` and ``rows``.
+        table: result to a markdown table.
+        conditions: result to the sentence that stands beside its table.
+        draw: result and path without suffix to the files of its pictures.
+    """
+
+    about: str
+    run: Callable[[Options], dict[str, Any]]
+    table: Callable[[dict[str, Any]], str]
+    conditions: Callable[[dict[str, Any]], str]
+    draw: Callable[[dict[str, Any], Path], list[Path]]
+
+
+SUITES = {
+    "ops": Suite(
+        "every operator against stock functions and the machine's ceilings",
+        ops.run,
+        ops.table,
+        ops.conditions,
+        plots.draw_ops,
+    ),
+    "cnn_step": Suite(
+        "an iteration of the CNN search: time and memory of backends and references",
+        cnn_step.run,
+        cnn_step.table,
+        cnn_step.conditions,
+        plots.draw_steps,
+    ),
+}
+
+
+def run_suite(name: str, options: Options) -> dict[str, Any]:
+    """Run suite ``name``; return ``suite``, ``header`` (machine, versions, commit), ``conditions``, ``rows``.
+
+    Raises:
+        InputError: unknown suite, numbers that cannot work, or a backend that is not available.
+    """
+    if name not in SUITES:
+        raise InputError(f"unknown suite {name!r}: choose from {', '.join(SUITES)}")
+    options.check()
+    with threads(options.threads):
+        found = SUITES[name].run(options)
+        return {"suite": name, "quick": options.quick, "header": header(), **found}
+
+
+def save_result(result: dict[str, Any], out: str | Path) -> list[Path]:
+    """Write ``<suite>.json``, ``.png`` and ``.svg`` to the folder ``out``; return the paths."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{result['suite']}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return [file, *SUITES[result["suite"]].draw(result, folder / result["suite"])]
