@@ -40,3 +40,4 @@ bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results
 	$(BIN)/python -m bench cnn_step --out bench/results
 	$(BIN)/python -m bench report bench/results --readme README.md
+	$(BIN)/python -m bench report bench/results --readme docs/performance.md

@@ -48,17 +48,26 @@ def markdown(result: dict[str, Any]) -> str:
 def insert(readme: str | Path, results: list[dict[str, Any]]) -> None:
     """Replace what is between ``<!-- bench:SUITE -->`` and ``<!-- /bench:SUITE -->`` in ``readme``.
 
+    A file may have the markers of some suites only.
+
     Raises:
-        InputError: a result for which there are no markers, or markers that are not one pair.
+        InputError: no markers of any result, or markers that are not one pair.
     """
     path = Path(readme)
     if not path.exists():
         raise InputError(f"no file {path}; --readme takes a file that has the bench markers")
     text = path.read_text(encoding="utf-8")
+    placed = 0
     for result in results:
         start, end = f"<!-- bench:{result['suite']} -->", f"<!-- /bench:{result['suite']} -->"
+        if start not in text and end not in text:
+            continue
         if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
             raise InputError(f"{path} needs one line {start} and, below it, one line {end}")
         before, after = text[: text.index(start) + len(start)], text[text.index(end) :]
         text = f"{before}\n{markdown(result)}\n{after}"
+        placed += 1
+    if not placed:
+        suites = ", ".join(result["suite"] for result in results)
+        raise InputError(f"{path} has no line <!-- bench:SUITE --> of {suites}")
     path.write_text(text, encoding="utf-8")

@@ -95,6 +95,9 @@ def test_report_goes_between_the_markers(folder, tmp_path, capsys):
     readme.write_text("<!-- /bench:ops -->\n<!-- bench:ops -->\n")
     with pytest.raises(InputError, match="needs one line <!-- bench:ops -->"):
         insert(readme, read_results(folder))
+    readme.write_text("nothing to fill in")
+    with pytest.raises(InputError, match="has no line <!-- bench:SUITE -->"):
+        insert(readme, read_results(folder))
 
 
 def _off(timed):

@@ -1,4 +1,8 @@
-"""The over-complete CNN whose mixing weights are searched (paper section 2.2), on stock modules."""
+"""The over-complete CNN whose mixing weights are searched (paper section 2.2).
+
+On the reference path it computes with its stock modules; on the others :mod:`dartsfast.cnn.fused`
+computes with their weights.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +116,8 @@ class Network(ArchModule):
         multiplier: nodes concatenated into a cell's output.
         stem_multiplier: channels of the stem, in units of ``C``.
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
-        memory: ``store``, or ``recompute`` to keep only the inputs of edges for the backward.
+        memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
+            backward.
         primitives: operation names of the search space, keys of ``operations.OPS``.
 
     Raises:
@@ -221,12 +226,12 @@ class Network(ArchModule):
             s0 = s1 = self.stem(input)
         else:
             # Only those that a cell uses: the others have no gradient, and Adam must not move them.
-            used = sorted({cell.reduction for cell in self.cells})
+            used = sorted({bool(cell.reduction) for cell in self.cells})
             alphas = [self.alphas_reduce if reduction else self.alphas_normal for reduction in used]
             mixing = dict(zip(used, fused.alpha_softmax(alphas), strict=True))
             s0 = s1 = fused.stem(self.stem, input)
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, mixing[cell.reduction])
+            s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)
         return self.classifier(out.view(out.size(0), -1))
 

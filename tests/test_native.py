@@ -1,0 +1,63 @@
+"""The native extension: what happens without it, and which instruction set runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dartsfast import native
+from dartsfast.backends import availability
+
+PROGRAM = """
+import torch
+from dartsfast.backends import passed_over, resolve_backend
+from dartsfast.cnn.model_search import Network
+from dartsfast.errors import InputError
+(missing,) = passed_over("cpu")
+print(resolve_backend("auto"), "|", missing.reason)
+net = Network(4, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)
+print(net.backend, net(torch.randn(2, 3, 8, 8)).shape[1])
+try:
+    Network(4, 10, 3, torch.nn.CrossEntropyLoss(), backend="cpu")
+except InputError as error:
+    print(error)
+"""
+
+
+def without_extension(*command, **environment):
+    """Run Python as on a machine where the package was installed without a compiler."""
+    result = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "DARTSFAST_LIBRARY": "/nowhere/_C.abi3.so", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_without_the_extension_auto_falls_back_and_says_why():
+    first, second, third = without_extension("-c", PROGRAM).splitlines()
+    assert first.startswith("reference | the native extension was not built: install a C++20 compiler")
+    assert second == "reference 10"
+    assert "backend 'cpu' is not available: the native extension was not built" in third
+
+
+def test_doctor_says_why_there_is_no_cpu_backend():
+    assert "the native extension was not built" in without_extension("-m", "dartsfast", "doctor")
+
+
+@pytest.mark.skipif(native.load() is not None, reason=str(native.load()))
+def test_the_instruction_set_can_be_chosen():
+    chosen = torch.ops.dartsfast.cpu_instruction_set()
+    try:
+        torch.ops.dartsfast.set_cpu_instruction_set("portable")
+        assert torch.ops.dartsfast.cpu_instruction_set() == "portable"
+        assert "portable" in availability("cpu").reason
+        with pytest.raises(RuntimeError, match="'mmx' is not one of this processor's"):
+            torch.ops.dartsfast.set_cpu_instruction_set("mmx")
+    finally:
+        torch.ops.dartsfast.set_cpu_instruction_set(chosen)
