@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
 
-// Blocks that no tensor uses are kept, by size, as long as all blocks together stay within 1.1 times the
+// Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
 // most that was ever in use.
 class Cache {
  public:
@@ -24,7 +24,7 @@ class Cache {
       block = found->second.back();
       pop(found);
     } else {
-      while (!idle_.empty() && used_ + idle_bytes_ > most_ + most_ / 10) release_largest();
+      while (!idle_.empty() && used_ + idle_bytes_ > most_) release_largest();
       block = std::aligned_alloc(64, bytes);
     }
     if (!block) {

@@ -1,6 +1,6 @@
 """A node of a CNN cell, x_i = sum over edges and operations of w * BN(op(x_j)), as one autograd node.
 
-Kept for the backward are the pre-norm outputs z and the channel statistics (``memory="store"``), or
+Kept for the backward are the convolutions' pre-norm outputs z and the channel statistics (``"store"``), or
 the node's inputs and the statistics only (``"recompute"``: z is computed again, edge by edge). The
 backward makes one pass over the gradient g and the z of an edge, which gives the gradients of the
 mixing weights and all that batch norm needs; the convolutions form dz from g and z as they read them.
@@ -149,6 +149,7 @@ class _Node(torch.autograd.Function):
                 out = kernels.mixed_sum(_summed(edge, found, group), mean, rstd, row[_index(edge.ops)], out)
             if memory == "recompute":
                 found = Kept(found.inner, found.final)
+            found.pooled = None  # cheaper to compute again than to keep
             kept.append(found.tensors())
             batch.append(own)
         if out is None:
@@ -171,6 +172,8 @@ class _Node(torch.autograd.Function):
             found = Kept.of(edge, kept[i])
             if ctx.memory == "recompute":
                 found, _ = run(edge, groups[i], None, found)
+            elif edge.pools:
+                found.pooled, _ = kernels.pool3x3(groups[i][0], edge.stride)
             backward = EdgeBackward(edge, found, ctx.batch[i], groups[i], needed[i], g)
             gradients += backward.run(weights[i], d_weights[i])
         return None, None, None, None, d_weights, *gradients
