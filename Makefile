@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
 
-.PHONY: install search test lint sanitize bench
+.PHONY: install search test lint sanitize sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
 # then built with that torch, not with a second copy in a build environment.
@@ -28,12 +28,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The op tests on kernels built with AddressSanitizer and UBSan, beside the installed ones.
-sanitize: install
-	DARTSFAST_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize-temp
-	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		DARTSFAST_LIBRARY=$(CURDIR)/build/sanitize/dartsfast/_C.abi3.so \
+# The op tests on kernels built with AddressSanitizer, then with UBSan, beside the installed ones.
+SANITIZED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2
+
+sanitize: sanitize-address sanitize-undefined
+
+sanitize-%: install
+	DARTSFAST_SANITIZE=$* $(BIN)/python setup.py --quiet build_ext --build-lib build/$* --build-temp build/$*-temp
+	$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so))" \
+		DARTSFAST_LIBRARY=$(CURDIR)/build/$*/dartsfast/_C.abi3.so \
 		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py
 
 bench: install

@@ -1,8 +1,8 @@
 """Build hook of the native extension; everything else is declared in pyproject.toml.
 
 The package installs and works without it: where no compiler or no torch is at hand while building,
-the extension is left out aloud, and `dartsfast doctor` says so. DARTSFAST_SANITIZE=address,undefined
-builds it with the sanitizers of that name.
+the extension is left out aloud, and `dartsfast doctor` says so. DARTSFAST_SANITIZE=address
+(or undefined) builds it with that sanitizer.
 """
 
 import os
@@ -30,8 +30,8 @@ def extension():
                 self.warn(f"dartsfast: building without native kernels: {error}")
 
     sanitize = os.environ.get("DARTSFAST_SANITIZE")
-    # -O1: with checks in them, the unrolled kernels take a compiler a quarter of an hour at -O3
-    extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitize else []
+    # With checks in them, the unrolled kernels take a compiler a quarter of an hour at -O3 with debug information.
+    extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1", "-g0"] if sanitize else []
     native = CppExtension(
         "dartsfast._C",
         sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp")),
