@@ -35,7 +35,8 @@ sanitize: sanitize-address sanitize-undefined
 
 sanitize-%: install
 	DARTSFAST_SANITIZE=$* $(BIN)/python setup.py --quiet build_ext --build-lib build/$* --build-temp build/$*-temp
-	$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so))" \
+	$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so)) \
+			$$($(CXX) -print-file-name=libstdc++.so)" \
 		DARTSFAST_LIBRARY=$(CURDIR)/build/$*/dartsfast/_C.abi3.so \
 		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py
 
