@@ -33,7 +33,7 @@ SANITIZED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_o
 
 sanitize: sanitize-address sanitize-undefined
 
-sanitize-%: install
+sanitize-address sanitize-undefined: sanitize-%: install
 	DARTSFAST_SANITIZE=$* $(BIN)/python setup.py --quiet build_ext --build-lib build/$* --build-temp build/$*-temp
 	$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so)) \
 			$$($(CXX) -print-file-name=libstdc++.so)" \
