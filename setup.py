@@ -30,7 +30,7 @@ def extension():
                 self.warn(f"dartsfast: building without native kernels: {error}")
 
     sanitize = os.environ.get("DARTSFAST_SANITIZE")
-    # With checks in them, the unrolled kernels take a compiler a quarter of an hour at -O3 with debug information.
+    # With checks in them the unrolled kernels take a compiler a quarter of an hour at -O3 -g.
     extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1", "-g0"] if sanitize else []
     native = CppExtension(
         "dartsfast._C",

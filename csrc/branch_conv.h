@@ -10,8 +10,8 @@ constexpr int kMaxTaps = 15 * 15;
 // One branch. Packed arrays have their channels padded with zeros to a multiple of 8: Ci' and Co'.
 template <class T>
 struct Branch {
-  int64_t kernel, dilation;
-  const T* taps;         // [K*K, Ci'], null without depthwise
+  int64_t kernel, dilation;  // 1 without depthwise
+  const T* taps;             // [K*K, Ci'], null without depthwise
   const T* pointwise;    // [Ci, Co']
   const T* transposed;   // [Co, Ci'], backward
   T* z;                  // [N, Ho, Wo, Co], forward
@@ -34,24 +34,29 @@ struct BranchConv {
   // Backward only.
   T* dx;                // [N, H, W, Ci], null if not asked for
   Image<const T> base;  // what dx is added to; null data: nothing
-  T* norm_sums;  // [N * chunks of x, 2, Ci'], null without norm
+  T* norm_sums;         // [N * chunks of x, 2, Ci'], null without norm
 };
 
 inline int64_t halo(int64_t kernel, int64_t dilation) { return dilation * (kernel - 1) / 2; }
 
-// Elements of scratch memory that a thread needs for one image.
+// Zero pixels around the image that serve every branch.
 template <class T>
-int64_t scratch_size(const BranchConv<T>& a) {
-  const int64_t Ci = padded(a.Ci), Co = padded(a.Co);
+int64_t border(const BranchConv<T>& a) {
   int64_t P = 0;
   for (int64_t b = 0; b < a.branches; ++b) {
-    const int64_t p = a.branch[b].taps ? halo(a.branch[b].kernel, a.branch[b].dilation) : 0;
+    const int64_t p = halo(a.branch[b].kernel, a.branch[b].dilation);
     P = p > P ? p : P;
   }
+  return P;
+}
+
+// Elements of scratch memory that a thread needs for one image; the places in it are Scratch's.
+template <class T>
+int64_t scratch_size(const BranchConv<T>& a) {
+  const int64_t Ci = padded(a.Ci), Co = padded(a.Co), P = border(a);
   const int64_t Q = P / a.stride + 1, tile = chunk_rows(a.Wo) * a.Wo;
-  // In the order of Scratch, so that a forward touches no more than it needs.
   return (a.H + 2 * P) * (a.W + 2 * P) * Ci + (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
-         tile * (2 * Ci + Co) + 64;
+         tile * (2 * Ci + Co);
 }
 
 }  // namespace dartsfast

@@ -8,6 +8,7 @@ available for the device and keeps the reasons of those it passed over.
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from dartsfast.errors import InputError
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 MEMORY_MODES = ("store", "recompute")
+KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Availability:
     reason: str
 
 
-def availability(backend: str) -> Availability:
-    """Say whether ``backend`` (one of :data:`BACKENDS`) can run here and why.
+def availability(backend: str, network: str = "cnn", dtype: torch.dtype = torch.float32) -> Availability:
+    """Say whether ``backend`` (one of :data:`BACKENDS`) can run ``network`` (cnn or rnn) here, and why.
 
     Raises:
         InputError: unknown name.
@@ -39,40 +41,62 @@ def availability(backend: str) -> Availability:
         raise InputError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
-    if backend == "cpu":
-        missing = native.load()
-        found = "C++ kernels, " + ("" if missing else torch.ops.dartsfast.cpu_instruction_set())
-        return Availability(backend, missing is None, missing or found)
-    return Availability(backend, False, f"this version of dartsfast has no {backend} kernels yet")
+    if backend != "cpu":
+        return Availability(backend, False, f"this version of dartsfast has no {backend} kernels yet")
+    if network != "cnn":
+        return Availability(
+            backend, False, f"this version of dartsfast has no cpu kernels for the {network} yet"
+        )
+    if dtype not in KERNEL_DTYPES:
+        return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
+    missing = native.load()
+    if missing is not None:
+        return Availability(backend, False, missing)
+    return Availability(
+        backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}, for the CNN"
+    )
 
 
-def resolve_backend(backend: str, device: str | torch.device = "cpu") -> str:
-    """Turn a request into the name of a backend that runs on ``device``.
+def resolve_backend(
+    backend: str,
+    device: str | torch.device = "cpu",
+    network: str = "cnn",
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Turn a request into the name of a backend that runs ``network`` on ``device``.
 
     An explicit request that cannot be met raises and says why. ``auto`` takes the first of
-    :data:`PREFERENCE` that is available; :func:`passed_over` says why it is not an earlier one.
+    :data:`PREFERENCE` that is available; :func:`passed_over` says why it is not an earlier one, and
+    where the dtype is the reason a warning does.
 
     Raises:
         InputError: unknown name, or a backend that is not available here.
     """
     if backend != "auto":
-        found = availability(backend)
+        found = availability(backend, network, dtype)
         if not found.available:
             raise InputError(
                 f"backend {backend!r} is not available: {found.reason}. "
                 "Use backend='auto' or 'reference', and run `dartsfast doctor` for the whole table"
             )
         return backend
-    return next(found.backend for found in _candidates(device) if found.available)
+    for found in _candidates(device, network, dtype):
+        if found.available:
+            return found.backend
+        if dtype not in KERNEL_DTYPES:
+            warnings.warn(f"backend {found.backend} not used: {found.reason}", stacklevel=2)
+    raise AssertionError("the reference path runs everywhere")
 
 
-def passed_over(device: str | torch.device = "cpu") -> list[Availability]:
+def passed_over(device: str | torch.device = "cpu", network: str = "cnn") -> list[Availability]:
     """Return the backends that ``auto`` would rather use on ``device`` but cannot, with the reasons."""
-    return list(itertools.takewhile(lambda found: not found.available, _candidates(device)))
+    candidates = _candidates(device, network, torch.float32)
+    return list(itertools.takewhile(lambda found: not found.available, candidates))
 
 
-def _candidates(device: str | torch.device) -> list[Availability]:
-    return [availability(name) for name in PREFERENCE.get(torch.device(device).type, ("reference",))]
+def _candidates(device: str | torch.device, network: str, dtype: torch.dtype) -> list[Availability]:
+    names = PREFERENCE.get(torch.device(device).type, ("reference",))
+    return [availability(name, network, dtype) for name in names]
 
 
 def check_memory(memory: str) -> str:

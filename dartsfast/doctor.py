@@ -38,7 +38,8 @@ def diagnosis() -> list[tuple[str, str]]:
         found = availability(name)
         lines.append((f"backend {name}", f"{'yes' if found.available else 'no'}: {found.reason}"))
     for device in PREFERENCE:
-        lines.append((f"auto on {device}", resolve_backend("auto", device)))
+        taken = ", ".join(f"{net} {resolve_backend('auto', device, net)}" for net in ("cnn", "rnn"))
+        lines.append((f"auto on {device}", taken))
     return lines
 
 

@@ -11,7 +11,7 @@ from dartsfast.cnn import node
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
-from dartsfast.cnn.operations import OPS
+from dartsfast.cnn.operations import OPS, SepConv
 from dartsfast.errors import InputError
 
 _cpu = availability("cpu")
@@ -65,6 +65,23 @@ def test_auto_takes_the_kernels_on_a_cpu():
     assert network("auto").backend == "cpu"
     assert network("cpu").backend == "cpu"
     assert network("reference").backend == "reference"
+
+
+def test_other_dtypes_take_the_reference_path_aloud():
+    model = network("auto", torch.bfloat16)
+    with pytest.warns(UserWarning, match="take float32 and float64, not torch.bfloat16"):
+        assert model.backend == "reference"
+    with pytest.raises(InputError, match="not torch.bfloat16"):
+        network("cpu", torch.bfloat16)(batch(torch.bfloat16)[0])
+
+
+def test_autocast_leaves_the_kernels_in_float32():
+    model, (x, y) = network("cpu", torch.float32), batch(torch.float32)
+    wanted = torch.autograd.grad(model._loss(x, y), model.arch_parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model._loss(x, y)
+    for a, b in zip(torch.autograd.grad(loss, model.arch_parameters()), wanted, strict=True):
+        assert relative(a, b) < 0.1  # the classifier is in bfloat16
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
@@ -134,11 +151,14 @@ class Halved(nn.Module):
         ["max_pool_3x3", "halved", "halved"],
         ["avg_pool_3x3", "dil_conv_5x5", "avg_pool_3x3"],
         ["skip_connect", "none"],
+        ["wide", "skip_connect"],
     ],
     ids=lambda p: "+".join(p)[:40],
 )
 def test_cells_of_any_primitives(monkeypatch, primitives, reduction, training):
     monkeypatch.setitem(OPS, "halved", lambda C, stride, affine: Halved(stride))
+    # a kernel that the operator does not take
+    monkeypatch.setitem(OPS, "wide", lambda C, stride, affine: SepConv(C, C, 17, stride, 8, affine))
     results = []
     for backend in ("reference", "cpu"):
         torch.manual_seed(3)

@@ -13,15 +13,11 @@ namespace dartsfast::DARTSFAST_ISA {
 template <class T>
 struct Scratch {
   static constexpr int64_t L = Vec<T>::size;
-  int64_t Ci, Co, P = 0, Q, Wp, Wq, tile;
+  int64_t Ci, Co, P, Q, Wp, Wq, tile;
   int64_t x_block, d_block, s_block;  // elements from one block of channels to the next
   T *x, *d, *s, *t, *dt, *z;
 
-  Scratch(const BranchConv<T>& a, T* memory) : Ci(padded(a.Ci)), Co(padded(a.Co)) {
-    for (int64_t b = 0; b < a.branches; ++b) {
-      const int64_t p = a.branch[b].taps ? halo(a.branch[b].kernel, a.branch[b].dilation) : 0;
-      P = p > P ? p : P;
-    }
+  Scratch(const BranchConv<T>& a, T* memory) : Ci(padded(a.Ci)), Co(padded(a.Co)), P(border(a)) {
     Q = P / a.stride + 1;
     Wp = a.W + 2 * P;
     Wq = a.Wo + 2 * Q;

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dartsfast.cnn.node import Edge, Stage, node
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 from dartsfast.ops import alpha_softmax, pool3x3
+from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 
 __all__ = ["alpha_softmax", "cell", "stem"]
 
@@ -117,19 +118,15 @@ Found = list[tuple[Stage, list[Tensor]]]
 
 
 def _stages(op: nn.Module, stride: int) -> Found | None:
-    stages: list[tuple[Stage, list[Tensor]] | None]
-    modules: list[Any] = list(op.op) if isinstance(op, SepConv | DilConv | ReLUConvBN) else []
-    if type(op) is SepConv:
-        stages = [
-            _stage(modules[1], modules[2], modules[3], stride),
-            _stage(modules[5], modules[6], modules[7], 1),
-        ]
-    elif type(op) is DilConv:
-        stages = [_stage(modules[1], modules[2], modules[3], stride)]
-    elif type(op) is ReLUConvBN:
-        stages = [_stage(None, modules[1], modules[2], stride)]
-    else:
+    if type(op) not in (SepConv, DilConv, ReLUConvBN):
         return None
+    part: Any = op.op
+    if type(op) is ReLUConvBN:
+        stages = [_stage(None, part[1], part[2], stride)]
+    else:
+        stages = [_stage(part[1], part[2], part[3], stride)]
+    if type(op) is SepConv:
+        stages.append(_stage(part[5], part[6], part[7], 1))
     return [stage for stage in stages if stage is not None] if all(stages) else None
 
 
@@ -144,10 +141,15 @@ def _stage(
         and first.kernel_size == (K, K)
         and first.dilation == (D, D)
         and K % 2 == 1
+        and K <= LARGEST_KERNEL
+        and D <= LARGEST_DILATION
+        and stride in (1, 2)
+        and first.padding_mode == "zeros"
         and first.padding == (D * (K - 1) // 2, D * (K - 1) // 2)
         and (depthwise is None or depthwise.groups == depthwise.in_channels == depthwise.out_channels)
         and pointwise.kernel_size == (1, 1)
         and pointwise.groups == 1
+        and (depthwise is None or (pointwise.stride, pointwise.padding) == ((1, 1), (0, 0)))
         and pointwise.bias is None
         and first.bias is None
         and not norm.affine

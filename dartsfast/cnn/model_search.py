@@ -79,7 +79,7 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W]."""
-        if resolve_backend(self._backend, s0.device) != "reference":
+        if resolve_backend(self._backend, s0.device, dtype=weights.dtype) != "reference":
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
                 list(self._ops),
@@ -189,7 +189,7 @@ class Network(ArchModule):
     @property
     def backend(self) -> str:
         """The backend that computes where the network lies now."""
-        return resolve_backend(self._backend, self.alphas_normal.device)
+        return resolve_backend(self._backend, self.alphas_normal.device, dtype=self.alphas_normal.dtype)
 
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""

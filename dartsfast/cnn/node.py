@@ -125,9 +125,9 @@ def node(
         InputError: no edge has an operation other than none, or batch norm over one value.
     """
     sizes = [len(group) for group in tensors]
-    return _Node.apply(
-        list(edges), list(pooled), sizes, memory, weights, *(t for group in tensors for t in group)
-    )
+    # Under autocast some come in half precision; the kernels have float32 and float64.
+    flat = [t.to(weights.dtype) for group in tensors for t in group]
+    return _Node.apply(list(edges), list(pooled), sizes, memory, weights, *flat)
 
 
 class _Node(torch.autograd.Function):

@@ -100,7 +100,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         self._args = args
         self._backend = backend
         self._memory = check_memory(memory)
-        self.backend = resolve_backend(backend)
+        self.backend = resolve_backend(backend, network="rnn")
         self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]

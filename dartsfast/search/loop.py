@@ -190,7 +190,7 @@ class Search(ABC):
             f"backend {self.model.backend}, {parameters:.3f} M parameters, "
             f"data {self.config.data}, run in {out}"
         )
-        for other in passed_over(self.device) if self.config.backend == "auto" else ():
+        for other in passed_over(self.device, self.kind) if self.config.backend == "auto" else ():
             report.say(f"backend {other.backend} not used: {other.reason}")
         if self.epoch or self.step:
             report.say(f"going on from epoch {self.epoch + 1}, iteration {self.step}")
