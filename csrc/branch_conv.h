@@ -7,7 +7,7 @@ namespace dartsfast {
 
 constexpr int kMaxTaps = 15 * 15;
 
-// One branch. Packed arrays have their channels padded with zeros to a multiple of 8: Ci' and Co'.
+// One branch. Packed arrays have their channels padded with zeros to a multiple of 16: Ci' and Co'.
 template <class T>
 struct Branch {
   int64_t kernel, dilation;  // 1 without depthwise

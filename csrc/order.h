@@ -15,7 +15,8 @@ inline int64_t chunks(int64_t height, int64_t width) {
   const int64_t rows = chunk_rows(width);
   return (height + rows - 1) / rows;
 }
-inline int64_t padded(int64_t channels) { return (channels + 7) / 8 * 8; }
+// Channels of packed arrays and scratch memory: whole registers of every instruction set.
+inline int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
 // An image batch [N, H, W, C] with unit channel stride; n, h, w are strides in elements.
 template <class T>

@@ -14,7 +14,7 @@ cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 
 
-@pytest.fixture(params=["avx2", "portable"])
+@pytest.fixture(params=["avx512", "avx2", "portable"])
 def instruction_set(request):
     before = kernels.cpu_instruction_set()
     try:

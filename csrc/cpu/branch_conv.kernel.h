@@ -81,7 +81,7 @@ template <class T>
 void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Taps& taps, const Scratch<T>& m, int64_t y0,
                     int64_t rows) {
   using V = Vec<T>;
-  for (int64_t c = 0; c < m.Ci; c += V::size) {
+  for (int64_t c = 0; c < a.Ci; c += V::size) {
     for (int64_t y = 0; y < rows; ++y) {
       T* out = m.t + c / V::size * m.tile + y * a.Wo * V::size;
       if (b.taps) {
@@ -111,7 +111,7 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
       depthwise_tile(a, b, taps, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
       T* z = a.Co == m.Co ? out : m.z;
-      gemm<T, false>(pixels, m.Co / V::size, a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
+      gemm<T, false>(pixels, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
                      false);
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
@@ -167,15 +167,15 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
     prefetch_image(a, n, i * chunks(a.Ho, a.Wo) + y / step, a.branches * chunks(a.Ho, a.Wo));
     gradient_tile(a, b, m, n, y, rows);
     if (a.dx || taps_sum) {
-      gemm<T, false>(pixels, m.Ci / V::size, a.Co, {m.z, m.tile}, {b.transposed, m.Ci, V::size},
+      gemm<T, false>(pixels, registers<T>(a.Ci), a.Co, {m.z, m.tile}, {b.transposed, m.Ci, V::size},
                      {m.dt, V::size, m.tile}, false);
     }
     if (pointwise_sum) {
       depthwise_tile(a, b, taps, m, y, rows);
-      gemm<T, true>(a.Ci, m.Co / V::size, pixels, {m.t, m.tile}, {m.z, V::size, m.tile},
+      gemm<T, true>(a.Ci, registers<T>(a.Co), pixels, {m.t, m.tile}, {m.z, V::size, m.tile},
                     {pointwise_sum, m.Co, V::size}, true);
     }
-    for (int64_t c = 0; c < m.Ci; c += V::size) {
+    for (int64_t c = 0; c < a.Ci; c += V::size) {
       const T* dt = m.dt + c / V::size * m.tile;
       if (taps_sum) {
         const T* x = m.x + c / V::size * m.x_block + y * a.stride * m.Wp * V::size;
@@ -198,7 +198,7 @@ void adjoint_depthwise(const BranchConv<T>& a, const Branch<T>& b, const Scratch
     for (int64_t px = 0; px < a.stride; ++px) {
       const Taps taps = adjoint_taps(b.kernel, b.dilation, a.stride, py, px, m.Q, m.Wq);
       const int64_t count = (a.W - px + a.stride - 1) / a.stride;
-      for (int64_t c = 0; c < m.Ci; c += V::size) {
+      for (int64_t c = 0; c < a.Ci; c += V::size) {
         const T* d = m.d + c / V::size * m.d_block;
         T* s = m.s + c / V::size * m.s_block + px * V::size;
         for (int64_t y = py; y < a.H; y += a.stride) {
@@ -216,7 +216,7 @@ template <class T>
 void adjoint_stride(const BranchConv<T>& a, const Scratch<T>& m, bool add) {
   using V = Vec<T>;
   if (!add) __builtin_memset(m.s, 0, m.s_block * m.Ci / V::size * sizeof(T));
-  for (int64_t c = 0; c < m.Ci; c += V::size) {
+  for (int64_t c = 0; c < a.Ci; c += V::size) {
     for (int64_t y = 0; y < a.Ho; ++y) {
       const T* in = m.d + c / V::size * m.d_block + ((y + m.Q) * m.Wq + m.Q) * V::size;
       T* out = m.s + c / V::size * m.s_block + y * a.stride * a.W * V::size;
@@ -258,7 +258,7 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n) {
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y = k * step, pixels = (y + step <= a.H ? step : a.H - y) * a.W;
     T* part = a.norm_sums + (n * count + k) * 2 * m.Ci;
-    for (int64_t c = 0; c < m.Ci; c += V::size) {
+    for (int64_t c = 0; c < a.Ci; c += V::size) {
       const T* s = m.s + c / V::size * m.s_block + y * a.W * V::size;
       interleaved<T>(pixels, [=](int64_t p, V v) { return v + V::load(s + p * V::size); }).store(part + c);
       // Where relu cut, the gradient is zero: relu's output serves for norm(x).

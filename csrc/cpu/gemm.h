@@ -26,7 +26,7 @@ void gemm_block(int64_t K, const T* a, int64_t block, Columns<const T> b, Column
   using Lane = Vec<T>;
   constexpr int64_t L = Lane::size;
   Lane acc[U][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < U; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) {
@@ -37,7 +37,7 @@ void gemm_block(int64_t K, const T* a, int64_t block, Columns<const T> b, Column
     Lane bv[V];
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) bv[j] = Lane::load(b.data + j * b.next);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < U; ++i) {
       const Lane av = Lane::set(at[TRANSPOSED ? i : i * L]);
 #pragma GCC unroll 2
@@ -55,7 +55,7 @@ void gemm_block(int64_t K, const T* a, int64_t block, Columns<const T> b, Column
     }
     for (; k < K; ++k, ++a) step(a);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < U; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) acc[i][j].store(c.data + i * c.row + j * c.next);
@@ -67,11 +67,19 @@ void gemm_columns(int64_t M, int64_t K, Left<T> a, Columns<const T> b, Columns<T
   constexpr int64_t L = Vec<T>::size;
   const auto rows = [&](int64_t i) { return TRANSPOSED ? a.data + i / L * a.block + i % L : a.data + i * L; };
   int64_t i = 0;
-  if constexpr (!TRANSPOSED) {
-    for (; i + 6 <= M; i += 6) gemm_block<T, 6, V, false>(K, rows(i), a.block, b, c.at(i, 0), accumulate);
+  const auto blocks = [&](auto size) {
+    constexpr int U = decltype(size)::value;
+    for (; i + U <= M; i += U) gemm_block<T, U, V, TRANSPOSED>(K, rows(i), a.block, b, c.at(i, 0), accumulate);
+  };
+  // As many accumulators as there are registers for; a block of the transpose must not straddle two of a's.
+  if constexpr (kRegisters == 32) {
+    constexpr int U = 16 / V;
+    blocks(Int<(TRANSPOSED && U > L) ? L : U>());
+  } else if constexpr (!TRANSPOSED) {
+    blocks(Int<6>());
   }
-  for (; i + 4 <= M; i += 4) gemm_block<T, 4, V, TRANSPOSED>(K, rows(i), a.block, b, c.at(i, 0), accumulate);
-  for (; i < M; ++i) gemm_block<T, 1, V, TRANSPOSED>(K, rows(i), a.block, b, c.at(i, 0), accumulate);
+  blocks(Int<4>());
+  blocks(Int<1>());
 }
 
 // `registers` columns of B and C.

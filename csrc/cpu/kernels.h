@@ -26,9 +26,9 @@ struct InstructionSet {
   Kernels<double> f64;
 };
 
-extern const InstructionSet avx2, portable;
+extern const InstructionSet avx512, avx2, portable;
 
-// The set in use: AVX2 where the processor has it, unless another was asked for.
+// The set in use: the widest that the processor has, unless another was asked for.
 const InstructionSet& instruction_set();
 
 template <class T>

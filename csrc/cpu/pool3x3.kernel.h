@@ -86,7 +86,7 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
         V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
         w.each([&](int64_t tap, int64_t dy, int64_t dx) {
           const V v = load_channels(in + dy * a.x.h + dx * a.x.w + c, left);
-          const V better = most.beaten_by(v);
+          const auto better = most.beaten_by(v);
           most = V::select(better, v, most);
           where = V::select(better, V::set(static_cast<T>(tap)), where);
         });

@@ -2,8 +2,6 @@
 // The usual kernels are unrolled with constant offsets; any other goes through a list of taps.
 #pragma once
 
-#include <type_traits>
-
 #include "../branch_conv.h"
 #include "vec.h"
 
@@ -49,9 +47,6 @@ inline Taps adjoint_taps(int64_t K, int64_t D, int64_t stride, int64_t py, int64
   if (taps.count == K * K) taps.distance = D / stride;
   return taps;
 }
-
-template <int I>
-using Int = std::integral_constant<int, I>;
 
 // What a row of pixels needs: weights [K*K] with C' elements between taps.
 template <class T>

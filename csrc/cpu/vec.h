@@ -1,17 +1,84 @@
-// One AVX register of T; without AVX2 and FMA, the same lanes as an array. Lanes are always channels,
-// so the width never shows in a result.
+// One register of T: AVX-512, AVX2, or an array of as many lanes. Lanes are always channels, so the width
+// never shows in a result.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#if defined(DARTSFAST_AVX2)
+#if defined(DARTSFAST_AVX512) || defined(DARTSFAST_AVX2)
 #include <immintrin.h>
 #endif
 
 namespace dartsfast::DARTSFAST_ISA {
 
-#if defined(DARTSFAST_AVX2)
+#if defined(DARTSFAST_AVX512)
+
+constexpr int kRegisters = 32;
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int size = 16;
+  using Mask = __mmask16;
+  __m512 v;
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Mask lanes(int64_t n) { return static_cast<Mask>(n < size ? (1 << n) - 1 : -1); }
+  static Vec load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store_part(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, lanes(n), v); }
+  Vec operator+(Vec o) const { return {_mm512_add_ps(v, o.v)}; }
+  Vec operator-(Vec o) const { return {_mm512_sub_ps(v, o.v)}; }
+  Vec operator*(Vec o) const { return {_mm512_mul_ps(v, o.v)}; }
+  Vec operator/(Vec o) const { return {_mm512_div_ps(v, o.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // The second operand wins where one is NaN, so NaN passes.
+  Vec relu() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
+  Vec where_positive(Vec x) const {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), v)};
+  }
+  Vec where_equal(Vec a, Vec b) const { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Whether x beats this maximum: greater, or NaN.
+  Mask beaten_by(Vec x) const {
+    return _mm512_cmp_ps_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  }
+  static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.v, mask, yes.v)}; }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int size = 8;
+  using Mask = __mmask8;
+  __m512d v;
+  static Vec zero() { return {_mm512_setzero_pd()}; }
+  static Vec set(double x) { return {_mm512_set1_pd(x)}; }
+  static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Mask lanes(int64_t n) { return static_cast<Mask>(n < size ? (1 << n) - 1 : -1); }
+  static Vec load_part(const double* p, int64_t n) { return {_mm512_maskz_loadu_pd(lanes(n), p)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store_part(double* p, int64_t n) const { _mm512_mask_storeu_pd(p, lanes(n), v); }
+  Vec operator+(Vec o) const { return {_mm512_add_pd(v, o.v)}; }
+  Vec operator-(Vec o) const { return {_mm512_sub_pd(v, o.v)}; }
+  Vec operator*(Vec o) const { return {_mm512_mul_pd(v, o.v)}; }
+  Vec operator/(Vec o) const { return {_mm512_div_pd(v, o.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  Vec relu() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
+  Vec where_positive(Vec x) const {
+    return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), v)};
+  }
+  Vec where_equal(Vec a, Vec b) const { return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  Mask beaten_by(Vec x) const {
+    return _mm512_cmp_pd_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q);
+  }
+  static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_pd(no.v, mask, yes.v)}; }
+};
+
+#elif defined(DARTSFAST_AVX2)
+
+constexpr int kRegisters = 16;
 
 template <class T>
 struct Vec;
@@ -34,13 +101,11 @@ struct Vec<float> {
   Vec operator*(Vec o) const { return {_mm256_mul_ps(v, o.v)}; }
   Vec operator/(Vec o) const { return {_mm256_div_ps(v, o.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-  // The second operand wins where one is NaN, so NaN passes.
   Vec relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
   Vec where_positive(Vec x) const {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v)};
   }
   Vec where_equal(Vec a, Vec b) const { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), v)}; }
-  // Whether x beats this maximum: greater, or NaN.
   Vec beaten_by(Vec x) const {
     return {_mm256_or_ps(_mm256_cmp_ps(x.v, v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
   }
@@ -77,6 +142,8 @@ struct Vec<double> {
 };
 
 #else
+
+constexpr int kRegisters = 16;
 
 inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma1(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -122,6 +189,9 @@ struct Vec {
 
 #endif
 
+template <int I>
+using Int = std::integral_constant<int, I>;
+
 // Ask for the lines of [p, p + bytes) ahead of their use; beyond the end of an array it does nothing.
 template <bool WRITE>
 inline void prefetch(const void* p, int64_t bytes) {
@@ -137,6 +207,12 @@ Vec<T> load_channels(const T* p, int64_t left) {
 template <class T>
 void store_channels(const Vec<T>& v, T* p, int64_t left) {
   left >= Vec<T>::size ? v.store(p) : v.store_part(p, left);
+}
+
+// Registers that hold C channels.
+template <class T>
+int64_t registers(int64_t C) {
+  return (C + Vec<T>::size - 1) / Vec<T>::size;
 }
 
 // f(c, left) for every register of the C channels, where left is how many there are from c on: a constant

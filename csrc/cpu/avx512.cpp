@@ -1,0 +1,10 @@
+// The kernels with AVX-512. The whole file is compiled for it, so nothing here may be inlined elsewhere:
+// no headers of the standard library with code in them.
+#pragma GCC target("avx512f,fma")
+#define DARTSFAST_ISA isa_avx512
+#define DARTSFAST_AVX512
+#include "kernels.inc"
+
+namespace dartsfast {
+const InstructionSet avx512 = {"avx512", isa_avx512::table<float>(), isa_avx512::table<double>()};
+}
