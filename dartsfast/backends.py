@@ -43,18 +43,12 @@ def availability(backend: str, network: str = "cnn", dtype: torch.dtype = torch.
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
     if backend != "cpu":
         return Availability(backend, False, f"this version of dartsfast has no {backend} kernels yet")
-    if network != "cnn":
-        return Availability(
-            backend, False, f"this version of dartsfast has no cpu kernels for the {network} yet"
-        )
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
     missing = native.load()
     if missing is not None:
         return Availability(backend, False, missing)
-    return Availability(
-        backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}, for the CNN"
-    )
+    return Availability(backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}")
 
 
 def resolve_backend(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dartsfast.oracle import alpha_softmax, branch_conv, mixed_sum, pool3x3
+from dartsfast.oracle import alpha_softmax, branch_conv, mixed_sum, pool3x3, rnn_node
 
 ORACLES = {
     "alpha_softmax": alpha_softmax.alpha_softmax,
@@ -20,6 +20,8 @@ ORACLES = {
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
     "pool3x3": pool3x3.pool3x3,
     "pool3x3_backward": pool3x3.pool3x3_backward,
+    "rnn_node": rnn_node.rnn_node,
+    "rnn_node_backward": rnn_node.rnn_node_backward,
 }
 Call = tuple[str, tuple]
 
@@ -179,6 +181,39 @@ class Mix:
         ]
 
 
+@dataclass(frozen=True)
+class Node:
+    P: int
+    B: int
+    H: int
+    layout: str = "plain"
+    scale: float = 1
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        gates, states, base = (self.rows(sampler, self.P, C) for C in (2 * self.H, self.H, self.H))
+        out, g = (self.rows(sampler, 1, self.H)[0] for _ in range(2))
+        weights, variance = sampler.weight(self.P, 4), sampler.tensor(self.H).square()
+        norm = torch.stack([sampler.tensor(self.H), variance])
+        forward = (gates * self.scale, states, weights)
+        return [
+            ("rnn_node", (*forward, None, 1e-5)),
+            ("rnn_node", (*forward, norm, 1e-3)),
+            ("rnn_node_backward", (g, out, variance, *forward, 1e-5, True, None)),
+            ("rnn_node_backward", (g, out, variance, *forward, 1e-3, False, base)),
+        ]
+
+    def rows(self, sampler: Sampler, P: int, C: int) -> Tensor:
+        """Return [P, B, C] in this case's layout."""
+        if self.layout == "transposed":
+            return sampler.tensor(P, C, self.B).transpose(1, 2)
+        if self.layout == "slice":
+            return sampler.tensor(P, self.B, C + 3)[..., 1 : C + 1]
+        if self.layout == "expanded":
+            return sampler.tensor(1, self.B, C).expand(P, self.B, C)
+        return sampler.tensor(P, self.B, C)
+
+
 EDGE = ((3, 1), (5, 1), (3, 2), (5, 2))  # the convolution branches of a DARTS edge
 CONVS = (
     Conv(1, 1, 1, 5, 4, 1, ((3, 1),), False, True),
@@ -219,7 +254,15 @@ ALPHAS = (
     Alphas(((3, 5), (0, 4), (7, 3)), scale=40),
     Alphas(((64, 12),), scale=1e-3),
 )
-CASES = (*CONVS, *POOLS, *MIXES, *ALPHAS)
+NODES = (
+    Node(1, 1, 3),
+    Node(3, 5, 7, "transposed"),
+    Node(8, 130, 75, "slice"),
+    Node(2, 64, 64, "expanded"),
+    Node(5, 65, 130, scale=30),
+    Node(2, 2, 300),
+)
+CASES = (*CONVS, *POOLS, *MIXES, *ALPHAS, *NODES)
 # Few elements, every option: for checks that call an operator many times.
 SMALL = (
     Conv(2, 5, 3, 3, 2, 1, ((3, 1), (5, 2)), True, True, "nchw"),
@@ -230,4 +273,6 @@ SMALL = (
     Mix(2, 3, 2, 3, 2, True, "nchw"),
     Mix(1, 1, 5, 2, 1, False),
     Alphas(((3, 4), (2, 3))),
+    Node(2, 3, 2, "transposed"),
+    Node(1, 4, 3),
 )

@@ -76,12 +76,13 @@ def test_cnn(case, backend, memory):
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("case", cases("rnn"))
-def test_rnn(case, memory):
+def test_rnn(case, backend, memory):
     golden = load(case)
     config = golden["config"]
-    model, optimizer, args = rnn(config, backend="reference", memory=memory)
-    assert model.backend == "reference"
+    model, optimizer, args = rnn(config, backend=backend, memory=memory)
+    assert model.backend == backend
     assert [name for name, _ in model.named_parameters()] == golden["names"]
     architect = RNNArchitect(model, args)
     tolerance = 1e-9 if config["order"] == 1 else 1e-6

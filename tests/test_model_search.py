@@ -256,7 +256,7 @@ def test_a_search_space_of_ones_own(monkeypatch):
         (lambda: network(primitives=["skip_connect", "skip_connect"]), "differ from each other"),
         (lambda: network(backend="cuda"), "backend 'cuda' is not available: .*dartsfast doctor"),
         (lambda: network(backend="tpu"), "unknown backend 'tpu'"),
-        (lambda: rnn(backend="cpu"), "no cpu kernels for the rnn"),
+        (lambda: rnn(backend="cuda"), "no cuda kernels"),
         (lambda: network(memory="lots"), "unknown memory mode 'lots'"),
         (lambda: network(multiplier=3), "multiplier=3 .* steps=2"),
         (lambda: Network(0, 10, 3, None), "C >= 1, got 0"),
@@ -301,10 +301,6 @@ def test_wrong_token_is_refused():
     model = rnn()
     with pytest.raises(InputError, match="token 30 .* vocabulary of 30"):
         model(torch.tensor([[30]]), model.init_hidden(1))
-
-
-def test_the_rnn_says_what_computes_it():
-    assert rnn().backend == "reference"
 
 
 def test_reassigned_alphas_are_the_ones_that_compute():

@@ -4,6 +4,7 @@
 #include "../branch_conv.h"
 #include "../mixed_sum.h"
 #include "../pool3x3.h"
+#include "../rnn_node.h"
 
 namespace dartsfast {
 
@@ -16,6 +17,10 @@ struct Kernels {
   void (*pool3x3_backward)(const Pool3x3<T>&, int64_t image, T* scratch);
   void (*mixed_sum)(const MixedSum<T>&, int64_t image, T* scratch);
   void (*mixed_sum_backward)(const MixedSum<T>&, int64_t image, T* scratch);
+  void (*rnn_node)(const RnnNode<T>&, int64_t part, T* scratch);
+  void (*rnn_node_normalise)(const RnnNode<T>&, int64_t row);
+  void (*rnn_node_sums)(const RnnNode<T>&, int64_t part);
+  void (*rnn_node_backward)(const RnnNode<T>&, int64_t part, T* scratch);
   void (*tree_sum)(T* rows, int64_t count, int64_t stride, int64_t width);
   void (*tree_moments)(T* part, int64_t* pixels, int64_t count, int64_t C);
 };

@@ -45,6 +45,19 @@ struct Vec<float> {
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_ps_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   }
+  Vec minus_abs() const {
+    return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(v), _mm512_set1_epi32(INT32_MIN)))};
+  }
+  // This value, of any sign, with that of x.
+  Vec with_sign_of(Vec x) const {
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x.v), _mm512_castps_si512(v), 0xca))};
+  }
+  // 2^n for the integer n in the low bits.
+  Vec power_of_two() const {
+    const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
+  }
   static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.v, mask, yes.v)}; }
 };
 
@@ -72,6 +85,17 @@ struct Vec<double> {
   Vec where_equal(Vec a, Vec b) const { return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), v)}; }
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_pd_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q);
+  }
+  Vec minus_abs() const {
+    return {_mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(v), _mm512_set1_epi64(INT64_MIN)))};
+  }
+  Vec with_sign_of(Vec x) const {
+    const __m512i sign = _mm512_set1_epi64(INT64_MIN);
+    return {_mm512_castsi512_pd(_mm512_ternarylogic_epi64(sign, _mm512_castpd_si512(x.v), _mm512_castpd_si512(v), 0xca))};
+  }
+  Vec power_of_two() const {
+    const __m512i bits = _mm512_add_epi64(_mm512_castpd_si512(v), _mm512_set1_epi64(1023));
+    return {_mm512_castsi512_pd(_mm512_slli_epi64(bits, 52))};
   }
   static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_pd(no.v, mask, yes.v)}; }
 };
@@ -109,6 +133,15 @@ struct Vec<float> {
   Vec beaten_by(Vec x) const {
     return {_mm256_or_ps(_mm256_cmp_ps(x.v, v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
   }
+  Vec minus_abs() const { return {_mm256_or_ps(v, _mm256_set1_ps(-0.0f))}; }
+  Vec with_sign_of(Vec x) const {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(_mm256_and_ps(sign, x.v), _mm256_andnot_ps(sign, v))};
+  }
+  Vec power_of_two() const {
+    const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 23))};
+  }
   static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, mask.v)}; }
 };
 
@@ -138,6 +171,15 @@ struct Vec<double> {
   Vec beaten_by(Vec x) const {
     return {_mm256_or_pd(_mm256_cmp_pd(x.v, v, _CMP_GT_OQ), _mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q))};
   }
+  Vec minus_abs() const { return {_mm256_or_pd(v, _mm256_set1_pd(-0.0))}; }
+  Vec with_sign_of(Vec x) const {
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    return {_mm256_or_pd(_mm256_and_pd(sign, x.v), _mm256_andnot_pd(sign, v))};
+  }
+  Vec power_of_two() const {
+    const __m256i bits = _mm256_add_epi64(_mm256_castpd_si256(v), _mm256_set1_epi64x(1023));
+    return {_mm256_castsi256_pd(_mm256_slli_epi64(bits, 52))};
+  }
   static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_pd(no.v, yes.v, mask.v)}; }
 };
 
@@ -147,6 +189,10 @@ constexpr int kRegisters = 16;
 
 inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma1(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float power_of_two1(float x) { return __builtin_bit_cast(float, (__builtin_bit_cast(uint32_t, x) + 127) << 23); }
+inline double power_of_two1(double x) {
+  return __builtin_bit_cast(double, (__builtin_bit_cast(uint64_t, x) + 1023) << 52);
+}
 
 template <class T>
 struct Vec {
@@ -181,6 +227,15 @@ struct Vec {
   }
   Vec beaten_by(const Vec& x) const {
     return each([&](int i) { return T(x.v[i] > v[i] || x.v[i] != x.v[i]); });
+  }
+  Vec minus_abs() const {
+    return each([&](int i) { return -(sizeof(T) == 4 ? __builtin_fabsf(v[i]) : __builtin_fabs(v[i])); });
+  }
+  Vec with_sign_of(const Vec& x) const {
+    return each([&](int i) { return T(sizeof(T) == 4 ? __builtin_copysignf(v[i], x.v[i]) : __builtin_copysign(v[i], x.v[i])); });
+  }
+  Vec power_of_two() const {
+    return each([&](int i) { return power_of_two1(v[i]); });
   }
   static Vec select(const Vec& mask, const Vec& yes, const Vec& no) {
     return each([&](int i) { return mask.v[i] != 0 ? yes.v[i] : no.v[i]; });

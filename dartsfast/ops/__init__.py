@@ -8,5 +8,6 @@ from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.pool3x3 import pool3x3
+from dartsfast.ops.rnn_node import rnn_node
 
-__all__ = ["alpha_softmax", "branch_conv", "mixed_sum", "pool3x3"]
+__all__ = ["alpha_softmax", "branch_conv", "mixed_sum", "pool3x3", "rnn_node"]

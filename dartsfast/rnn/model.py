@@ -62,12 +62,16 @@ class DARTSCell(nn.Module):
         if self.training:
             x_mask = mask2d(batch, inputs.size(2), keep_prob=1.0 - self.dropoutx, like=inputs)
             h_mask = mask2d(batch, hidden.size(2), keep_prob=1.0 - self.dropouth, like=inputs)
-        state = hidden[0]
+        states = self.recur(inputs, hidden[0], x_mask, h_mask)
+        return states, states[-1:]
+
+    def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
+        """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""
         states = []
         for x in inputs:
             state = self.cell(x, state, x_mask, h_mask)
             states.append(state)
-        return torch.stack(states), state.unsqueeze(0)
+        return torch.stack(states)
 
     def _compute_init_state(
         self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
@@ -175,6 +179,15 @@ class RNNModel(nn.Module):
         Returns ``(log_prob, hidden)``, with ``return_h`` also the raw and the dropped-out outputs of
         the cell, each a list of [T, B, nhid].
         """
+        output, new_hidden, raw_outputs = self._features(input, hidden)
+        logit = self.decoder(output.view(-1, self.ninp))
+        log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
+        if return_h:
+            return log_prob, new_hidden, raw_outputs, [output]
+        return log_prob, new_hidden
+
+    def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return what the decoder reads [T, B, ninp], the new hidden states, and the cell's raw outputs."""
         check_range(input, self.ntoken, "token", "a vocabulary of {}: ids run from 0")
         emb = embedded_dropout(self.encoder, input, dropout=self.dropoute if self.training else 0)
         raw_output = self.lockdrop(emb, self.dropouti)
@@ -183,12 +196,7 @@ class RNNModel(nn.Module):
             raw_output, new_h = rnn(raw_output, h)
             new_hidden.append(new_h)
             raw_outputs.append(raw_output)
-        output = self.lockdrop(raw_output, self.dropout)
-        logit = self.decoder(output.view(-1, self.ninp))
-        log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
-        if return_h:
-            return log_prob, new_hidden, raw_outputs, [output]
-        return log_prob, new_hidden
+        return self.lockdrop(raw_output, self.dropout), new_hidden, raw_outputs
 
     def init_hidden(self, bsz: int) -> list[Tensor]:
         """Return zeros, a list of one [1, bsz, nhid]."""

@@ -1,4 +1,4 @@
-"""The over-complete recurrent cell whose mixing weights are searched, on stock modules."""
+"""The over-complete recurrent cell whose mixing weights are searched (the original's ``model_search.py``)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from torch import Tensor, nn
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.errors import check_range
+from dartsfast.ops import alpha_softmax
+from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
 from dartsfast.recompute import recomputed
+from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
+
+# Rows of logits that the fused path holds at a time: [1024, vocabulary].
+LOSS_CHUNK = 1024
 
 
 class DARTSCellSearch(DARTSCell):
@@ -30,6 +36,22 @@ class DARTSCellSearch(DARTSCell):
         super().__init__(ninp, nhid, dropouth, dropoutx, genotype)
         self.bn = nn.BatchNorm1d(nhid, affine=False)
         self.memory = "store"
+        self.fused = False
+
+    def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
+        """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""
+        if not self.fused:
+            return super().recur(inputs, state, x_mask, h_mask)
+        return fused.recurrence(
+            self.bn,
+            self.memory,
+            inputs if x_mask is None else inputs * x_mask,
+            state,
+            h_mask,
+            alpha_softmax([self.weights])[0][:, [PRIMITIVES.index(name) for name in FUSED_ACTIVATIONS]],
+            self._W0,
+            list(self._Ws),
+        )
 
     def cell(self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """One time step: ``x`` [B, ninp], ``h_prev`` [B, nhid], masks or None; returns [B, nhid]."""
@@ -100,16 +122,20 @@ class RNNModelSearch(RNNModel, ArchModule):
         self._args = args
         self._backend = backend
         self._memory = check_memory(memory)
-        self.backend = resolve_backend(backend, network="rnn")
+        resolve_backend(backend, network="rnn")
         self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
 
-    def forward(self, input: Tensor, hidden: list[Tensor], return_h: bool = False):
-        """Map tokens to log-probabilities, as :meth:`RNNModel.forward`, with the alphas of now."""
+    @property
+    def backend(self) -> str:
+        """The backend that computes where the network lies now."""
+        return resolve_backend(self._backend, self.weights.device, "rnn", self.weights.dtype)
+
+    def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         for rnn in self.rnns:
-            rnn.weights = self.weights
-        return super().forward(input, hidden, return_h)
+            rnn.weights, rnn.fused = self.weights, self.backend != "reference"  # type: ignore[assignment]
+        return super()._features(input, hidden)
 
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""
@@ -118,10 +144,43 @@ class RNNModelSearch(RNNModel, ArchModule):
             model.weights.copy_(self.weights)
         return model
 
-    def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, input: Tensor, hidden: list[Tensor], return_h: bool = False, target: Tensor | None = None
+    ):
+        """Map tokens to log-probabilities as :meth:`RNNModel.forward`, or with ``target`` to the loss.
+
+        Args:
+            input: tokens [T, B], int64.
+            hidden: states before ``input``, as of :meth:`init_hidden`.
+            return_h: as :meth:`RNNModel.forward`; without effect where there is a target.
+            target: the tokens after ``input``, [T, B] or [T * B].
+
+        Returns:
+            Without target as :meth:`RNNModel.forward`. With it the mean negative log-likelihood, for which
+            fused backends never hold [T * B, ntoken] logits; the hidden states after ``input``; and the
+            cell's raw outputs [[T, B, nhid]].
+
+        Raises:
+            InputError: a token or target outside the vocabulary.
+        """
+        if target is None:
+            return super().forward(input, hidden, return_h)
         check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
-        log_prob, hidden_next = self(input, hidden, return_h=False)
-        return F.nll_loss(log_prob.view(-1, log_prob.size(2)), target.reshape(-1)), hidden_next
+        output, hidden_next, raw_outputs = self._features(input, hidden)
+        rows, labels = output.flatten(0, 1), target.reshape(-1)
+        if self.backend == "reference":
+            return F.nll_loss(F.log_softmax(self.decoder(rows), -1), labels), hidden_next, raw_outputs
+        loss = F.linear_cross_entropy(
+            rows,
+            self.decoder.weight,
+            labels,
+            linear_bias=self.decoder.bias,
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, allow_retain_graph=True),
+        )
+        return loss, hidden_next, raw_outputs
+
+    def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self(input, hidden, target=target)[:2]
 
     def genotype(self) -> Genotype:
         """Read the cell off the alphas: the strongest predecessor a node, ``none`` left out (section 2.4)."""

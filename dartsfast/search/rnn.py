@@ -97,8 +97,7 @@ class RNNSearch(Search):
         """Move the weights on tokens ``x`` and their successors ``y`` [T, B]; return the plain loss."""
         model = self.model
         self.optimizer.zero_grad()
-        log_prob, hidden, raw_outputs, _ = model(x, self.hidden, return_h=True)
-        raw_loss = nn.functional.nll_loss(log_prob.view(-1, log_prob.size(2)), y.reshape(-1))
+        raw_loss, hidden, raw_outputs = model(x, self.hidden, target=y)
         outputs = raw_outputs[-1]  # [T, B, nhid]
         loss = raw_loss
         if len(outputs) > 1:  # slowness: outputs should change little from one step to the next

@@ -1,0 +1,77 @@
+// sigmoid and tanh: one implementation for every backend, so that all give the same bits, within 2 ULP
+// (float, on ten million arguments: 1.0 and 1.5). V is one value or a register of them, of element type T; csrc/cpu/vec.h has
+// the operations that it needs.
+#pragma once
+
+namespace dartsfast {
+
+// exp(y) for y <= 0 is scale * (1 + p): y = n ln 2 + r (Cody and Waite), scale = 2^n, and p = exp(r) - 1 by
+// its Taylor polynomial. `round` is 1.5 * 2^(bits of the mantissa): a sum with it is rounded to an integer
+// that stands in its low bits. Not above `least` exp is 0.
+// tanh(a) = a - a z N(z) / D(z), z = a^2, below 0.625: the convergent of Lambert's continued fraction, with
+// N and D by ascending powers.
+template <class T>
+struct Activation;
+template <>
+struct Activation<float> {
+  static constexpr float least = -87.25f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, round = 12582912.0f;
+  static constexpr int degree = 8, terms = 2;
+  static constexpr float N[terms] = {315, 14}, D[terms + 1] = {945, 420, 15};
+};
+template <>
+struct Activation<double> {
+  static constexpr double least = -708.0, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10, round = 6755399441055744.0;
+  static constexpr int degree = 13, terms = 4;
+  static constexpr double N[terms] = {11486475, 810810, 12870, 44}, D[terms + 1] = {34459425, 16216200, 945945, 13860, 45};
+};
+
+// sigmoid and tanh of one x; both come from exp(-|x|) = e + rest, more than the type can hold.
+template <class V, class T>
+struct Activations {
+  using A = Activation<T>;
+  V x, e, rest;
+
+  explicit Activations(V x) : x(x) {
+    const V y = x.minus_abs(), least = V::set(A::least);
+    const auto alive = least.beaten_by(y);
+    const V clamped = V::select(alive, y, least);
+    const V shifted = V::fma(clamped, V::set(static_cast<T>(1.4426950408889634)), V::set(A::round));
+    const V minus_n = V::set(A::round) - shifted;
+    const V r = V::fma(minus_n, V::set(A::ln2_low), V::fma(minus_n, V::set(A::ln2_high), clamped));
+    V sum = V::set(inverse_factorial(A::degree));
+    for (int i = A::degree - 1; i >= 2; --i) sum = V::fma(sum, r, V::set(inverse_factorial(i)));
+    const V p = V::fma(r * r, sum, r), scale = shifted.power_of_two();
+    const V rounded = V::fma(scale, p, scale);
+    e = V::select(alive, rounded, V::zero());
+    rest = V::select(alive, V::fma(scale, p, scale - rounded), V::zero());
+  }
+  static constexpr T inverse_factorial(int n) {
+    double factorial = 1;
+    for (int i = 2; i <= n; ++i) factorial *= i;
+    return static_cast<T>(1 / factorial);
+  }
+  // 1 / (1 + exp(-|x|)), of x <= 0 times exp(-|x|): a quotient and a step of Newton's on what rounding lost.
+  V sigmoid() const {
+    const V one = V::set(1), sum = one + e, lost = ((one - sum) + e) + rest, inverse = one / sum;
+    const auto positive = V::zero().beaten_by(x);
+    const V above = V::select(positive, one, e), above_rest = V::select(positive, V::zero(), rest);
+    const V q = above * inverse, minus_q = V::zero() - q;
+    return V::fma(V::fma(minus_q, sum, above) + V::fma(minus_q, lost, above_rest), inverse, q);
+  }
+  // From 0.625 on 1 - 2 e^2 / (1 + e^2), with the sign of x.
+  V tanh() const {
+    const V a = V::zero() - x.minus_abs(), z = a * a, square = V::fma(e, e, (e + e) * rest);
+    const auto large = V::set(static_cast<T>(0.625)).beaten_by(a);
+    const V above = V::select(large, square + square, (a * z) * polynomial(A::N, A::terms, z));
+    const V below = V::select(large, V::set(1) + square, polynomial(A::D, A::terms + 1, z));
+    return (V::select(large, V::set(1), a) - above / below).with_sign_of(x);
+  }
+  static V polynomial(const T* c, int terms, V z) {
+    V sum = V::set(c[terms - 1]);
+    for (int i = terms - 2; i >= 0; --i) sum = V::fma(sum, z, V::set(c[i]));
+    return sum;
+  }
+};
+
+}  // namespace dartsfast

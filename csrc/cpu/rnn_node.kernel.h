@@ -1,0 +1,120 @@
+// rnn_node: a chunk of the batch by a block of channels at a time.
+#pragma once
+
+#include "../activations.h"
+#include "../rnn_node.h"
+#include "reduce.h"
+
+namespace dartsfast::DARTSFAST_ISA {
+
+// The candidate of a predecessor and what it is made of.
+template <class T>
+struct Candidate {
+  using V = Vec<T>;
+  V c, tanh, relu, sigmoid, h, s, d, u;
+
+  template <class Left>
+  Candidate(const RnnNode<T>& a, int64_t j, int64_t b, int64_t channel, const T* w, Left left) {
+    const T* gate = a.gates.at(j, b) + channel;
+    const V pre = load_channels(gate, left);
+    c = Activations<V, T>(pre).sigmoid();
+    h = load_channels(gate + a.H, left);
+    const Activations<V, T> f(h);
+    tanh = f.tanh(), relu = h.relu(), sigmoid = f.sigmoid();
+    s = load_channels(a.states.at(j, b) + channel, left);
+    d = V::set(w[0]) * tanh;
+    d = V::fma(V::set(w[1]), relu, d);
+    d = V::fma(V::set(w[2]), sigmoid, d);
+    d = V::fma(V::set(w[3]), h, d);
+    u = V::set(w[4]) * s;
+  }
+};
+
+// Scratch memory: the sums, [chunk, kBlockChannels].
+template <class T>
+void rnn_node_part(const RnnNode<T>& a, int64_t item, T* memory) {
+  using V = Vec<T>;
+  const Part<T> part(a, item);
+  each_register<T>(part.width, [&](int64_t c, auto left) {
+    for (int64_t b = 0; b < part.rows; ++b) {
+      V sum = V::zero();
+      for (int64_t j = 0; j < a.P; ++j) {
+        const Candidate<T> k(a, j, part.b + b, part.c + c, a.weights + j * kWeightSums, left);
+        sum = sum + V::fma(k.c, k.d - k.u, k.u);
+      }
+      sum.store(memory + b * kBlockChannels + c);
+      store_channels(sum, a.out + (part.b + b) * a.H + part.c + c, left);
+    }
+  });
+  if (!a.moments) return;
+  T* moments = a.moments + (part.block * chunks(a.B, 1) + part.chunk) * 2 * kBlockChannels;
+  chunk_moments<T>(memory, kBlockChannels, part.rows, kBlockChannels, moments);
+}
+
+template <class T>
+void rnn_node_normalise(const RnnNode<T>& a, int64_t b) {
+  using V = Vec<T>;
+  T* row = a.out + b * a.H;
+  each_register<T>(a.H, [&](int64_t c, auto left) {
+    const V mean = V::load(a.norm + c), rstd = V::load(a.norm + padded(a.H) + c);
+    store_channels((load_channels(row + c, left) - mean) * rstd, row + c, left);
+  });
+}
+
+// Chunk sums of g and of g * out.
+template <class T>
+void rnn_node_sums_part(const RnnNode<T>& a, int64_t item) {
+  using V = Vec<T>;
+  const Part<T> part(a, item);
+  T* sums = a.sums + (part.block * chunks(a.B, 1) + part.chunk) * 2 * kBlockChannels;
+  each_register<T>(part.width, [&](int64_t c, auto left) {
+    const auto g = [&](int64_t b) { return load_channels(a.g.at(0, part.b + b) + part.c + c, left); };
+    const auto normal = [&](int64_t b) { return load_channels(a.normal.at(0, part.b + b) + part.c + c, left); };
+    interleaved<T>(part.rows, [&](int64_t b, V s) { return s + g(b); }).store(sums + c);
+    interleaved<T>(part.rows, [&](int64_t b, V s) { return V::fma(g(b), normal(b), s); })
+        .store(sums + kBlockChannels + c);
+  });
+}
+
+// Scratch memory: the gradient of the sum, [chunk, kBlockChannels].
+template <class T>
+void rnn_node_backward_part(const RnnNode<T>& a, int64_t item, T* memory) {
+  using V = Vec<T>;
+  const Part<T> part(a, item);
+  const int64_t C = padded(a.H);
+  each_register<T>(part.width, [&](int64_t c, auto left) {
+    const int64_t channel = part.c + c;
+    const V mean = V::load(a.means + channel), slope = V::load(a.means + C + channel), rstd = V::load(a.rstd + channel);
+    for (int64_t b = 0; b < part.rows; ++b) {
+      const V g = load_channels(a.g.at(0, part.b + b) + channel, left);
+      const V normal = load_channels(a.normal.at(0, part.b + b) + channel, left);
+      (((g - mean) - normal * slope) * rstd).store(memory + b * kBlockChannels + c);
+    }
+    for (int64_t j = 0; j < a.P; ++j) {
+      const T* w = a.weights + j * kWeightSums;
+      V sums[kWeightSums] = {V::zero(), V::zero(), V::zero(), V::zero(), V::zero()};
+      for (int64_t b = 0; b < part.rows; ++b) {
+        const Candidate<T> k(a, j, part.b + b, channel, w, left);
+        const V one = V::set(1), ds = V::load(memory + b * kBlockChannels + c), dd = ds * k.c, du = ds - dd;
+        V slope = V::fma(V::set(w[0]), one - k.tanh * k.tanh, V::set(w[3]));
+        slope = V::fma(V::set(w[2]), k.sigmoid * (one - k.sigmoid), slope);
+        slope = slope + V::set(w[1]).where_positive(k.h);
+        T* d_gate = a.d_gates + (j * a.B + part.b + b) * 2 * a.H + channel;
+        store_channels(((ds * (k.d - k.u)) * k.c) * (one - k.c), d_gate, left);
+        store_channels(dd * slope, d_gate + a.H, left);
+        const V base = a.base.data ? load_channels(a.base.at(j, part.b + b) + channel, left) : V::zero();
+        store_channels(V::fma(V::set(w[4]), du, base), a.d_states + (j * a.B + part.b + b) * a.H + channel, left);
+        sums[0] = V::fma(dd, k.tanh, sums[0]);
+        sums[1] = V::fma(dd, k.relu, sums[1]);
+        sums[2] = V::fma(dd, k.sigmoid, sums[2]);
+        sums[3] = V::fma(dd, k.h, sums[3]);
+        sums[4] = V::fma(du, k.s, sums[4]);
+      }
+      for (int64_t i = 0; i < kWeightSums; ++i) {
+        sums[i].store(a.weight_sums + ((part.chunk * a.P + j) * kWeightSums + i) * C + channel);
+      }
+    }
+  });
+}
+
+}  // namespace dartsfast::DARTSFAST_ISA

@@ -1,0 +1,54 @@
+// What the kernels of rnn_node are given; the contract is in dartsfast/ops/rnn_node.py.
+#pragma once
+
+#include "order.h"
+
+namespace dartsfast {
+
+// A node is computed in blocks of channels, each with the chunks of order.h along the batch (pixels of width 1).
+constexpr int64_t kBlockChannels = 64;
+constexpr int64_t kActivations = 4;  // tanh, relu, sigmoid, identity
+constexpr int64_t kWeightSums = kActivations + 1;
+
+template <class T>
+struct RnnNode {
+  int64_t P, B, H;
+  Image<const T> gates;   // [P, B, 2H] as n, h; channels c then h
+  Image<const T> states;  // [P, B, H]
+  const T* weights;       // [P, 5]: of the activations, then their sum q
+  T* out;                 // [B, H]: the sum, then normalised
+  T* moments;             // [blocks, chunks, 2, kBlockChannels], null where the norm is given
+  const T* norm;          // [2, H'] mean and 1 / std; forward: read by rnn_node_normalise
+  // Backward.
+  Image<const T> g;       // [B, H] as h
+  Image<const T> normal;  // [B, H], the output of the forward
+  Image<const T> base;    // [P, B, H]; null data: zero
+  const T* rstd;          // [H']
+  const T* means;         // [2, H'] of g and of g * out; zeros where the norm was given
+  T* sums;                // [blocks, chunks, 2, kBlockChannels]
+  T* d_gates;             // [P, B, 2H]
+  T* d_states;            // [P, B, H]
+  T* weight_sums;         // [chunks, P, 5, H']: gradients of the weights and of q, a channel
+};
+
+template <class T>
+int64_t blocks(const RnnNode<T>& a) {
+  return (a.H + kBlockChannels - 1) / kBlockChannels;
+}
+
+// Chunk and block of channels number `item` of chunks(B, 1) * blocks.
+template <class T>
+struct Part {
+  int64_t chunk, block, b, rows, c, width;
+  Part(const RnnNode<T>& a, int64_t item) {
+    const int64_t step = chunk_rows(1);
+    chunk = item / blocks(a), block = item % blocks(a);
+    b = chunk * step, rows = b + step <= a.B ? step : a.B - b;
+    c = block * kBlockChannels, width = c + kBlockChannels <= a.H ? kBlockChannels : a.H - c;
+  }
+};
+
+// Elements of scratch memory that a thread needs for a part.
+constexpr int64_t kRnnNodeScratch = kChunkPixels * kBlockChannels;
+
+}  // namespace dartsfast

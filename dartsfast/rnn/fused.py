@@ -1,0 +1,218 @@
+"""The recurrent search cell on the fused operators, all time steps as one autograd node.
+
+Library GEMMs make the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
+``rnn_node`` makes the node from them. Kept a time step: states and gates, or states alone with
+``memory="recompute"``. The gradients of the weights add up over time steps in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import dartsfast.ops  # noqa: F401 - defines the operators
+from dartsfast.errors import InputError
+
+kernels = torch.ops.dartsfast
+
+
+def recurrence(
+    norm: nn.BatchNorm1d,
+    memory: str,
+    x: Tensor,
+    hidden: Tensor,
+    mask: Tensor | None,
+    weights: Tensor,
+    W0: Tensor,
+    Ws: list[Tensor],
+) -> Tensor:
+    """Run a search cell over time and move the running statistics of ``norm``; return [T, B, H].
+
+    Args:
+        norm: the batch norm that all nodes share, without affine.
+        memory: ``store`` or ``recompute``.
+        x: inputs, dropped out, [T, B, ninp].
+        hidden: the state before them, [B, H].
+        mask: dropout of the states that enter the GEMMs, [B, H].
+        weights: [edges, 4], of tanh, relu, sigmoid and identity, predecessors of the first node first.
+        W0: [ninp + H, 2H].
+        Ws: [H, 2H] a node.
+
+    Raises:
+        InputError: batch statistics of a batch of one.
+    """
+    own = norm.training or norm.running_mean is None
+    if own and hidden.shape[0] == 1:
+        raise InputError("batch norm over a batch of one: use a larger batch, or eval()")
+    given = None if own else torch.stack([norm.running_mean, norm.running_var])  # type: ignore[list-item]
+    out, stats = _Recurrence.apply(given, norm.eps, memory, x, hidden, mask, weights, W0, *Ws)
+    if norm.training and norm.running_mean is not None:
+        _move_running(norm, stats.flatten(0, 1), hidden.shape[0])
+    return out
+
+
+@torch.no_grad()
+def _move_running(norm: nn.BatchNorm1d, stats: Tensor, batch: int) -> None:
+    """Move the running statistics as ``norm`` would, called once a row of ``stats`` [calls, 2, H]."""
+    calls = len(stats)
+    assert norm.num_batches_tracked is not None
+    if norm.momentum is None:  # the plain average of all batches
+        seen = norm.num_batches_tracked.double() + calls
+        shares = (1 / seen).expand(calls)
+    else:
+        shares = norm.momentum * (1 - norm.momentum) ** torch.arange(calls - 1, -1, -1, dtype=torch.float64)
+    shares = shares.to(stats)
+    norm.num_batches_tracked += calls
+    unbiased = batch / (batch - 1)
+    for running, new in ((norm.running_mean, stats[:, 0]), (norm.running_var, stats[:, 1] * unbiased)):
+        assert running is not None
+        running.mul_(1 - shares.sum()).add_(shares @ new)
+
+
+def _edges(node: int) -> slice:
+    """The predecessors of a node (0 to steps - 1), which reads node + 1 states, in a table of all edges."""
+    first = node * (node + 1) // 2
+    return slice(first, first + node + 1)
+
+
+class _Cell:
+    """What one time step needs, forward and backward."""
+
+    def __init__(
+        self, mask: Tensor | None, W0: Tensor, Ws: tuple[Tensor, ...], given: Any, eps: float
+    ) -> None:
+        H = Ws[0].shape[0]
+        self.mask, self.Ws, self.given, self.eps = mask, Ws, given, eps
+        self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
+        self.steps, self.H = len(Ws), H
+        self.init = W0.new_tensor([[1.0, 0.0, 0.0, 0.0]])  # the initial state is a node of tanh alone
+
+    def masked(self, s: Tensor) -> Tensor:
+        return s if self.mask is None else s * self.mask
+
+    def fill_gates(self, states: Tensor, first: Tensor, h: Tensor, gates: Tensor) -> None:
+        """Rebuild all gates [1 + edges, B, 2H] of a time step from its states and the state before it."""
+        torch.addmm(first, self.masked(h), self.Wh, out=gates[0])
+        before = self.masked(states[: self.steps])
+        for i, W in enumerate(self.Ws):
+            torch.mm(before[: i + 1].flatten(0, 1), W, out=gates[1:][_edges(i)].view(-1, 2 * self.H))
+
+    def forward(
+        self, first: Tensor, h: Tensor, weights: Tensor, states: Tensor, gates: Tensor, stats: Tensor
+    ) -> None:
+        """Fill states [steps + 1, B, H], gates [1 + edges, B, 2H] and stats [steps + 1, 2, H]."""
+        before = torch.empty_like(states)
+        torch.addmm(first, self.masked(h), self.Wh, out=gates[0])
+        out, found = kernels.rnn_node(gates[:1], h[None], self.init, self.given, self.eps)
+        for i, W in enumerate((*self.Ws, None)):
+            states[i] = out
+            stats[i] = found if self.given is None else self.given
+            if W is None:
+                return
+            before[i] = self.masked(out)
+            own = gates[1:][_edges(i)]
+            torch.mm(before[: i + 1].flatten(0, 1), W, out=own.view(-1, 2 * self.H))
+            out, found = kernels.rnn_node(own, states[: i + 1], weights[_edges(i)], self.given, self.eps)
+
+    def backward(
+        self,
+        g: Tensor,
+        h: Tensor,
+        weights: Tensor,
+        states: Tensor,
+        gates: Tensor,
+        stats: Tensor,
+        d_weights: Tensor,
+        d_Ws: list[Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of gates[0] [B, 2H] and, but for what passes through them, of h [B, H].
+
+        ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights`` and ``d_Ws`` are added to.
+        """
+        own = self.given is None
+        before = self.masked(states[: self.steps])
+        through = torch.zeros_like(states)  # gradients of the masked states
+        d = (g / self.steps).expand_as(states)
+        for i in reversed(range(self.steps)):
+            edges = _edges(i)
+            # Nothing but nodes are averaged: the initial state has no share in g.
+            base = d[: i + 1] if i < self.steps - 1 else torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]])
+            d_gates, d, found = kernels.rnn_node_backward(
+                d[i + 1] + self.masked(through[i + 1]), states[i + 1], stats[i + 1, 1], gates[1:][edges],
+                states[: i + 1], weights[edges], self.eps, own, base,
+            )  # fmt: skip
+            d_weights[edges] += found
+            flat = d_gates.view(-1, 2 * self.H)
+            through[: i + 1].flatten(0, 1).addmm_(flat, self.Ws[i].T)
+            if d_Ws is not None:
+                d_Ws[i].addmm_(before[: i + 1].flatten(0, 1).T, flat)
+        d_first, d_h, _ = kernels.rnn_node_backward(
+            d[0] + self.masked(through[0]), states[0], stats[0, 1], gates[:1], h[None], self.init,
+            self.eps, own, None,
+        )  # fmt: skip
+        return d_first[0], d_h[0]
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: Tensor | None,
+        eps: float,
+        memory: str,
+        x: Tensor,
+        hidden: Tensor,
+        mask: Tensor | None,
+        weights: Tensor,
+        W0: Tensor,
+        *Ws: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        cell = _Cell(mask, W0, Ws, given, eps)
+        T, B, H, steps = len(x), len(hidden), cell.H, cell.steps
+        first = (x.flatten(0, 1) @ cell.Wx).view(T, B, 2 * H)
+        keep = memory == "store" and any(ctx.needs_input_grad)
+        states = x.new_empty(T, steps + 1, B, H)
+        gates = x.new_empty(T if keep else 1, 1 + weights.shape[0], B, 2 * H)
+        stats = x.new_empty(T, steps + 1, 2, H)
+        out = x.new_empty(T, B, H)
+        h = hidden
+        for t in range(T):
+            cell.forward(first[t], h, weights, states[t], gates[t if keep else 0], stats[t])
+            h = torch.mean(states[t, 1:], 0, out=out[t])
+        ctx.given, ctx.eps, ctx.first = given, eps, None if keep else first
+        ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, states, gates if keep else None, stats, out)
+        ctx.mark_non_differentiable(stats)
+        return out, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
+        x, hidden, mask, weights, W0, *Ws, states, kept, stats, out = ctx.saved_tensors
+        cell = _Cell(mask, W0, tuple(Ws), ctx.given, ctx.eps)
+        T, B, H = out.shape
+        learn = any(ctx.needs_input_grad[7:])
+        d_W0 = torch.zeros_like(W0) if learn else None
+        d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
+        d_weights = torch.zeros_like(weights)
+        d_first = x.new_empty(T, B, 2 * H)
+        rebuilt = x.new_empty(1 + weights.shape[0], B, 2 * H) if kept is None else None
+        d_h = torch.zeros_like(hidden)
+        for t in reversed(range(T)):
+            h = hidden if t == 0 else out[t - 1]
+            if rebuilt is not None:
+                cell.fill_gates(states[t], ctx.first[t], h, rebuilt)
+            gates = kept[t] if rebuilt is None else rebuilt
+            d_first[t], d_h = cell.backward(
+                g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws
+            )
+            d_h = d_h + cell.masked(d_first[t] @ cell.Wh.T)
+            if d_W0 is not None:
+                d_W0[len(cell.Wx) :].addmm_(cell.masked(h).T, d_first[t])
+        flat = d_first.flatten(0, 1)
+        if d_W0 is not None:
+            d_W0[: len(cell.Wx)] = x.flatten(0, 1).T @ flat
+        d_x = (flat @ cell.Wx.T).view_as(x) if ctx.needs_input_grad[3] else None
+        return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or [None] * len(Ws))

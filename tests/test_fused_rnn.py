@@ -1,0 +1,282 @@
+"""The RNN search cell on the CPU kernels against the reference path: values, bits, what is kept and computed."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dartsfast.backends import availability
+from dartsfast.errors import InputError
+from dartsfast.rnn import fused, model_search
+from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.genotypes import STEPS
+from dartsfast.rnn.model_search import RNNModelSearch
+
+_cpu = availability("cpu")
+pytestmark = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
+
+VOCABULARY = 50
+DROPOUTS = {"dropout": 0.5, "dropouth": 0.25, "dropoutx": 0.4, "dropouti": 0.3, "dropoute": 0.1}
+DRY = dict.fromkeys(DROPOUTS, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: a second thread would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(backend, dtype=torch.float64, H=12, memory="store", dropouts=DROPOUTS, scale=0.5):
+    """Return a model with large weights, so that the candidates differ, or with those of a new model."""
+    torch.manual_seed(0)
+    model = RNNModelSearch(VOCABULARY, H, H, H, **dropouts, backend=backend, memory=memory)
+    with torch.no_grad():
+        for weight in [*model.parameters(), *model.arch_parameters()] if scale else []:
+            weight.copy_(scale * torch.randn(weight.shape))
+    return model.to(dtype)
+
+
+def text(T=5, B=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (2, T, B), generator=generator)
+
+
+def search(model, iterations, order=1, preset="code"):
+    """Run search iterations; return every float that they left behind, by name."""
+    sgd = torch.optim.SGD(model.parameters(), 2.0, weight_decay=5e-7)
+    args = SimpleNamespace(wdecay=5e-7, clip=0.25, arch_lr=3e-3, arch_wdecay=1e-3)
+    architect = Architect(model, args, preset=preset)
+    hidden = hidden_valid = model.init_hidden(6)
+    torch.manual_seed(3)
+    for i in range(iterations):
+        (x, y), valid = text(seed=2 * i), text(seed=2 * i + 1)
+        hidden_valid, _ = architect.step(hidden, x, y, hidden_valid, *valid, sgd, order == 2)
+        sgd.zero_grad()
+        loss, hidden, (raw,) = model(x, hidden, target=y)
+        (loss + 1e-3 * (raw[1:] - raw[:-1]).pow(2).mean()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        sgd.step()
+        hidden = [h.detach() for h in hidden]
+    state = dict(model.state_dict())
+    state |= {f"{name}.grad": p.grad for name, p in model.named_parameters()}
+    return {**state, "weights.grad": model.weights.grad, "hidden": hidden[0], "valid": hidden_valid[0]}
+
+
+def relative(a, b):
+    return ((a - b).double().norm() / b.double().norm().clamp_min(1e-6)).item()
+
+
+def test_auto_takes_the_kernels_on_a_cpu():
+    assert RNNModelSearch(VOCABULARY, 8, 8, 8).backend == "cpu"
+    with pytest.warns(UserWarning, match="float32 and float64, not torch.bfloat16"):
+        assert RNNModelSearch(VOCABULARY, 8, 8, 8).bfloat16().backend == "reference"
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("preset", ["code", "paper"])
+def test_state_after_iterations_is_that_of_stock_modules(memory, order, preset):
+    wanted = search(network("reference"), 3, order, preset)
+    got = search(network("cpu", memory=memory), 3, order, preset)
+    assert got.keys() == wanted.keys()
+    for name, value in got.items():
+        assert relative(value, wanted[name]) < (1e-10 if order == 1 else 1e-7), name
+
+
+def test_fifty_first_order_iterations_agree_to_1e_7():
+    ours, theirs = network("cpu", scale=None), network("reference", scale=None)
+    got, wanted = search(ours, 50), search(theirs, 50)
+    assert relative(got["weights"], wanted["weights"]) < 1e-7
+    assert ours.genotype() == theirs.genotype()
+
+
+def test_the_paper_step_against_its_equations():
+    """Equations 6 to 8 with plain tensors and the losses of the reference path."""
+    ours, theirs = (network(backend, dropouts=DRY) for backend in ("cpu", "reference"))
+    lr, clip, decay, r = 2.0, 0.25, 5e-7, 0.01
+    sgd = torch.optim.SGD(ours.parameters(), lr)
+    args = SimpleNamespace(wdecay=decay, clip=clip, arch_lr=3e-3, arch_wdecay=0.0)
+    train, valid, hidden = text(seed=5), text(seed=6), theirs.init_hidden(6)
+    Architect(ours, args, preset="paper").step(hidden, *train, hidden, *valid, sgd, True)
+    weights = list(theirs.parameters())
+    start = [w.detach().clone() for w in weights]
+
+    def at(values, batch, wrt):
+        with torch.no_grad():
+            for w, value in zip(weights, values, strict=True):
+                w.copy_(value)
+        return torch.autograd.grad(theirs._loss(hidden, *batch)[0], wrt)
+
+    g = at(start, train, weights)
+    factor = min(1.0, (clip / (torch.cat([t.flatten() for t in g]).norm() + 1e-6)).item())
+    moved = [w - lr * (factor * d + decay * w) for w, d in zip(start, g, strict=True)]
+    *v, direct = at(moved, valid, [*weights, theirs.weights])
+    R = r / torch.cat([t.flatten() for t in v]).norm()
+    plus, minus = (
+        at([w + sign * R * t for w, t in zip(start, v, strict=True)], train, [theirs.weights])[0]
+        for sign in (1, -1)
+    )
+    expected = direct - lr * factor * (plus - minus) / (2 * R)
+    assert factor < 1 and relative(direct, expected) > 1e-3  # both terms matter
+    assert relative(ours.weights.grad, expected) < 1e-8
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_log_probabilities_hidden_states_and_loss(training):
+    x, y = text()
+
+    def run(backend):
+        model = network(backend, dropouts=DRY).train(training)
+        log_probs, hidden = model(x, model.init_hidden(6))
+        return log_probs, hidden[0], model._loss(hidden, x, y)[0]
+
+    for got, wanted in zip(run("cpu"), run("reference"), strict=True):
+        assert relative(got, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_same_bits_for_any_number_of_threads_and_either_memory(order):
+    runs = []
+    for threads, memory in [(1, "store"), (2, "store"), (3, "recompute"), (1, "recompute"), (1, "store")]:
+        torch.set_num_threads(threads)
+        runs.append(search(network("cpu", torch.float32, H=40, memory=memory), 2, order))
+    for other in runs[1:]:
+        assert all(torch.equal(other[name], value) for name, value in runs[0].items())
+
+
+def test_float32_is_as_near_to_float64_as_stock_modules():
+    def run(backend, dtype):
+        model = network(backend, dtype, H=48, dropouts=DRY, scale=None)
+        x, y = text(T=10, B=32)
+        loss, _, (raw,) = model(x, model.init_hidden(32), target=y)
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return [t.detach().double() for t in (raw, gradients, model.weights.grad)]
+
+    truth = run("reference", torch.float64)
+    theirs = [relative(a, b) for a, b in zip(run("reference", torch.float32), truth, strict=True)]
+    ours = [relative(a, b) for a, b in zip(run("cpu", torch.float32), truth, strict=True)]
+    for name, our, their in zip(
+        ("outputs", "weight gradients", "alpha gradients"), ours, theirs, strict=True
+    ):
+        assert our <= 1.5 * their, f"{name}: {our:.2e} against {their:.2e}"
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_gradcheck_of_the_recurrence(memory, mask):
+    torch.manual_seed(0)
+    T, B, H, ninp = 2, 3, 2, 3
+    norm = nn.BatchNorm1d(H, affine=False, track_running_stats=False)
+    shapes = [(T, B, ninp), (B, H), (STEPS * (STEPS + 1) // 2, 4), (ninp + H, 2 * H), *[(H, 2 * H)] * STEPS]
+    x, hidden, weights, W0, *Ws = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    dropped = torch.tensor([[0.0, 2.0]] * B, dtype=torch.float64) if mask else None
+
+    def run(x, hidden, weights, W0, *Ws):
+        return fused.recurrence(norm, memory, x, hidden, dropped, weights, W0, list(Ws))
+
+    assert torch.autograd.gradcheck(run, (x, hidden, weights, W0, *Ws))
+
+
+class Sizes(TorchDispatchMode):
+    """The largest number of elements of any tensor that an operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.largest = max(
+            self.largest, *[t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)], 0
+        )
+        return out
+
+
+@pytest.mark.parametrize(("backend", "whole"), [("cpu", False), ("reference", True)])
+def test_the_loss_never_holds_all_logits(monkeypatch, backend, whole):
+    monkeypatch.setattr(model_search, "LOSS_CHUNK", 8)
+    monkeypatch.setitem(globals(), "VOCABULARY", 2000)
+    model = network(backend)
+    (x, y), hidden = text(), model.init_hidden(6)
+    with Sizes() as sizes:
+        model._loss(hidden, x, y)[0].backward()
+    assert (sizes.largest >= x.numel() * 2000) == whole
+    assert sizes.largest >= 2000 * 12  # the gradient of the decoder was seen
+
+
+def kept_bytes(model):
+    seen = {}
+
+    def pack(t):
+        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model._loss(model.init_hidden(32), *text(T=12, B=32))
+    return sum(seen.values())
+
+
+def test_kept_for_the_backward():
+    kept = {
+        (backend, memory): kept_bytes(network(backend, torch.float32, H=64, memory=memory))
+        for backend, memory in [("reference", "store"), ("cpu", "store"), ("cpu", "recompute")]
+    }
+    assert kept["cpu", "store"] < kept["reference", "store"] / 5
+    assert kept["cpu", "recompute"] < kept["cpu", "store"] / 4
+
+
+def test_the_engine_asks_for_what_it_uses(monkeypatch):
+    asked = []
+    backward = fused._Cell.backward
+
+    def spy(self, *args):
+        asked.append(args[-1] is not None)
+        return backward(self, *args)
+
+    monkeypatch.setattr(fused._Cell, "backward", spy)
+    model = network("cpu")
+    sgd = torch.optim.SGD(model.parameters(), 2.0)
+    architect = Architect(model, SimpleNamespace(wdecay=0, clip=0.25, arch_lr=1e-3, arch_wdecay=0))
+    hidden = model.init_hidden(6)
+    architect.step(hidden, *text(), hidden, *text(), sgd, False)
+    assert asked == [False] * 5
+    asked.clear()
+    architect.step(hidden, *text(), hidden, *text(), sgd, True)
+    # virtual step and validation gradient ask for weight gradients, the two finite-difference passes do not
+    assert asked == [True] * 10 + [False] * 10
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_those_of_the_module(momentum):
+    def run(backend):
+        model = network(backend)
+        model.rnns[0].bn.momentum = momentum
+        for seed in (1, 2):
+            torch.manual_seed(0)
+            model(text(seed=seed)[0], model.init_hidden(6))
+        return list(model.buffers())
+
+    for got, wanted in zip(run("cpu"), run("reference"), strict=True):
+        assert relative(got, wanted) < 1e-12
+
+
+def test_a_batch_of_one_has_no_statistics():
+    model = network("cpu")
+    x, y = text(B=1)
+    with pytest.raises(InputError, match="batch norm over a batch of one"):
+        model._loss(model.init_hidden(1), x, y)
+    model.eval()
+    assert model._loss(model.init_hidden(1), x, y)[0].isfinite()
+
+
+def test_a_second_derivative_raises():
+    model = network("cpu", dropouts=DRY)
+    out, _ = model(text()[0], model.init_hidden(6))
+    (first,) = torch.autograd.grad(out.square().sum(), model.weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(first.sum(), model.weights)
