@@ -1,4 +1,4 @@
-"""The RNN search cell on the CPU kernels against the reference path: values, bits, what is kept and computed."""
+"""The RNN search cell on the CPU kernels against the reference path: values, bits, what is kept."""
 
 from types import SimpleNamespace
 

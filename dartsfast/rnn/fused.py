@@ -7,6 +7,7 @@ Library GEMMs make the pre-activations ("gates", [.., 2H]) of a node from all ea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,9 +82,7 @@ def _edges(node: int) -> slice:
 class _Cell:
     """What one time step needs, forward and backward."""
 
-    def __init__(
-        self, mask: Tensor | None, W0: Tensor, Ws: tuple[Tensor, ...], given: Any, eps: float
-    ) -> None:
+    def __init__(self, mask: Tensor | None, W0: Tensor, Ws: Sequence[Tensor], given: Any, eps: float) -> None:
         H = Ws[0].shape[0]
         self.mask, self.Ws, self.given, self.eps = mask, Ws, given, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
@@ -191,7 +190,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
         x, hidden, mask, weights, W0, *Ws, states, kept, stats, out = ctx.saved_tensors
-        cell = _Cell(mask, W0, tuple(Ws), ctx.given, ctx.eps)
+        cell = _Cell(mask, W0, Ws, ctx.given, ctx.eps)
         T, B, H = out.shape
         learn = any(ctx.needs_input_grad[7:])
         d_W0 = torch.zeros_like(W0) if learn else None
@@ -215,4 +214,4 @@ class _Recurrence(torch.autograd.Function):
         if d_W0 is not None:
             d_W0[: len(cell.Wx)] = x.flatten(0, 1).T @ flat
         d_x = (flat @ cell.Wx.T).view_as(x) if ctx.needs_input_grad[3] else None
-        return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or [None] * len(Ws))
+        return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))
