@@ -42,6 +42,6 @@ sanitize-address sanitize-undefined: sanitize-%: install
 
 bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results
-	$(BIN)/python -m bench cnn_step --out bench/results
+	$(BIN)/python -m bench cnn_step rnn_step hvp --out bench/results
 	$(BIN)/python -m bench report bench/results --readme README.md
 	$(BIN)/python -m bench report bench/results --readme docs/performance.md

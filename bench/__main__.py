@@ -28,7 +28,7 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     parser.add_argument("--out", default="runs/bench", help="folder of the results (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
-    parser.add_argument("--batch", type=int, help="images a batch (default: the suite's)")
+    parser.add_argument("--batch", type=int, help="images or columns of text a batch (default: the suite's)")
     parser.add_argument("--repeats", type=int, help="samples a peer (default: the suite's)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, no figures")
     parser.add_argument("--compile", action="store_true", help="cnn_step: torch.compile too, minutes more")

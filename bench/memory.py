@@ -1,6 +1,6 @@
 """How much memory a peer's iterations take above what its model, data and optimisers occupy.
 
-``python -m bench.memory PEER ORDER THREADS SIZE`` (SIZE in JSON) measures in its own process, where
+``python -m bench.memory NETWORK PEER ORDER THREADS SIZE`` (SIZE in JSON) measures in its own process, where
 nothing was freed that an iteration could take again, and prints the megabytes.
 """
 
@@ -12,24 +12,27 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.machine import ROOT
-from bench.peers import PEERS, Iteration, Size
+from bench.peers import Workload
+from bench.workloads import WORKLOADS
 
 STATUS = Path("/proc/self/status")
 ITERATIONS = 2  # SGD's momentum is there from the second on
 LIMIT_SECONDS = 3600  # for a peer that compiles, which may go on for hours
 
 
-def peak_megabytes(peer: str, order: int, size: Size) -> float:
+def peak_megabytes(network: str, peer: str, order: int, size: Any) -> float:
     """Measure in a process of its own.
 
     Raises:
         RuntimeError: the peer cannot run or takes over :data:`LIMIT_SECONDS`, or there is no /proc to read.
     """
-    arguments = [peer, str(order), str(torch.get_num_threads()), json.dumps(dataclasses.asdict(size))]
+    given = json.dumps(dataclasses.asdict(size))
+    arguments = [network, peer, str(order), str(torch.get_num_threads()), given]
     command = [sys.executable, "-m", "bench.memory", *arguments]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
@@ -67,8 +70,8 @@ def resident_megabytes() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _measure(peer: str, order: int, size: Size) -> float:
-    iteration = Iteration(PEERS[peer], size)
+def _measure(workload: Workload, peer: str, order: int, size: Any) -> float:
+    iteration = workload.iteration(workload.peers[peer], size)
     idle = resident_megabytes()
     sampler = Sampler()
     sampler.start()
@@ -78,5 +81,7 @@ def _measure(peer: str, order: int, size: Size) -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[3]))
-    print(_measure(sys.argv[1], int(sys.argv[2]), Size(**json.loads(sys.argv[4]))))
+    torch.set_num_threads(int(sys.argv[4]))
+    measured = WORKLOADS[sys.argv[1]]
+    size = dataclasses.replace(measured.size, **json.loads(sys.argv[5]))
+    print(_measure(measured, sys.argv[2], int(sys.argv[3]), size))

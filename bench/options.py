@@ -13,7 +13,7 @@ class Options:
 
     Attributes:
         threads: threads of torch.
-        batch: images a batch.
+        batch: images or columns of text a batch.
         repeats: samples a peer.
         quick: tiny sizes, which show that a suite runs and give no figures.
         compile: also time the reference with every cell compiled.

@@ -1,31 +1,16 @@
-"""The ways to compute a search iteration that suite ``cnn_step`` compares."""
+"""What the suites measure: search iterations, and the ways (peers) to compute them."""
 
 from __future__ import annotations
 
-import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dartsfast.cnn.architect import Architect
-from dartsfast.cnn.model_search import Network
-
 REFERENCE = "reference"
-LEARNING_RATE, GRAD_CLIP = 0.025, 5.0
-# The original's defaults.
-ARCHITECT = {"momentum": 0.9, "weight_decay": 3e-4, "arch_learning_rate": 3e-4, "arch_weight_decay": 1e-3}
-
-
-@dataclass(frozen=True)
-class Size:
-    """The network and its batch; the defaults are the paper's search on CIFAR-10."""
-
-    batch: int = 64
-    C: int = 16
-    layers: int = 8
-    image: int = 32
-    classes: int = 10
 
 
 @dataclass(frozen=True)
@@ -38,71 +23,67 @@ class Peer:
     compiled: bool = False
 
 
-PEERS = {
-    "cpu store": Peer("cpu"),
-    "cpu recompute": Peer("cpu", memory="recompute"),
-    REFERENCE: Peer("reference"),
-    "reference channels_last": Peer("reference", channels_last=True),
-    "reference compiled": Peer("reference", compiled=True),
-}
-
-
-class Iteration:
+class Iteration(ABC):
     """A search with everything an iteration needs: model, optimisers, a training and a validation batch."""
 
-    def __init__(self, peer: Peer, size: Size, dtype: torch.dtype = torch.float32) -> None:
-        torch.manual_seed(0)
-        model = Network(
-            size.C, size.classes, size.layers, nn.CrossEntropyLoss(), backend=peer.backend, memory=peer.memory
-        )
-        self.model = model.to(dtype)
-        self.train, self.valid = _batch(size, 1, dtype), _batch(size, 2, dtype)
-        if peer.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-            self.train, self.valid = _channels_last(self.train), _channels_last(self.valid)
-        if peer.compiled:
-            _compile_cells(self.model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            LEARNING_RATE,
-            momentum=ARCHITECT["momentum"],
-            weight_decay=ARCHITECT["weight_decay"],
-        )
-        self.architect = Architect(self.model, argparse.Namespace(**ARCHITECT))
+    model: Any
+    optimizer: torch.optim.Optimizer
+    clip: float  # of the weights' gradient
+
+    @abstractmethod
+    def __init__(self, peer: Peer, size: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Build the search of ``peer`` at ``size``; the same seed for all peers."""
+
+    @abstractmethod
+    def step_alphas(self, order: int) -> None:
+        """Move the alphas by a gradient of ``order``."""
+
+    @abstractmethod
+    def train_loss(self) -> Tensor:
+        """Return the training loss that the alphas' gradient is taken of."""
+
+    def weight_loss(self) -> Tensor:
+        """Return the loss that moves the weights."""
+        return self.train_loss()
 
     def run(self, order: int) -> None:
         """Move the alphas by a gradient of ``order``, then the weights."""
-        self.architect.step(*self.train, *self.valid, LEARNING_RATE, self.optimizer, unrolled=order == 2)
+        self.step_alphas(order)
         self.optimizer.zero_grad()
-        self.model._loss(*self.train).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
+        self.weight_loss().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
 
     def loss_and_gradients(self) -> list[Tensor]:
         """Return the training loss and its gradients by all alphas and all weights, each flat."""
-        loss = self.model._loss(*self.train)
+        loss = self.train_loss()
         alphas, weights = self.model.arch_parameters(), list(self.model.parameters())
         found = torch.autograd.grad(loss, [*alphas, *weights])
-        parts = found[: len(alphas)], found[len(alphas) :]
-        # Contiguous, or a weight in channels_last would be flattened in another order.
-        return [loss.detach(), *(torch.cat([g.contiguous().flatten() for g in part]) for part in parts)]
+        return [loss.detach(), flat(found[: len(alphas)]), flat(found[len(alphas) :])]
 
 
-def _compile_cells(model: Network) -> None:
-    """Compile every cell in place, for its own shapes (inductor fails on dynamic ones here)."""
-    # Cells share their code, and what needs a gradient differs between the passes of an iteration: more
-    # variants than the default limit, beyond which torch would quietly run the rest uncompiled.
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for cell in model.cells:
-        cell.compile(dynamic=False)
+@dataclass(frozen=True)
+class Workload:
+    """A search that suites measure.
+
+    Attributes:
+        network: ``cnn`` or ``rnn``.
+        iteration: its iterations.
+        peers: the ways to compute them, by name.
+        size: of the network and its batch, as published.
+        quick: the same, tiny.
+        gate: the same, small, for the comparison with float64 that comes before the clock.
+    """
+
+    network: str
+    iteration: type[Iteration]
+    peers: Mapping[str, Peer]
+    size: Any
+    quick: Any
+    gate: Any
 
 
-def _batch(size: Size, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size.batch, 3, size.image, size.image, generator=generator).to(dtype)
-    return images, torch.randint(size.classes, (size.batch,), generator=generator)
-
-
-def _channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch[0].to(memory_format=torch.channels_last), batch[1]
+def flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    """Return all elements in one vector, each tensor's in the order of its indices."""
+    # Contiguous, or a weight in channels_last would be flattened in another order.
+    return torch.cat([t.contiguous().flatten() for t in tensors])

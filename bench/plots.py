@@ -31,6 +31,22 @@ def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
     return _draw(panels, labels, path)
 
 
+def draw_hvp(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw what every product does beside its passes: milliseconds, and share of an iteration."""
+    rows = [row for row in result["rows"] if "share" in row]
+    labels = list(dict.fromkeys(row["network"] for row in rows))
+    panels = []
+    for key, scale, title, unit in (
+        ("ms_p50", 1, "vector work, ms", "{:.3g}"),
+        ("share", 100, "of a second-order iteration, %", "{:.2f} %"),
+    ):
+        bars: dict[str, dict[str, float]] = {}
+        for row in rows:
+            bars.setdefault(row["peer"], {})[row["network"]] = scale * row[key]
+        panels.append((title, unit, bars))
+    return _draw(panels, labels, path)
+
+
 def draw_ops(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw how much faster than stock functions every operator is, a panel a stock peer."""
     rows = [row for row in result["rows"] if "speedup" in row]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, ops, plots
+from bench import cnn_step, hvp, ops, plots, rnn_step, steps
 from bench.machine import header, threads
 from bench.options import Options
 from dartsfast.errors import InputError
@@ -46,9 +46,23 @@ SUITES = {
     "cnn_step": Suite(
         "an iteration of the CNN search: time and memory of backends and references",
         cnn_step.run,
-        cnn_step.table,
+        steps.table,
         cnn_step.conditions,
         plots.draw_steps,
+    ),
+    "rnn_step": Suite(
+        "an iteration of the RNN search: the same, beside its matrix products",
+        rnn_step.run,
+        rnn_step.table,
+        rnn_step.conditions,
+        plots.draw_steps,
+    ),
+    "hvp": Suite(
+        "the Hessian-vector product: what it costs beyond its two passes",
+        hvp.run,
+        hvp.table,
+        hvp.conditions,
+        plots.draw_hvp,
     ),
 }
 

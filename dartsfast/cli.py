@@ -1,4 +1,4 @@
-"""The ``dartsfast`` command: ``search cnn``, ``search rnn``, ``compare cnn``, ``draw``, ``doctor``."""
+"""The ``dartsfast`` command: ``search`` and ``compare`` (each ``cnn`` or ``rnn``), ``draw``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dartsfast.compare import CompareConfig, compare_cnn, print_comparison, write_comparison
+from dartsfast.compare import (
+    CompareConfig,
+    CompareRNNConfig,
+    compare_cnn,
+    compare_rnn,
+    print_comparison,
+    write_comparison,
+)
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.search.config import CNNConfig, RNNConfig
 
@@ -18,6 +25,11 @@ from dartsfast.search.config import CNNConfig, RNNConfig
 WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "cnn": {"model_path": str, "drop_path_prob": float},
     "rnn": {"nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None},
+}
+
+COMPARISONS: dict[str, tuple[Any, Any]] = {
+    "cnn": (CompareConfig, compare_cnn),
+    "rnn": (CompareRNNConfig, compare_rnn),
 }
 
 
@@ -59,15 +71,17 @@ def _parser() -> argparse.ArgumentParser:
         _add_options(command, config, kind)
         command.set_defaults(run=_search, kind=kind, config=config)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
-    command = compare.add_subparsers(required=True, metavar="KIND").add_parser(
-        "cnn",
-        help="compare two backends on a CNN search, to the bit",
-        description="Run two backends from one seed on random images and labels, and compare them.",
-        argument_default=argparse.SUPPRESS,
-    )
-    _add_fields(command, CompareConfig)
-    command.add_argument("--out", help="folder for compare.json, compare.png and compare.svg")
-    command.set_defaults(run=_compare)
+    kinds = compare.add_subparsers(required=True, metavar="KIND")
+    for kind, (config, run) in COMPARISONS.items():
+        command = kinds.add_parser(
+            kind,
+            help=f"compare two backends on {kind.upper()} searches, to the bit",
+            description="Run two backends from one seed on random data, and compare them.",
+            argument_default=argparse.SUPPRESS,
+        )
+        _add_fields(command, config)
+        command.add_argument("--out", help="folder for compare.json, compare.png and compare.svg")
+        command.set_defaults(run=_compare, config=config, compare=run)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype", help="folder of a run, genotype.json, or a published cell, e.g. rnn:DARTS_V2"
@@ -159,12 +173,14 @@ def _run_search(kind: str, config: Any, resume: str | None) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "out")}
-    if "out" in args:
-        Path(args.out).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    result = compare_cnn(CompareConfig(**given))
+    given = dict(vars(args))
+    config, compare, out = given.pop("config"), given.pop("compare"), given.pop("out", None)
+    del given["run"]
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    result = compare(config(**given))
     print_comparison(result)
-    for file in write_comparison(result, args.out) if "out" in args else ():
+    for file in () if out is None else write_comparison(result, out):
         print(file)
 
 

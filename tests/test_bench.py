@@ -1,21 +1,29 @@
 """The benchmarks: that every suite runs, that its gate refuses what is wrong, and what results look like."""
 
+import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench import cnn_step, memory, ops
+from bench import gemm, hvp, memory, ops, steps
 from bench.__main__ import main
+from bench.cnn_peers import CNN
 from bench.gate import disagreement
 from bench.memory import peak_megabytes
 from bench.op_cases import OURS, STOCK, Timed, pool_case
+from bench.peers import REFERENCE, Iteration, Peer
 from bench.report import insert, markdown, read_results
+from bench.rnn_peers import PEERS, RNN, RNNIteration, Size
 from bench.suites import SUITES, Options, run_suite, save_result
 from bench.timing import interleaved, spread
-from dartsfast.backends import availability
+from bench.workloads import WORKLOADS
+from dartsfast.backends import availability, resolve_backend
 from dartsfast.errors import InputError
+from dartsfast.rnn.genotypes import STEPS
 
 needs_cpu = pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
 TIMES = ("ms_p20", "ms_p50", "ms_p80")
@@ -26,10 +34,14 @@ def folder(tmp_path_factory):
     """A folder with a tiny result of every suite."""
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("bench")
-    measured = functools.cache(lambda peer: peak_megabytes(peer, 2, cnn_step.QUICK))
+
+    @functools.cache
+    def measured(network, peer):
+        return peak_megabytes(network, peer, 2, WORKLOADS[network].quick)
+
     with pytest.MonkeyPatch.context() as patch:
         # A process a peer instead of one a peer and order: most of its seconds are torch's import.
-        patch.setattr(cnn_step, "peak_megabytes", lambda peer, order, size: measured(peer))
+        patch.setattr(steps, "peak_megabytes", lambda network, peer, order, size: measured(network, peer))
         for name in SUITES:
             save_result(run_suite(name, Options(threads=1, quick=True)), out)
     return out
@@ -68,10 +80,11 @@ def test_ops_rows(folder):
 
 
 @needs_cpu
-def test_step_rows(folder):
-    rows = json.loads((folder / "cnn_step.json").read_text())["rows"]
+@pytest.mark.parametrize("suite", ["cnn_step", "rnn_step"])
+def test_step_rows(folder, suite):
+    rows = json.loads((folder / f"{suite}.json").read_text())["rows"]
     found = {(row["peer"], row["order"]): row for row in rows}
-    assert set(found) == {(peer, order) for peer in cnn_step.QUICK_PEERS for order in (1, 2)}
+    assert set(found) == {(peer, order) for peer in steps.QUICK_PEERS for order in (1, 2)}
     for row in rows:
         assert row["peak_mb"] > 0
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
@@ -87,7 +100,7 @@ def test_report_goes_between_the_markers(folder, tmp_path, capsys):
         assert main(["report", str(folder), "--readme", str(readme)]) == 0
         text = readme.read_text()
         assert text.startswith("before\n<!-- bench:ops -->\n| operator") and text.endswith("-->\nafter\n")
-        assert "old" not in text and text.count("middle") == 1
+        assert "old" not in text and text.count("middle") == len(SUITES) - 1
         assert text.count("these are no figures") == len(SUITES)
     capsys.readouterr()
     assert main(["report", str(folder)]) == 0
@@ -127,14 +140,14 @@ def test_a_wrong_operator_is_not_timed(monkeypatch, tmp_path, capsys):
 
 @needs_cpu
 def test_a_wrong_network_is_not_timed(monkeypatch):
-    right = cnn_step.Iteration.loss_and_gradients
+    right = Iteration.loss_and_gradients
 
     def planted(self):
         loss, alphas, weights = right(self)
         return [loss, alphas, weights * 1.001 if self.model.backend == "cpu" else weights]
 
-    monkeypatch.setattr(cnn_step.Iteration, "loss_and_gradients", planted)
-    monkeypatch.setattr(cnn_step, "_memory", lambda name, order, size: {"peak_mb": 1.0})
+    monkeypatch.setattr(Iteration, "loss_and_gradients", planted)
+    monkeypatch.setattr(steps, "_memory", lambda workload, name, order, size: {"peak_mb": 1.0})
     result = run_suite("cnn_step", Options(threads=1, quick=True))
     refused = [row for row in result["rows"] if "refused" in row]
     assert [row["peer"] for row in refused] == ["cpu store"]
@@ -149,9 +162,9 @@ def test_a_peer_that_fails_says_why(monkeypatch):
         if self.model.cells[0]._compiled_call_impl:
             raise RuntimeError("no compiler\nand more")
 
-    monkeypatch.setattr(cnn_step.Iteration, "run", fails)
+    monkeypatch.setattr(Iteration, "run", fails)
     figures = {1: {"peak_mb": 2.0}, 2: {"memory_error": "took too long"}}
-    monkeypatch.setattr(cnn_step, "_memory", lambda name, order, size: figures[order])
+    monkeypatch.setattr(steps, "_memory", lambda workload, name, order, size: figures[order])
     result = run_suite("cnn_step", Options(threads=1, quick=True, compile=True))
     failed = [row for row in result["rows"] if "failed" in row]
     assert [row["peer"] for row in failed] == ["reference compiled"] * 2
@@ -162,10 +175,125 @@ def test_a_peer_that_fails_says_why(monkeypatch):
 
 def test_memory_says_why_it_has_no_figure(monkeypatch):
     with pytest.raises(RuntimeError, match="KeyError: 'no peer'"):
-        peak_megabytes("no peer", 1, cnn_step.QUICK)
+        peak_megabytes("cnn", "no peer", 1, CNN.quick)
     monkeypatch.setattr(memory, "LIMIT_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match="2 iterations took over 0.01 s"):
-        peak_megabytes("reference", 1, cnn_step.QUICK)
+        peak_megabytes("rnn", "reference", 1, RNN.quick)
+
+
+def test_products_of_an_iteration_are_those_that_the_reference_takes():
+    size = Size(batch=4, nhid=6, bptt=5, vocabulary=11)
+    iteration = RNNIteration(PEERS[REFERENCE], size)
+    # In a pass for the alphas autograd also takes the words' gradient, in every time step but the first,
+    # and there not that of the hidden state nor of node 1, before which there is no alpha.
+    one_step = 2 * size.batch * size.nhid * 2 * size.nhid
+    for order, alpha_passes in ((1, 1), (2, 2)):
+        with FlopCounterMode(display=False) as counter:
+            iteration.run(order)
+        more = alpha_passes * one_step * (size.bptt - 1 - 2)
+        assert gemm.flops(size, order) + more == counter.get_total_flops()
+
+
+def test_floor_adds_up_the_products_of_an_iteration(monkeypatch):
+    timed = []
+
+    def each_takes_a_millisecond(products, repeats, sample_seconds):
+        timed.append({kind: call().shape for kind, call in products.items()})
+        return dict.fromkeys(products, {"ms_p50": 1.0})
+
+    monkeypatch.setattr(gemm, "interleaved", each_takes_a_millisecond)
+    floor = gemm.floor_seconds(Size(batch=4, nhid=6, bptt=5, vocabulary=11), 1)
+    # words and decoder once a pass, hidden state and nodes once a time step
+    recurrent = 5 * (1 + STEPS)
+    assert floor[1] == pytest.approx(1e-3 * (2 + 1 + 1 + (2 + 2 + 1) * (recurrent + 1)))
+    assert floor[2] == pytest.approx(1e-3 * (5 + 3 + 3 + (5 + 5 + 3) * (recurrent + 1)))
+    assert len(timed) == 1 + 1 + STEPS + 1
+    assert timed[3] == {"forward": (8, 12), "input gradient": (8, 6), "weight gradient": (6, 12)}
+
+
+@needs_cpu
+def test_floor_and_share_stand_beside_the_time(folder):
+    result = json.loads((folder / "rnn_step.json").read_text())
+    given, size = result["conditions"], RNN.quick
+    assert given["gflop"] == [gemm.flops(size, order) / 1e9 for order in (1, 2)]
+    for row in result["rows"]:
+        gflop, rate = given["gflop"][row["order"] - 1], given["sgemm_gflops"][row["order"] - 1]
+        assert row["floor_s"] == pytest.approx(gflop / rate)
+        assert row["share_floor"] == pytest.approx(1e3 * row["floor_s"] / row["ms_p50"])
+    assert "| GEMM floor, s | share reached |" in markdown(result)
+
+
+@pytest.mark.parametrize(("loss", "output"), [("train_loss", 0), ("weight_loss", 3)])
+def test_the_gate_sees_each_loss_of_the_rnn(loss, output):
+    assert steps.refusal(RNN, Peer("reference", memory="recompute")) is None
+    built = []
+
+    def second_is_wrong(peer, size, dtype):
+        built.append(RNNIteration(peer, size, dtype))
+        if len(built) == 2:  # the first is the truth
+            right = getattr(built[1], loss)
+            setattr(built[1], loss, lambda: 1.001 * right())
+        return built[-1]
+
+    workload = dataclasses.replace(RNN, iteration=second_is_wrong)
+    assert f"in float64: output {output} is off" in steps.refusal(workload, Peer("reference"))
+
+
+@needs_cpu
+def test_hvp_rows(folder):
+    result = json.loads((folder / "hvp.json").read_text())
+    found = {(row["network"], row["peer"]): row for row in result["rows"]}
+    assert set(found) == {(network, peer) for network in ("cnn", "rnn") for peer in (hvp.OURS, hvp.PLAIN)}
+    for (network, _), row in found.items():
+        assert row["backend"] == resolve_backend("auto", network=network)
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert row["share"] == row["ms_p50"] / row["iteration_ms"]
+        assert row["speedup"] == found[network, hvp.PLAIN]["ms_p50"] / row["ms_p50"]
+        assert row["passes_ms"] > 0
+    assert f"| cnn, cpu | {hvp.OURS} |" in markdown(result)
+
+
+def test_passes_are_told_from_the_vector_work(monkeypatch):
+    clock = [0.0]
+
+    def takes(seconds):
+        clock[0] += seconds
+
+    alphas = [torch.ones(2, requires_grad=True) for _ in range(2)]
+
+    def forward():
+        takes(10.0)
+        product = alphas[0] * alphas[1]
+        product.register_hook(lambda grad: takes(100.0))
+        return product.sum()
+
+    def product(loss_fn, weights, vector, wrt):
+        for _ in range(2):
+            takes(1.0)
+            torch.autograd.grad(loss_fn(), wrt)
+        takes(0.5)
+
+    monkeypatch.setattr(hvp, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert hvp.split(product, SimpleNamespace(train_loss=forward), [], [], alphas) == (220.0, 2.5)
+    assert not any(alpha._backward_hooks for alpha in alphas)
+
+
+def test_a_wrong_product_is_not_timed(monkeypatch, capsys):
+    right = hvp.PRODUCTS[hvp.OURS]
+    monkeypatch.setitem(hvp.PRODUCTS, hvp.OURS, lambda *args: [p * (1 + 1e-6) for p in right(*args)])
+    monkeypatch.setattr(hvp, "WORKLOADS", {"rnn": RNN})
+    rows = hvp.run(Options(quick=True))["rows"]
+    assert [row["peer"] for row in rows] == [hvp.OURS, hvp.PLAIN]
+    assert "product in float64: output 0 is off" in rows[0]["refused"] and not set(TIMES) & set(rows[0])
+    assert rows[1]["ms_p50"] > 0
+
+
+def test_the_plain_product_puts_the_weights_back():
+    iteration = RNNIteration(PEERS[REFERENCE], RNN.gate, torch.float64)
+    weights = list(iteration.model.parameters())
+    before = [w.detach().clone() for w in weights]
+    hvp.per_tensor(iteration.train_loss, weights, before, iteration.model.arch_parameters())
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
 
 
 def test_disagreement():
@@ -189,8 +317,9 @@ def test_list_and_bad_input(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert "cnn_step" in capsys.readouterr().out
     for argv, message in (
-        (["nothing"], "unknown suite 'nothing': choose from ops, cnn_step"),
+        (["nothing"], "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, hvp"),
         (["ops", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["rnn_step", "--batch", "1"], "batch norm needs a batch of at least 2, got 1"),
         (["report", str(tmp_path)], "no results in"),
     ):
         assert main(argv) == 2

@@ -65,6 +65,26 @@ def save_checkpoint(
     torch.save({"epoch": epoch + 1}, os.path.join(path, "misc.pt"))
 
 
+def search_loss(
+    model: nn.Module, hidden: Sequence[Tensor], input: Tensor, target: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Any]:
+    """Return the loss of the search's weight step, the plain loss in it, and the detached hidden states.
+
+    Args:
+        model: a search model.
+        hidden: hidden states [[1, B, nhid]] before ``input``.
+        input: tokens [T, B].
+        target: the tokens after them.
+        beta: factor of the slowness term.
+    """
+    raw_loss, hidden_next, raw_outputs = model(input, hidden, target=target)
+    outputs = raw_outputs[-1]  # [T, B, nhid]
+    loss = raw_loss
+    if len(outputs) > 1:  # slowness: outputs should change little from one step to the next
+        loss = loss + beta * (outputs[1:] - outputs[:-1]).pow(2).mean()
+    return loss, raw_loss, repackage_hidden(hidden_next)
+
+
 def mask2d(B: int, D: int, keep_prob: float, like: Tensor | None = None) -> Tensor:
     """Return a dropout mask [B, D] of 0 and 1 / keep_prob, with the dtype and device of ``like``."""
     options: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}

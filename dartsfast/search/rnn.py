@@ -15,7 +15,7 @@ from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import batchify, get_batch, repackage_hidden
+from dartsfast.rnn.utils import batchify, get_batch, repackage_hidden, search_loss
 from dartsfast.search.config import RNNConfig
 from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
 
@@ -97,15 +97,10 @@ class RNNSearch(Search):
         """Move the weights on tokens ``x`` and their successors ``y`` [T, B]; return the plain loss."""
         model = self.model
         self.optimizer.zero_grad()
-        raw_loss, hidden, raw_outputs = model(x, self.hidden, target=y)
-        outputs = raw_outputs[-1]  # [T, B, nhid]
-        loss = raw_loss
-        if len(outputs) > 1:  # slowness: outputs should change little from one step to the next
-            loss = loss + self.config.beta * (outputs[1:] - outputs[:-1]).pow(2).mean()
+        loss, raw_loss, self.hidden = search_loss(model, self.hidden, x, y, self.config.beta)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), self.config.clip)
         self.optimizer.step()
-        self.hidden = repackage_hidden(hidden)
         return raw_loss.item()
 
     def finish_epoch(self) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""The matrix products of the RNN search: what an iteration cannot do without, and how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bench.rnn_peers import Size
+from bench.timing import interleaved
+from dartsfast.rnn.genotypes import STEPS
+
+# Passes of an iteration, by order. The weights' are the weight step and, in second order, the gradient of
+# the virtual step and the validation pass; the alphas' are the validation pass or the two differences.
+ALPHA_PASSES = {1: 1, 2: 2}
+WEIGHT_PASSES = {1: 1, 2: 3}
+SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The product [rows, inner] x [inner, columns] of a forward, ``times`` over.
+
+    ``of_data``: of the embedded words, which get a gradient only where the weights do.
+    """
+
+    name: str
+    rows: int
+    inner: int
+    columns: int
+    times: int
+    of_data: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of all ``times``, in the forward as in each gradient."""
+        return 2 * self.rows * self.inner * self.columns * self.times
+
+
+def gemms(size: Size) -> list[Gemm]:
+    """Return the products of a forward: nodes take all states before them at once, words all time steps."""
+    B, H, T = size.batch, size.nhid, size.bptt
+    nodes = [Gemm(f"node {i + 1}", B * (i + 1), H, 2 * H, T) for i in range(STEPS)]
+    return [
+        Gemm("words", T * B, H, 2 * H, 1, of_data=True),
+        Gemm("hidden", B, H, 2 * H, T),
+        *nodes,
+        Gemm("decoder", T * B, H, size.vocabulary, 1),
+    ]
+
+
+def passes(gemm: Gemm, order: int) -> dict[str, int]:
+    """Return how often an iteration takes ``gemm`` forward and for each of its gradients.
+
+    A pass for the alphas alone needs no gradient of a weight, and none of the words.
+    """
+    alphas, weights = ALPHA_PASSES[order], WEIGHT_PASSES[order]
+    return {
+        "forward": alphas + weights,
+        "input gradient": weights if gemm.of_data else alphas + weights,
+        "weight gradient": weights,
+    }
+
+
+def flops(size: Size, order: int) -> int:
+    """Return the floating point operations of an iteration's products."""
+    return sum(gemm.flops * sum(passes(gemm, order).values()) for gemm in gemms(size))
+
+
+def floor_seconds(size: Size, repeats: int) -> dict[int, float]:
+    """Measure the products of all passes, shape by shape; return what an iteration's take, by order."""
+    seconds = dict.fromkeys(ALPHA_PASSES, 0.0)
+    for gemm in gemms(size):
+        times = interleaved(_products(gemm), repeats, sample_seconds=SAMPLE_SECONDS)
+        for order in seconds:
+            for kind, count in passes(gemm, order).items():
+                seconds[order] += times[kind]["ms_p50"] / 1e3 * gemm.times * count
+    return seconds
+
+
+def _products(gemm: Gemm) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return the product and those of its two gradients, float32."""
+    x, w = torch.rand(gemm.rows, gemm.inner), torch.rand(gemm.inner, gemm.columns)
+    y, dx, dw = torch.rand(gemm.rows, gemm.columns), torch.empty_like(x), torch.empty_like(w)
+    out = torch.empty_like(y)
+    return {
+        "forward": lambda: torch.mm(x, w, out=out),
+        "input gradient": lambda: torch.mm(y, w.t(), out=dx),
+        "weight gradient": lambda: torch.mm(x.t(), y, out=dw),
+    }

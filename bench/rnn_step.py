@@ -1,0 +1,60 @@
+"""Suite ``rnn_step``: a whole iteration of the RNN search, beside the matrix products that it consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bench import steps
+from bench.gemm import WEIGHT_PASSES, floor_seconds, flops
+from bench.options import Options
+from bench.rnn_peers import RNN
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Gate and measure all peers, and the floor under them; errors as :func:`bench.steps.run`."""
+    result = steps.run(RNN, options)
+    given = result["conditions"]
+    names = [field.name for field in dataclasses.fields(RNN.size)]
+    size = dataclasses.replace(RNN.size, **{name: given[name] for name in names})
+    print("rnn_step: time of the matrix products", flush=True)
+    floor = floor_seconds(size, given["repeats"])
+    for row in result["rows"]:
+        if "ms_p50" in row:
+            row["floor_s"] = floor[row["order"]]
+            row["share_floor"] = 1e3 * row["floor_s"] / row["ms_p50"]
+    gflop = {order: flops(size, order) / 1e9 for order in WEIGHT_PASSES}
+    given["gflop"] = list(gflop.values())
+    given["sgemm_gflops"] = [gflop[order] / floor[order] for order in gflop]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the rows as a markdown table."""
+    return steps.table(result, [("GEMM floor, s", _floor), ("share reached", _share)])
+
+
+def _floor(row: Mapping[str, Any]) -> str:
+    return f"{row['floor_s']:.3g}" if "floor_s" in row else ""
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['share_floor']:.0f} %" if "share_floor" in row else ""
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """Say in a sentence what was measured, and what the floor is."""
+    given = result["conditions"]
+    counted = " and ".join(
+        f"{gflop:,.1f} GFLOP at {rate:.1f} GFLOP/s"
+        for gflop, rate in zip(given["gflop"], given["sgemm_gflops"], strict=True)
+    )
+    network = (
+        f"RNNModelSearch(nhid {given['nhid']}, vocabulary {given['vocabulary']:,}), BPTT {given['bptt']}, "
+        f"{'the dropouts of the search' if given['dropout'] else 'no dropout'}"
+    )
+    return (
+        f"{steps.conditions(result, network)}; the floor is sgemm of an iteration's own shapes in the same "
+        f"run, {counted} for the two orders, and the share reached is the floor over the time"
+    )

@@ -1,0 +1,162 @@
+"""What the suites ``*_step`` share: whole search iterations, first and second order: time and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.gate import disagreement
+from bench.memory import peak_megabytes
+from bench.options import Options
+from bench.peers import REFERENCE, Peer, Workload
+from bench.timing import interleaved
+from dartsfast.backends import resolve_backend
+
+# Of the largest gradient. In float32 rounding can flip a relu, stock or not, and with it a pixel's gradient.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-2}
+QUICK_PEERS = ("cpu store", REFERENCE)
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]  # title, and row to cell
+
+
+def run(workload: Workload, options: Options) -> dict[str, Any]:
+    """Gate and measure the peers of ``workload``, compiled ones if asked for; return conditions and rows.
+
+    Raises:
+        InputError: a backend that is not available.
+    """
+    size = workload.quick if options.quick else workload.size
+    size = dataclasses.replace(size, batch=options.batch or size.batch)
+    repeats = options.repeats or (1 if options.quick else 3)
+    chosen = _chosen(workload, options)
+    for peer in chosen.values():
+        resolve_backend(peer.backend, network=workload.network)
+    refused = {name: reason for name, peer in chosen.items() if (reason := refusal(workload, peer))}
+    for name, reason in refused.items():
+        _say(workload, f"{name} refused: {reason}")
+    rows: list[dict[str, Any]] = [{"peer": name, "refused": reason} for name, reason in refused.items()]
+    left = {name: peer for name, peer in chosen.items() if name not in refused}
+    # Memory first: this process is still small, so that both fit the machine.
+    memory = {(name, order): _memory(workload, name, order, size) for order in (1, 2) for name in left}
+    for order in (1, 2):
+        # What did not compile there will not compile here.
+        lost = {n for n, peer in left.items() if peer.compiled and "memory_error" in memory[n, order]}
+        kept = {n: peer for n, peer in left.items() if n not in lost}
+        found = _timed(workload, kept, order, size, repeats)
+        found |= {n: {"failed": memory[n, order]["memory_error"]} for n in lost}
+        rows += [
+            {"peer": n, "order": order, "batch": size.batch, **found[n], **memory[n, order]} for n in left
+        ]
+    _add_ratios(rows)
+    return {"conditions": {**dataclasses.asdict(size), "repeats": repeats, "dtype": "float32"}, "rows": rows}
+
+
+def _chosen(workload: Workload, options: Options) -> dict[str, Peer]:
+    peers = workload.peers
+    wanted = QUICK_PEERS if options.quick else tuple(peers)
+    return {n: p for n, p in peers.items() if (options.compile if p.compiled else n in wanted)}
+
+
+def refusal(workload: Workload, peer: Peer) -> str | None:
+    """Return why ``peer`` must not be timed, or None: a small network's losses and all their gradients.
+
+    The truth is the reference in float64. A compiled peer runs uncompiled here: compiling for two dtypes
+    would take longer than the measurement, and what is ours to get right is not in it.
+    """
+    eager = Peer(peer.backend, peer.memory, peer.channels_last)
+    reference = workload.peers[REFERENCE]
+    truth = workload.iteration(reference, workload.gate, torch.float64).loss_and_gradients()
+    for dtype, tolerance in TOLERANCES.items():
+        found = workload.iteration(eager, workload.gate, dtype).loss_and_gradients()
+        wrong = disagreement(found, truth, tolerance)
+        if wrong:
+            return f"loss, alpha and weight gradients in {str(dtype).removeprefix('torch.')}: {wrong}"
+    return None
+
+
+def _memory(workload: Workload, name: str, order: int, size: Any) -> dict[str, Any]:
+    _say(workload, f"memory of {name}, order {order}")
+    try:
+        return {"peak_mb": peak_megabytes(workload.network, name, order, size)}
+    except RuntimeError as error:
+        return {"memory_error": str(error)}
+
+
+def _timed(
+    workload: Workload, peers: Mapping[str, Peer], order: int, size: Any, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Time an iteration of every peer in turn; a compiled one that fails says why."""
+    _say(workload, f"time of order {order}")
+    failed: dict[str, dict[str, Any]] = {}
+    calls = {}
+    for name, peer in peers.items():
+        calls[name] = partial(workload.iteration(peer, size).run, order)
+        if peer.compiled:
+            try:
+                calls[name]()
+            except RuntimeError as error:
+                del calls[name]
+                failed[name] = {"failed": str(error).strip().splitlines()[0]}
+    return {**interleaved(calls, repeats), **failed}
+
+
+def _say(workload: Workload, text: str) -> None:
+    print(f"{workload.network}_step: {text}", flush=True)
+
+
+def _add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Add how many times faster and smaller than the reference a row is."""
+    bases = {row["order"]: row for row in rows if row["peer"] == REFERENCE and "order" in row}
+    for row in rows:
+        base = bases.get(row.get("order", 0), {})
+        for ratio, key in (("speedup", "ms_p50"), ("memory_ratio", "peak_mb")):
+            if key in row and key in base:
+                row[ratio] = base[key] / row[key]
+
+
+def table(result: dict[str, Any], extra: Sequence[Column] = ()) -> str:
+    """Return the rows as a markdown table, with ``extra`` columns after those of the time."""
+    columns: list[Column] = [
+        ("order", lambda row: str(row["order"])),
+        ("peer", lambda row: row["peer"]),
+        ("iteration, s (p20-p80)", _time),
+        ("times faster", partial(_ratio, key="speedup")),
+        *extra,
+        (
+            "peak memory, MB",
+            lambda row: f"{row['peak_mb']:,.0f}" if "peak_mb" in row else row["memory_error"],
+        ),
+        ("times smaller", partial(_ratio, key="memory_ratio")),
+    ]
+    lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
+    for row in result["rows"]:
+        if "refused" in row:
+            cells = ["", row["peer"], f"not timed: {row['refused']}", *[""] * (len(columns) - 3)]
+        else:
+            cells = [cell(row) for _, cell in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    if "ms_p50" not in row:
+        return row["failed"]
+    low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _ratio(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key]:.1f}" if key in row else ""
+
+
+def conditions(result: dict[str, Any], network: str) -> str:
+    """Say in a sentence what was measured on ``network``."""
+    given = result["conditions"]
+    return (
+        f"{network}, batch {given['batch']}, float32: an alpha step and a weight step; medians of "
+        f"{given['repeats']} interleaved iterations; peak resident memory above model, data and optimisers"
+    )
