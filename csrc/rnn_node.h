@@ -49,6 +49,6 @@ struct Part {
 };
 
 // Elements of scratch memory that a thread needs for a part.
-constexpr int64_t kRnnNodeScratch = kChunkPixels * kBlockChannels;
+constexpr int64_t kRnnNodeScratch = (kChunkPixels + kWeightSums) * kBlockChannels;
 
 }  // namespace dartsfast

@@ -35,8 +35,8 @@ template <class T>
 void rnn_node_part(const RnnNode<T>& a, int64_t item, T* memory) {
   using V = Vec<T>;
   const Part<T> part(a, item);
-  each_register<T>(part.width, [&](int64_t c, auto left) {
-    for (int64_t b = 0; b < part.rows; ++b) {
+  for (int64_t b = 0; b < part.rows; ++b) {
+    each_register<T>(part.width, [&](int64_t c, auto left) {
       V sum = V::zero();
       for (int64_t j = 0; j < a.P; ++j) {
         const Candidate<T> k(a, j, part.b + b, part.c + c, a.weights + j * kWeightSums, left);
@@ -44,8 +44,8 @@ void rnn_node_part(const RnnNode<T>& a, int64_t item, T* memory) {
       }
       sum.store(memory + b * kBlockChannels + c);
       store_channels(sum, a.out + (part.b + b) * a.H + part.c + c, left);
-    }
-  });
+    });
+  }
   if (!a.moments) return;
   T* moments = a.moments + (part.block * chunks(a.B, 1) + part.chunk) * 2 * kBlockChannels;
   chunk_moments<T>(memory, kBlockChannels, part.rows, kBlockChannels, moments);
@@ -76,45 +76,60 @@ void rnn_node_sums_part(const RnnNode<T>& a, int64_t item) {
   });
 }
 
-// Scratch memory: the gradient of the sum, [chunk, kBlockChannels].
+// The gradient of the sum, through batch norm, to ds [chunk, kBlockChannels].
+template <class T>
+void rnn_node_through_norm(const RnnNode<T>& a, const Part<T>& part, T* ds) {
+  using V = Vec<T>;
+  for (int64_t b = 0; b < part.rows; ++b) {
+    each_register<T>(part.width, [&](int64_t c, auto left) {
+      const int64_t channel = part.c + c;
+      const V mean = V::load(a.means + channel), slope = V::load(a.means + padded(a.H) + channel);
+      const V g = load_channels(a.g.at(0, part.b + b) + channel, left);
+      const V normal = load_channels(a.normal.at(0, part.b + b) + channel, left);
+      (((g - mean) - normal * slope) * V::load(a.rstd + channel)).store(ds + b * kBlockChannels + c);
+    });
+  }
+}
+
+// Scratch memory: ds, and the sums of a predecessor's weights [5, kBlockChannels].
 template <class T>
 void rnn_node_backward_part(const RnnNode<T>& a, int64_t item, T* memory) {
   using V = Vec<T>;
   const Part<T> part(a, item);
-  const int64_t C = padded(a.H);
-  each_register<T>(part.width, [&](int64_t c, auto left) {
-    const int64_t channel = part.c + c;
-    const V mean = V::load(a.means + channel), slope = V::load(a.means + C + channel), rstd = V::load(a.rstd + channel);
+  T* sums = memory + kChunkPixels * kBlockChannels;
+  const auto add = [&](int64_t i, int64_t c, V x, V y) {
+    T* sum = sums + i * kBlockChannels + c;
+    V::fma(x, y, V::load(sum)).store(sum);
+  };
+  rnn_node_through_norm(a, part, memory);
+  for (int64_t j = 0; j < a.P; ++j) {
+    const T* w = a.weights + j * kWeightSums;
+    __builtin_memset(sums, 0, kWeightSums * kBlockChannels * sizeof(T));
     for (int64_t b = 0; b < part.rows; ++b) {
-      const V g = load_channels(a.g.at(0, part.b + b) + channel, left);
-      const V normal = load_channels(a.normal.at(0, part.b + b) + channel, left);
-      (((g - mean) - normal * slope) * rstd).store(memory + b * kBlockChannels + c);
-    }
-    for (int64_t j = 0; j < a.P; ++j) {
-      const T* w = a.weights + j * kWeightSums;
-      V sums[kWeightSums] = {V::zero(), V::zero(), V::zero(), V::zero(), V::zero()};
-      for (int64_t b = 0; b < part.rows; ++b) {
+      each_register<T>(part.width, [&](int64_t c, auto left) {
+        const int64_t channel = part.c + c, row = j * a.B + part.b + b;
         const Candidate<T> k(a, j, part.b + b, channel, w, left);
         const V one = V::set(1), ds = V::load(memory + b * kBlockChannels + c), dd = ds * k.c, du = ds - dd;
         V slope = V::fma(V::set(w[0]), one - k.tanh * k.tanh, V::set(w[3]));
         slope = V::fma(V::set(w[2]), k.sigmoid * (one - k.sigmoid), slope);
         slope = slope + V::set(w[1]).where_positive(k.h);
-        T* d_gate = a.d_gates + (j * a.B + part.b + b) * 2 * a.H + channel;
+        T* d_gate = a.d_gates + row * 2 * a.H + channel;
         store_channels(((ds * (k.d - k.u)) * k.c) * (one - k.c), d_gate, left);
         store_channels(dd * slope, d_gate + a.H, left);
         const V base = a.base.data ? load_channels(a.base.at(j, part.b + b) + channel, left) : V::zero();
-        store_channels(V::fma(V::set(w[4]), du, base), a.d_states + (j * a.B + part.b + b) * a.H + channel, left);
-        sums[0] = V::fma(dd, k.tanh, sums[0]);
-        sums[1] = V::fma(dd, k.relu, sums[1]);
-        sums[2] = V::fma(dd, k.sigmoid, sums[2]);
-        sums[3] = V::fma(dd, k.h, sums[3]);
-        sums[4] = V::fma(du, k.s, sums[4]);
-      }
-      for (int64_t i = 0; i < kWeightSums; ++i) {
-        sums[i].store(a.weight_sums + ((part.chunk * a.P + j) * kWeightSums + i) * C + channel);
-      }
+        store_channels(V::fma(V::set(w[4]), du, base), a.d_states + row * a.H + channel, left);
+        add(0, c, dd, k.tanh);
+        add(1, c, dd, k.relu);
+        add(2, c, dd, k.sigmoid);
+        add(3, c, dd, k.h);
+        add(4, c, du, k.s);
+      });
     }
-  });
+    for (int64_t i = 0; i < kWeightSums; ++i) {
+      T* out = a.weight_sums + ((part.chunk * a.P + j) * kWeightSums + i) * padded(a.H) + part.c;
+      __builtin_memcpy(out, sums + i * kBlockChannels, part.width * sizeof(T));
+    }
+  }
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA
