@@ -92,19 +92,23 @@ class _Cell:
     def masked(self, s: Tensor) -> Tensor:
         return s if self.mask is None else s * self.mask
 
-    def fill_gates(self, states: Tensor, first: Tensor, h: Tensor, gates: Tensor) -> None:
-        """Rebuild all gates [1 + edges, B, 2H] of a time step from its states and the state before it."""
-        torch.addmm(first, self.masked(h), self.Wh, out=gates[0])
+    def fill_first(self, x: Tensor, h: Tensor, gates: Tensor) -> None:
+        """Write the gates of the initial state, those of input and state before, to gates[0] [B, 2H]."""
+        torch.mm(x, self.Wx, out=gates[0]).addmm_(self.masked(h), self.Wh)
+
+    def fill_gates(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor) -> None:
+        """Rebuild all gates [1 + edges, B, 2H] of a time step from its states."""
+        self.fill_first(x, h, gates)
         before = self.masked(states[: self.steps])
         for i, W in enumerate(self.Ws):
             torch.mm(before[: i + 1].flatten(0, 1), W, out=gates[1:][_edges(i)].view(-1, 2 * self.H))
 
     def forward(
-        self, first: Tensor, h: Tensor, weights: Tensor, states: Tensor, gates: Tensor, stats: Tensor
+        self, x: Tensor, h: Tensor, weights: Tensor, states: Tensor, gates: Tensor, stats: Tensor
     ) -> None:
         """Fill states [steps + 1, B, H], gates [1 + edges, B, 2H] and stats [steps + 1, 2, H]."""
         before = torch.empty_like(states)
-        torch.addmm(first, self.masked(h), self.Wh, out=gates[0])
+        self.fill_first(x, h, gates)
         out, found = kernels.rnn_node(gates[:1], h[None], self.init, self.given, self.eps)
         for i, W in enumerate((*self.Ws, None)):
             states[i] = out
@@ -171,7 +175,6 @@ class _Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         cell = _Cell(mask, W0, Ws, given, eps)
         T, B, H, steps = len(x), len(hidden), cell.H, cell.steps
-        first = (x.flatten(0, 1) @ cell.Wx).view(T, B, 2 * H)
         keep = memory == "store" and any(ctx.needs_input_grad)
         states = x.new_empty(T, steps + 1, B, H)
         gates = x.new_empty(T if keep else 1, 1 + weights.shape[0], B, 2 * H)
@@ -179,9 +182,9 @@ class _Recurrence(torch.autograd.Function):
         out = x.new_empty(T, B, H)
         h = hidden
         for t in range(T):
-            cell.forward(first[t], h, weights, states[t], gates[t if keep else 0], stats[t])
+            cell.forward(x[t], h, weights, states[t], gates[t if keep else 0], stats[t])
             h = torch.mean(states[t, 1:], 0, out=out[t])
-        ctx.given, ctx.eps, ctx.first = given, eps, None if keep else first
+        ctx.given, ctx.eps = given, eps
         ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, states, gates if keep else None, stats, out)
         ctx.mark_non_differentiable(stats)
         return out, stats
@@ -196,22 +199,19 @@ class _Recurrence(torch.autograd.Function):
         d_W0 = torch.zeros_like(W0) if learn else None
         d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
         d_weights = torch.zeros_like(weights)
-        d_first = x.new_empty(T, B, 2 * H)
-        rebuilt = x.new_empty(1 + weights.shape[0], B, 2 * H) if kept is None else None
+        d_x = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         d_h = torch.zeros_like(hidden)
+        rebuilt = x.new_empty(1 + weights.shape[0], B, 2 * H) if kept is None else None
         for t in reversed(range(T)):
             h = hidden if t == 0 else out[t - 1]
             if rebuilt is not None:
-                cell.fill_gates(states[t], ctx.first[t], h, rebuilt)
+                cell.fill_gates(x[t], h, states[t], rebuilt)
             gates = kept[t] if rebuilt is None else rebuilt
-            d_first[t], d_h = cell.backward(
-                g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws
-            )
-            d_h = d_h + cell.masked(d_first[t] @ cell.Wh.T)
+            d_first, d_h = cell.backward(g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws)
+            d_h = d_h + cell.masked(d_first @ cell.Wh.T)
+            if d_x is not None:
+                torch.mm(d_first, cell.Wx.T, out=d_x[t])
             if d_W0 is not None:
-                d_W0[len(cell.Wx) :].addmm_(cell.masked(h).T, d_first[t])
-        flat = d_first.flatten(0, 1)
-        if d_W0 is not None:
-            d_W0[: len(cell.Wx)] = x.flatten(0, 1).T @ flat
-        d_x = (flat @ cell.Wx.T).view_as(x) if ctx.needs_input_grad[3] else None
+                d_W0[: len(cell.Wx)].addmm_(x[t].T, d_first)
+                d_W0[len(cell.Wx) :].addmm_(cell.masked(h).T, d_first)
         return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))

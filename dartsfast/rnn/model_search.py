@@ -16,8 +16,8 @@ from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
 
-# Rows of logits that the fused path holds at a time: [1024, vocabulary].
-LOSS_CHUNK = 1024
+# Rows of logits that the fused path holds at a time: [256, vocabulary].
+LOSS_CHUNK = 256
 
 
 class DARTSCellSearch(DARTSCell):
