@@ -74,6 +74,7 @@ void fd_perturb(const Tensor& w, const Tensor& w0, const Tensor& v, const Tensor
   check_scalar(norm, w, "norm");
   check_apart(w, w0, "w0");
   check_apart(w, v, "v");
+  check(r > 0, "r must be positive, got ", r);
   for_dtype(w, [&](auto zero) {
     using T = decltype(zero);
     const T R = static_cast<T>(r) / scalar<T>(norm);
@@ -115,6 +116,7 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
   check_vector(plus, "plus");
   check_vector(minus, plus, "minus");
   check_scalar(norm, plus, "norm");
+  check(r > 0, "r must be positive, got ", r);
   return for_dtype(plus, [&](auto zero) {
     using T = decltype(zero);
     const T width = T(2) * (static_cast<T>(r) / scalar<T>(norm));

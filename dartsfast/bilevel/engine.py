@@ -132,7 +132,5 @@ def _move_(
     with preserved([weights[i] for i in virtual.still]):
         at = flat.vectors()
         for w, g, buffer in zip(at, step, buffers, strict=True):
-            fd_virtual_step_(
-                w, g, buffer, scale.to(w), virtual.lr, virtual.momentum, virtual.weight_decay
-            )
+            fd_virtual_step_(w, g, buffer, scale.to(w), virtual.lr, virtual.momentum, virtual.weight_decay)
         flat.scatter(at)

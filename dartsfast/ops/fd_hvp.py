@@ -46,12 +46,12 @@ def fd_perturb_(w: Tensor, w0: Tensor, v: Tensor, norm: Tensor, r: float, sign: 
         w0: [n], the point that is stepped from.
         v: [n], the direction.
         norm: [], the L2 norm of ``v``.
-        r: length of the step.
+        r: length of the step, positive.
         sign: 1 or -1.
 
     Raises:
-        InputError or RuntimeError: shapes, dtypes or devices that do not fit, or a tensor that autograd
-            follows.
+        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not positive, or a
+            tensor that autograd follows.
     """
     torch.ops.dartsfast.fd_perturb_(w, w0, v, norm, r, sign)
 
@@ -94,14 +94,14 @@ def fd_quotient(plus: Tensor, minus: Tensor, norm: Tensor, r: float) -> Tensor:
         plus: [n], the gradient at w0 + (r / norm) * v.
         minus: [n], the gradient at w0 - (r / norm) * v.
         norm: [], the L2 norm of v.
-        r: length of the step.
+        r: length of the step, positive.
 
     Returns:
         [n]; where ``norm`` is 0 the zeros that a product with nothing is.
 
     Raises:
-        InputError or RuntimeError: shapes, dtypes or devices that do not fit, or a tensor that autograd
-            follows.
+        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not positive, or a
+            tensor that autograd follows.
     """
     return torch.ops.dartsfast.fd_quotient(plus, minus, norm, r)
 
@@ -125,16 +125,17 @@ def _fake_norm(v: Tensor) -> Tensor:
 
 
 def _norm(v: Tensor) -> Tensor:
-    _check({}, v=v)
+    _fake_norm(v)
     return torch.linalg.vector_norm(v, dtype=torch.float64).to(v.dtype)
 
 
 def _fake_perturb(w: Tensor, w0: Tensor, v: Tensor, norm: Tensor, r: float, sign: float) -> None:
     _check({"norm": norm}, w=w, w0=w0, v=v)
+    require(r > 0, f"r must be positive, got {r}")
 
 
 def _perturb(w: Tensor, w0: Tensor, v: Tensor, norm: Tensor, r: float, sign: float) -> None:
-    _check({"norm": norm}, w=w, w0=w0, v=v)
+    _fake_perturb(w, w0, v, norm, r, sign)
     R = r / norm
     w.copy_(torch.where(R.isfinite() & (R != 0), w0 + sign * R * v, w0))
 
@@ -170,11 +171,12 @@ def _virtual_step(
 
 def _fake_quotient(plus: Tensor, minus: Tensor, norm: Tensor, r: float) -> Tensor:
     _check({"norm": norm}, plus=plus, minus=minus)
+    require(r > 0, f"r must be positive, got {r}")
     return torch.empty_like(plus)
 
 
 def _quotient(plus: Tensor, minus: Tensor, norm: Tensor, r: float) -> Tensor:
-    _check({"norm": norm}, plus=plus, minus=minus)
+    _fake_quotient(plus, minus, norm, r)
     return (plus - minus) / (2 * (r / norm))
 
 

@@ -54,4 +54,4 @@ def fd_quotient(plus: Tensor, minus: Tensor, norm: Tensor, r: float) -> Tensor:
 
 
 def _like(tensor: Tensor, value: float) -> Tensor:
-    return torch.tensor(value, dtype=tensor.dtype)
+    return torch.tensor(float(value), dtype=tensor.dtype)
