@@ -377,12 +377,7 @@ def test_a_vector_of_zeros_and_one_of_nan():
     (gradient,) = alpha_gradient([w], [a], train, lambda: (0 * w.sum() + a).sum(), virtual)
     assert gradient.tolist() == [1, 1]
     seen = []
+    watched = lambda: seen.append(w.tolist()) or train()  # noqa: E731
     with pytest.raises(DivergedError, match="has diverged"):
-        alpha_gradient(
-            [w],
-            [a],
-            lambda: seen.append(w.tolist()) or train(),
-            lambda: (w * torch.nan).sum() + a.sum(),
-            virtual,
-        )
+        alpha_gradient([w], [a], watched, lambda: (w * torch.nan).sum() + a.sum(), virtual)
     assert seen == [[1, 1, 1]] * 3  # the passes run where the weights are

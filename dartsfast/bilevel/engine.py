@@ -92,7 +92,7 @@ def alpha_gradient(
         with preserved(buffers):
             found = gradient(valid_loss, [*weights, *alphas])
     vector, direct = found[: len(weights)], found[len(weights) :]
-    implicit, length = product(train_loss, weights, vector, alphas, r, method, virtual.one_mask)
+    implicit, length = product(train_loss, flat, vector, alphas, r, method, virtual.one_mask)
     if virtual.clamp:
         factor = factor.clamp(max=1)
     # The product is linear in its vector: what clips the one clips the other.

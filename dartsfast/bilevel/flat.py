@@ -29,6 +29,10 @@ _homes = WeakIdKeyDictionary()
 class Flat:
     """Tensors as vectors, one a device and precision: float64, or float32 for any smaller type.
 
+    Attributes:
+        tensors: the tensors.
+        groups: those of one device and precision, in the order in which vectors stand for them.
+
     Raises:
         InputError: no tensors, or one that is not dense, or not of real numbers.
     """
@@ -36,6 +40,7 @@ class Flat:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         if not tensors:
             raise InputError("there must be at least one tensor")
+        self.tensors = tensors
         kinds = [_kind(t) for t in tensors]
         self._indices = [[i for i, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds)]
         self.groups = [Group([tensors[i] for i in indices]) for indices in self._indices]
@@ -93,8 +98,7 @@ class Group:
         lines = [-(-m.numel() // line) for m in members]
         *self.places, size = (line * n for n in itertools.accumulate(lines, initial=0))
         self.size = max(size, line)
-        # The members' own where they are dense, else dense ones.
-        self._strides = [torch.empty_like(m, device="meta").stride() for m in members]
+        self._strides = [_dense_strides(m) for m in members]
         self.buffer = self._find_buffer()
 
     def _find_buffer(self) -> Tensor | None:
@@ -182,6 +186,11 @@ def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
             f"tensors must be dense and of floating-point numbers, got {tensor.dtype}, {tensor.layout}"
         )
     return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides of ``tensor`` if it is dense, in whatever order, else some that are."""
+    return (tensor if tensor.is_contiguous() else torch.empty_like(tensor, device="meta")).stride()
 
 
 def _strided(tensor: Tensor) -> Tensor:

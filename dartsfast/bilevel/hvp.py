@@ -30,8 +30,8 @@ def hvp(
     ``finite_difference`` takes the gradient at params + R v and at params - R v with
     R = ``r`` / ||v|| and returns (plus - minus) / 2R (paper equation 8): two passes, error O(R^2).
     Parameters are moved in place and restored to the bit; as one vector where
-    :func:`~dartsfast.bilevel.flat.flatten_` has laid them side by side. ``exact`` differentiates the gradient once
-    more; the loss must be twice differentiable.
+    :func:`~dartsfast.bilevel.flatten_` has laid them side by side. ``exact`` differentiates the gradient
+    once more; the loss must be twice differentiable.
 
     Args:
         loss_fn: a closure that runs the network and returns the scalar loss.
@@ -59,7 +59,7 @@ def hvp(
         )
     if not r > 0:
         raise InputError(f"r, the length of the step, must be positive, got {r}")
-    found, length = product(loss_fn, params, vector, wrt, r, method, same_randomness)
+    found, length = product(loss_fn, Flat(params), vector, wrt, r, method, same_randomness)
     if not length.isfinite():
         raise DivergedError(
             f"the vector of the Hessian-vector product has norm {length.item()}: the loss it comes from has "
@@ -70,30 +70,29 @@ def hvp(
 
 def product(
     loss_fn: Callable[[], Tensor],
-    params: Sequence[Tensor],
+    flat: Flat,
     vector: Sequence[Tensor | None],
     wrt: Sequence[Tensor],
     r: float,
     method: str,
     same_randomness: bool,
 ) -> tuple[list[Tensor | None], Tensor]:
-    """Return what :func:`hvp` does and the norm of ``vector``, with no look at values that a device has.
+    """Return what :func:`hvp` does for ``flat.tensors``, and the norm of ``vector``; wait for no device.
 
     None in ``vector`` counts as zeros; None is returned where the loss does not depend on a member of
     ``wrt``.
     """
-    flat = Flat(params)
     v = flat.gather(vector)
     length = norm(v)
     if method == "exact":
-        return _exact(loss_fn, params, flat.split(v), wrt), length
+        return _exact(loss_fn, flat.tensors, flat.split(v), wrt), length
 
     def gradient_at(origin: list[Tensor], sign: int) -> list[Tensor | None]:
         at = flat.vectors()
         for w, w0, direction in zip(at, origin, v, strict=True):
             fd_perturb_(w, w0, direction, length.to(w), r, sign)
         flat.scatter(at)
-        return gradient(loss_fn, wrt, without=params)
+        return gradient(loss_fn, wrt, without=flat.tensors)
 
     with flat.preserved() as origin:
         before = random_state()

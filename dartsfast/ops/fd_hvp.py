@@ -50,8 +50,8 @@ def fd_perturb_(w: Tensor, w0: Tensor, v: Tensor, norm: Tensor, r: float, sign: 
         sign: 1 or -1.
 
     Raises:
-        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not positive, or a
-            tensor that autograd follows.
+        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not
+            positive, or a tensor that autograd follows.
     """
     torch.ops.dartsfast.fd_perturb_(w, w0, v, norm, r, sign)
 
@@ -100,8 +100,8 @@ def fd_quotient(plus: Tensor, minus: Tensor, norm: Tensor, r: float) -> Tensor:
         [n]; where ``norm`` is 0 the zeros that a product with nothing is.
 
     Raises:
-        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not positive, or a
-            tensor that autograd follows.
+        InputError or RuntimeError: shapes, dtypes or devices that do not fit, a step that is not
+            positive, or a tensor that autograd follows.
     """
     return torch.ops.dartsfast.fd_quotient(plus, minus, norm, r)
 
