@@ -239,7 +239,7 @@ class Vectors:
             ("fd_perturb_", (w, w0, v, norm, 0.01, 1.0)),
             ("fd_perturb_", (w, w0, v, norm, 0.5, -1.0)),
             ("fd_virtual_step_", (w, v, buffer, scale, 0.025, 0.9, 3e-4)),
-            ("fd_virtual_step_", (w, v, None, scale, 20.0, 0.9, 5e-7)),
+            ("fd_virtual_step_", (w, v, None, scale, 20.0, 0.9, 0.3)),
             ("fd_quotient", (w0, v, norm, 0.01)),
         ]
 

@@ -11,6 +11,7 @@ from test_ops import instruction_set  # noqa: F401 - a fixture
 import dartsfast.ops as ops
 from dartsfast.backends import availability
 from dartsfast.errors import InputError
+from dartsfast.oracle import fd_hvp as oracle
 
 kernels = torch.ops.dartsfast
 cpu = availability("cpu")
@@ -54,6 +55,14 @@ assert torch.equal(call("fd_perturb_", (v, w0, v, v[0], 1.0, 1.0)), w0)
 def test_float64_matches_stock_pytorch(case, instruction_set):  # noqa: F811
     for name, args in case.calls(torch.float64):
         assert_close(call(name, args), STOCK[name](*args))
+
+
+@needs_cpu
+@pytest.mark.parametrize("case", VECTORS, ids=str)
+def test_the_order_of_the_norm_is_the_documented_one(case, instruction_set):  # noqa: F811
+    """A float32 norm hides it. In float64 the oracle is exact for numbers whose squares are."""
+    v = Sampler().tensor(case.n).double()
+    assert same_bits(ops.fd_norm(v), oracle.fd_norm(v))
 
 
 def test_without_the_extension_stock_functions_do_the_same(pytestconfig):

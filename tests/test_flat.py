@@ -128,6 +128,11 @@ def test_parameters_that_left_the_buffer_move_again(flat_model, leave):
     assert same(values, flat_model.parameters())
 
 
+def test_a_parameter_with_gaps_is_not_in_the_buffer(flat_model):
+    flat_model[4].bias.data = flat_model[4].bias.data[::2]  # the last one, so that all places stay
+    assert not is_flat(flat_model.parameters())
+
+
 def test_loading_stays_in_the_buffer(flat_model):
     flat_model.load_state_dict(network(2).state_dict())
     assert is_flat(flat_model.parameters())
