@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dartsfast.oracle import alpha_softmax, branch_conv, mixed_sum, pool3x3, rnn_node
+from dartsfast.oracle import alpha_softmax, branch_conv, fd_hvp, mixed_sum, pool3x3, rnn_node
 
 ORACLES = {
     "alpha_softmax": alpha_softmax.alpha_softmax,
     "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
     "branch_conv": branch_conv.branch_conv,
     "branch_conv_backward": branch_conv.branch_conv_backward,
+    "fd_norm": fd_hvp.fd_norm,
+    "fd_perturb_": fd_hvp.fd_perturb_,
+    "fd_quotient": fd_hvp.fd_quotient,
+    "fd_virtual_step_": fd_hvp.fd_virtual_step_,
     "mixed_sum": mixed_sum.mixed_sum,
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
     "pool3x3": pool3x3.pool3x3,
@@ -27,7 +31,15 @@ Call = tuple[str, tuple]
 
 
 def call(name, args):
-    return getattr(torch.ops.dartsfast, name)(*args)
+    """Return what the operator gives; for one in place, what becomes of a copy of its first argument."""
+    op = getattr(torch.ops.dartsfast, name)
+    if not name.endswith("_"):
+        return op(*args)
+    first, *rest = args
+    if isinstance(first, Tensor):
+        first = first.clone()
+    op(first, *rest)
+    return first
 
 
 def same_bits(got, wanted):
@@ -214,6 +226,24 @@ class Node:
         return sampler.tensor(P, self.B, C)
 
 
+@dataclass(frozen=True)
+class Vectors:
+    n: int
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        w, w0, v, buffer = (sampler.tensor(self.n) for _ in range(4))
+        norm, scale = v.norm(), sampler.tensor().abs()
+        return [
+            ("fd_norm", (v,)),
+            ("fd_perturb_", (w, w0, v, norm, 0.01, 1.0)),
+            ("fd_perturb_", (w, w0, v, norm, 0.5, -1.0)),
+            ("fd_virtual_step_", (w, v, buffer, scale, 0.025, 0.9, 3e-4)),
+            ("fd_virtual_step_", (w, v, None, scale, 20.0, 0.9, 0.3)),
+            ("fd_quotient", (w0, v, norm, 0.01)),
+        ]
+
+
 EDGE = ((3, 1), (5, 1), (3, 2), (5, 2))  # the convolution branches of a DARTS edge
 CONVS = (
     Conv(1, 1, 1, 5, 4, 1, ((3, 1),), False, True),
@@ -254,6 +284,7 @@ ALPHAS = (
     Alphas(((3, 5), (0, 4), (7, 3)), scale=40),
     Alphas(((64, 12),), scale=1e-3),
 )
+VECTORS = tuple(Vectors(n) for n in (1, 31, 33, 4095, 4097, 5 * 4096 + 17, 450_001))
 NODES = (
     Node(1, 1, 3),
     Node(3, 5, 7, "transposed"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import CASES, ORACLES, SMALL, Mix, Sampler, assert_close, call, same_bits
+from op_cases import CASES, ORACLES, SMALL, VECTORS, Mix, Sampler, assert_close, call, same_bits
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops
@@ -173,7 +173,7 @@ STOCK_BACKWARD = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
 def test_float32_has_the_bits_of_the_oracle(case, instruction_set):
     for name, args in case.calls(torch.float32):
         assert same_bits(call(name, args), ORACLES[name](*args)), name
@@ -255,7 +255,7 @@ def test_a_second_derivative_raises(case):
         first.sum().backward()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if getattr(case, "N", 3) > 2], ids=str)
+@pytest.mark.parametrize("case", [case for case in [*CASES, *VECTORS] if getattr(case, "N", 3) > 2], ids=str)
 def test_same_bits_for_any_threads_and_every_run(case, threads):
     for name, args in case.calls():
         results = []
@@ -265,10 +265,10 @@ def test_same_bits_for_any_threads_and_every_run(case, threads):
         assert all(same_bits(result, results[0]) for result in results[1:]), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
 def test_outputs_never_show_what_was_in_memory(case, instruction_set, threads):
     torch.set_num_threads(1)  # whose scratch memory the calls with NaN have filled
-    for other in CASES:
+    for other in [*CASES, *VECTORS]:
         for name, args in other.calls() if type(other) is type(case) else []:
             call(name, tree_map(lambda t: t * torch.nan if isinstance(t, torch.Tensor) else t, args))
     for name, args in case.calls():
@@ -293,7 +293,7 @@ def spoiled(args, values):
     return tree_map(spoil, args)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
 @pytest.mark.parametrize(
     "values", [[torch.nan], [torch.inf, -torch.inf], [1e-42, -1e-42, 3e38, -0.0]], ids=["nan", "inf", "tiny"]
 )

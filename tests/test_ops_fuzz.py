@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from op_cases import ORACLES, Alphas, Conv, Mix, Node, Pool, assert_close, call, same_bits
+from op_cases import ORACLES, Alphas, Conv, Mix, Node, Pool, Vectors, assert_close, call, same_bits
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
@@ -47,6 +47,8 @@ def random_call(name, rng):
 
     if name.startswith("alpha"):
         case = Alphas(tuple((size(), size()) for _ in range(few())))
+    elif name.startswith("fd"):
+        case = Vectors(rng.randint(1, 100))
     elif name.startswith("rnn"):
         case = Node(few(), size(), size(), rng.choice(["plain", "transposed", "slice", "expanded"]))
     else:

@@ -1,5 +1,5 @@
-// One register of T: AVX-512, AVX2, or an array of as many lanes. Lanes are always channels, so the width
-// never shows in a result.
+// One register of T: AVX-512, AVX2, or an array of as many lanes. Lanes are channels, or elements that no sum
+// takes together, so the width never shows in a result.
 #pragma once
 
 #include <cstdint>
@@ -69,6 +69,7 @@ struct Vec<double> {
   static Vec zero() { return {_mm512_setzero_pd()}; }
   static Vec set(double x) { return {_mm512_set1_pd(x)}; }
   static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vec load(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
   static Mask lanes(int64_t n) { return static_cast<Mask>(n < size ? (1 << n) - 1 : -1); }
   static Vec load_part(const double* p, int64_t n) { return {_mm512_maskz_loadu_pd(lanes(n), p)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
@@ -152,6 +153,7 @@ struct Vec<double> {
   static Vec zero() { return {_mm256_setzero_pd()}; }
   static Vec set(double x) { return {_mm256_set1_pd(x)}; }
   static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static Vec load(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
   static __m256i lanes(int64_t n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   }
@@ -207,7 +209,10 @@ struct Vec {
   }
   static Vec zero() { return set(0); }
   static Vec set(T x) { return each([=](int) { return x; }); }
-  static Vec load(const T* p) { return each([=](int i) { return p[i]; }); }
+  template <class U>
+  static Vec load(const U* p) {
+    return each([=](int i) { return static_cast<T>(p[i]); });
+  }
   static Vec load_part(const T* p, int64_t n) { return each([=](int i) { return i < n ? p[i] : T(0); }); }
   void store(T* p) const { store_part(p, size); }
   void store_part(T* p, int64_t n) const {

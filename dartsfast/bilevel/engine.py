@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dartsfast.bilevel.flat import Flat, norm
 from dartsfast.bilevel.guard import gradient, preserved
-from dartsfast.bilevel.hvp import hvp
+from dartsfast.bilevel.hvp import product
 from dartsfast.errors import DivergedError
+from dartsfast.ops import fd_virtual_step_
 
 Loss = Callable[[], Tensor]
 Gradient = list[Tensor | None]
@@ -81,27 +83,27 @@ def alpha_gradient(
     """
     if virtual is None:
         return _finite(gradient(valid_loss, alphas, without=weights))
-    found = gradient(train_loss, weights, without=alphas)
-    gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
-    coefficient = _clip_(gradients, virtual.max_norm)
-    if virtual.clamp:
-        coefficient = min(coefficient, 1.0)
-    with preserved(weights):
-        _move_(weights, gradients, virtual)
-        del gradients, found
+    flat = Flat(weights)
+    step = flat.gather(gradient(train_loss, weights, without=alphas))
+    factor = _clip_factor(norm(step), virtual.max_norm)
+    with flat.preserved():
+        _move_(flat, step, factor.clamp(max=1), weights, virtual)
+        del step
         with preserved(buffers):
             found = gradient(valid_loss, [*weights, *alphas])
-    vector = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=False)]
-    direct = found[len(weights) :]
-    _clip_(vector, virtual.vector_max_norm)
-    implicit = hvp(train_loss, weights, vector, alphas, r, method, same_randomness=virtual.one_mask)
-    factor = virtual.lr * coefficient
+    vector, direct = found[: len(weights)], found[len(weights) :]
+    implicit, length = product(train_loss, flat, vector, alphas, r, method, virtual.one_mask)
+    if virtual.clamp:
+        factor = factor.clamp(max=1)
+    # The product is linear in its vector: what clips the one clips the other.
+    factor = virtual.lr * factor * _clip_factor(length, virtual.vector_max_norm).clamp(max=1)
     total: Gradient = []
     for d, i in zip(direct, implicit, strict=True):
-        if d is None:  # neither loss sees this alpha, or the training loss alone does
-            total.append(-factor * i if i.any() else None)
+        if i is None:
+            total.append(d)
         else:
-            total.append(d - factor * i)
+            i = factor.to(i) * i
+            total.append(-i if d is None else d - i)
     return _finite(total)
 
 
@@ -115,24 +117,20 @@ def _finite(gradients: Gradient) -> Gradient:
     return gradients
 
 
-def _clip_(gradients: Sequence[Tensor], max_norm: float | None) -> float:
-    """Scale ``gradients`` in place to ``max_norm`` if longer; return max_norm / norm, not clamped."""
-    if max_norm is None:
-        return 1.0
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    coefficient = (max_norm / (norm + 1e-6)).item()
-    if coefficient < 1:
-        for grad in gradients:
-            grad.mul_(coefficient)
-    return coefficient
+def _clip_factor(length: Tensor, max_norm: float | None) -> Tensor:
+    """Return max_norm / length, not clamped; 1 without a limit."""
+    return torch.ones_like(length) if max_norm is None else max_norm / (length + 1e-6)
 
 
-@torch.no_grad()
-def _move_(weights: Sequence[Tensor], gradients: Sequence[Tensor], virtual: VirtualStep) -> None:
-    for index, (weight, grad) in enumerate(zip(weights, gradients, strict=True)):
-        if index in virtual.still:
-            continue
-        step = grad + virtual.weight_decay * weight
-        if virtual.momentum_buffers is not None:
-            step += virtual.momentum * virtual.momentum_buffers[index]
-        weight.sub_(step, alpha=virtual.lr)
+def _move_(
+    flat: Flat, step: Sequence[Tensor], scale: Tensor, weights: Sequence[Tensor], virtual: VirtualStep
+) -> None:
+    """Move ``weights``, but those that stay still, by one step of their optimiser."""
+    buffers: Sequence[Tensor | None] = [None] * len(step)
+    if virtual.momentum_buffers is not None:
+        buffers = flat.gather(virtual.momentum_buffers)
+    with preserved([weights[i] for i in virtual.still]):
+        at = flat.vectors()
+        for w, g, buffer in zip(at, step, buffers, strict=True):
+            fd_virtual_step_(w, g, buffer, scale.to(w), virtual.lr, virtual.momentum, virtual.weight_decay)
+        flat.scatter(at)

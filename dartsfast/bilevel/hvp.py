@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.guard import gradient, preserved, random_state, set_random_state
+from dartsfast.bilevel.flat import Flat, norm
+from dartsfast.bilevel.guard import gradient, random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
+from dartsfast.ops import fd_perturb_, fd_quotient
 
 METHODS = ("finite_difference", "exact")
 
@@ -27,8 +29,9 @@ def hvp(
 
     ``finite_difference`` takes the gradient at params + R v and at params - R v with
     R = ``r`` / ||v|| and returns (plus - minus) / 2R (paper equation 8): two passes, error O(R^2).
-    Parameters are moved in place and restored to the bit. ``exact`` differentiates the gradient once
-    more; the loss must be twice differentiable.
+    Parameters are moved in place and restored to the bit; as one vector where
+    :func:`~dartsfast.bilevel.flatten_` has laid them side by side. ``exact`` differentiates the gradient
+    once more; the loss must be twice differentiable.
 
     Args:
         loss_fn: a closure that runs the network and returns the scalar loss.
@@ -43,7 +46,7 @@ def hvp(
         One tensor a member of ``wrt``, of its shape; zeros where the loss does not depend on it.
 
     Raises:
-        InputError: unknown method, or a vector that does not fit.
+        InputError: unknown method, a step that is not positive, or a vector that does not fit.
         DivergedError: the vector is not finite.
     """
     if method not in METHODS:
@@ -54,44 +57,69 @@ def hvp(
             f"{[tuple(p.shape) for p in params][:4]}..., {len(vector)} tensors "
             f"{[tuple(v.shape) for v in vector][:4]}..."
         )
-    if method == "exact":
-        return _exact(loss_fn, params, vector, wrt)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in vector]))
-    if not torch.isfinite(norm):
+    if not r > 0:
+        raise InputError(f"r, the length of the step, must be positive, got {r}")
+    found, length = product(loss_fn, Flat(params), vector, wrt, r, method, same_randomness)
+    if not length.isfinite():
         raise DivergedError(
-            f"the vector of the Hessian-vector product has norm {norm.item()}: the loss it comes from has "
+            f"the vector of the Hessian-vector product has norm {length.item()}: the loss it comes from has "
             "diverged. Lower the learning rate, or start again from an earlier checkpoint"
         )
-    if norm == 0:  # nowhere to step: the product with the zero vector
-        return [torch.zeros_like(a) for a in wrt]
-    R = r / norm
-    with preserved(params) as at:
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(wrt, found, strict=True)]
+
+
+def product(
+    loss_fn: Callable[[], Tensor],
+    flat: Flat,
+    vector: Sequence[Tensor | None],
+    wrt: Sequence[Tensor],
+    r: float,
+    method: str,
+    same_randomness: bool,
+) -> tuple[list[Tensor | None], Tensor]:
+    """Return what :func:`hvp` does for ``flat.tensors``, and the norm of ``vector``; wait for no device.
+
+    None in ``vector`` counts as zeros; None is returned where the loss does not depend on a member of
+    ``wrt``.
+    """
+    v = flat.gather(vector)
+    length = norm(v)
+    if method == "exact":
+        return _exact(loss_fn, flat.tensors, flat.split(v), wrt), length
+
+    def gradient_at(origin: list[Tensor], sign: int) -> list[Tensor | None]:
+        at = flat.vectors()
+        for w, w0, direction in zip(at, origin, v, strict=True):
+            fd_perturb_(w, w0, direction, length.to(w), r, sign)
+        flat.scatter(at)
+        return gradient(loss_fn, wrt, without=flat.tensors)
+
+    with flat.preserved() as origin:
         before = random_state()
-        plus = _gradient_at(at, R, params, vector, loss_fn, wrt)
+        plus = gradient_at(origin, 1)
         if same_randomness:
             set_random_state(before)
-        minus = _gradient_at(at, -R, params, vector, loss_fn, wrt)
-    return [(p - m).div_(2 * R) for p, m in zip(plus, minus, strict=True)]
+        minus = gradient_at(origin, -1)
+    return _quotient(wrt, plus, minus, length, r), length
 
 
-def _gradient_at(
-    at: Sequence[Tensor],
-    step: Tensor,
-    params: Sequence[Tensor],
-    vector: Sequence[Tensor],
-    loss_fn: Callable[[], Tensor],
+def _quotient(
     wrt: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        for param, origin, v in zip(params, at, vector, strict=True):
-            param.copy_(origin + step * v)
-    found = gradient(loss_fn, wrt, without=params)
-    return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(wrt, found, strict=True))
+    plus: Sequence[Tensor | None],
+    minus: Sequence[Tensor | None],
+    length: Tensor,
+    r: float,
+) -> list[Tensor | None]:
+    flat = Flat(wrt)
+    pairs = zip(flat.gather(plus), flat.gather(minus), strict=True)
+    quotients = flat.split([fd_quotient(p, m, length.to(p), r) for p, m in pairs])
+    found = zip(wrt, quotients, plus, minus, strict=True)
+    return [None if p is None and m is None else q.to(a.dtype) for a, q, p, m in found]
 
 
 def _exact(
     loss_fn: Callable[[], Tensor], params: Sequence[Tensor], vector: Sequence[Tensor], wrt: Sequence[Tensor]
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     gradients = torch.autograd.grad(loss_fn(), params, create_graph=True, materialize_grads=True)
-    product = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
-    return list(torch.autograd.grad(product, wrt, materialize_grads=True))  # type: ignore[arg-type]
+    scalar = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
+    return list(torch.autograd.grad(scalar, wrt, allow_unused=True))  # type: ignore[arg-type]

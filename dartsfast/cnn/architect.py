@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel import VirtualStep, alpha_gradient
+from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.cnn.model_search import Network
 
@@ -63,6 +63,8 @@ class Architect:
         """
         weights = list(self.model.parameters())
         alphas = self.model.arch_parameters()
+        if unrolled:
+            flatten_(weights)
         gradients = alpha_gradient(
             weights,
             alphas,

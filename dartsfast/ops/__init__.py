@@ -1,13 +1,24 @@
 """The fused operators, one module each: contract, shape inference, autograd.
 
-Images are [N, H, W, C]. Every operator is differentiable once; a second derivative raises. Kernels
-register themselves by device: the CPU's with the native extension.
+Images are [N, H, W, C]. Every operator on them is differentiable once; a second derivative raises.
+Kernels register themselves by device: the CPU's with the native extension.
 """
 
 from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
+from dartsfast.ops.fd_hvp import fd_norm, fd_perturb_, fd_quotient, fd_virtual_step_
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.pool3x3 import pool3x3
 from dartsfast.ops.rnn_node import rnn_node
 
-__all__ = ["alpha_softmax", "branch_conv", "mixed_sum", "pool3x3", "rnn_node"]
+__all__ = [
+    "alpha_softmax",
+    "branch_conv",
+    "fd_norm",
+    "fd_perturb_",
+    "fd_quotient",
+    "fd_virtual_step_",
+    "mixed_sum",
+    "pool3x3",
+    "rnn_node",
+]

@@ -39,6 +39,26 @@ def differentiable_once(name: str) -> None:
     torch.library.register_autograd(f"dartsfast::{name}", refuse)
 
 
+def not_differentiable(name: str) -> None:
+    """Make ``dartsfast::name``, which may write its first argument, refuse tensors that autograd follows."""
+    op = getattr(torch.ops.dartsfast, name).default
+
+    def refuse(*args: Any) -> Any:
+        tensors = [t for t in args if isinstance(t, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise RuntimeError(
+                f"dartsfast::{name} has no derivative: give it tensors without requires_grad, "
+                "or call it under torch.no_grad()"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            result = op(*args)
+        if op._schema.is_mutable:
+            torch.autograd.graph.increment_version(args[0])
+        return result
+
+    torch.library.impl(f"dartsfast::{name}", "Autograd", refuse)
+
+
 def require(good: bool, message: str) -> None:
     """Raise InputError with ``message`` unless ``good``."""
     if not good:

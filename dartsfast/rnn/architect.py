@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel import VirtualStep, alpha_gradient
+from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.rnn.model_search import RNNModelSearch
 
@@ -67,9 +67,12 @@ class Architect:
             loss, hidden_next = self.model._loss(hidden_valid, input_valid, target_valid)
             return loss
 
+        weights = list(self.model.parameters())
         alphas = self.model.arch_parameters()
+        if unrolled:
+            flatten_(weights)
         gradients = alpha_gradient(
-            list(self.model.parameters()),
+            weights,
             alphas,
             train_loss=lambda: self.model._loss(hidden_train, input_train, target_train)[0],
             valid_loss=valid_loss,
