@@ -13,6 +13,7 @@ LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).with_name("
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
 torch.library.define("dartsfast::empty_cache", "() -> ()")
+torch.library.define("dartsfast::empty", "(Tensor like, int[] sizes) -> Tensor")
 torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 

@@ -81,6 +81,16 @@ void give_back(void* block) { cache().give_back(block); }
 
 void empty_cache() { cache().clear(); }
 
+Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  double count = 1;
+  for (int64_t size : sizes) {
+    check(size >= 0, "sizes must not be negative, got ", size);
+    count *= static_cast<double>(size);
+  }
+  check(count < 1e12, "sizes are too large: ", count, " elements");
+  return empty(like, sizes);
+}
+
 }  // namespace
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
@@ -93,5 +103,7 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, CompositeExplicitAutograd, m) { m.impl("empty_cache", TORCH_BOX(&empty_cache)); }
+
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) { m.impl("empty", TORCH_BOX(&checked_empty)); }
 
 }  // namespace dartsfast

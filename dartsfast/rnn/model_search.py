@@ -175,7 +175,7 @@ class RNNModelSearch(RNNModel, ArchModule):
             self.decoder.weight,
             labels,
             linear_bias=self.decoder.bias,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, allow_retain_graph=True),
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK),
         )
         return loss, hidden_next, raw_outputs
 
