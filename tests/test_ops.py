@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 import dartsfast.ops
 from dartsfast.backends import availability
+from dartsfast.oracle import activations
 
 kernels = torch.ops.dartsfast
 cpu = availability("cpu")
@@ -326,3 +327,14 @@ def test_autocast_takes_float32(case):
     smooth = [out for out in outputs if out.requires_grad]
     grads = torch.autograd.grad(smooth, leaves, [torch.ones_like(out) for out in smooth])
     assert all(grad.dtype == torch.bfloat16 for grad in grads)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_activations_are_within_2_ulp(name):
+    """Of the oracle, whose bits are those of every instruction set."""
+    sampler = Sampler()
+    x = torch.cat([torch.linspace(-87, 87, 200_001), *(sampler.tensor(200_000) * s for s in (1e-3, 0.5, 8))])
+    truth = getattr(torch, name)(x.double())
+    got = getattr(activations, name)(x).double()
+    ulp = 2.0 ** (truth.abs().log2().floor().clamp(min=-126) - 23)
+    assert ((got - truth).abs() <= 2 * ulp).all()
