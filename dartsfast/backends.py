@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dartsfast import native
+from dartsfast import native, triton_backend
 from dartsfast.errors import InputError
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -41,13 +41,15 @@ def availability(backend: str, network: str = "cnn", dtype: torch.dtype = torch.
         raise InputError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
-    if backend != "cpu":
-        return Availability(backend, False, f"this version of dartsfast has no {backend} kernels yet")
+    if backend == "cuda":
+        return Availability(backend, False, "this version of dartsfast has no cuda kernels yet")
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
-    missing = native.load()
+    missing = native.load() if backend == "cpu" else triton_backend.missing()
     if missing is not None:
         return Availability(backend, False, missing)
+    if backend == "triton":
+        return Availability(backend, True, f"Triton kernels, {triton_backend.description()}")
     return Availability(backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}")
 
 

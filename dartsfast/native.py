@@ -8,18 +8,23 @@ from pathlib import Path
 
 import torch
 
+from dartsfast import triton_backend
+
 # DARTSFAST_LIBRARY names another build of the extension, such as one with sanitizers.
 LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).with_name("_C.abi3.so"))
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
 torch.library.define("dartsfast::empty_cache", "() -> ()")
 torch.library.define("dartsfast::empty", "(Tensor like, int[] sizes) -> Tensor")
+torch.library.impl("dartsfast::empty", "CompositeExplicitAutograd", lambda like, sizes: like.new_empty(sizes))
 torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 
 @functools.cache
 def load() -> str | None:
     """Load the extension once; return None, or why it cannot be used."""
+    if triton_backend.INTERPRETED:
+        return "TRITON_INTERPRET=1 is set: operators on CPU tensors run in Triton's interpreter"
     if not LIBRARY.exists():
         return (
             "the native extension was not built: install a C++20 compiler (g++ 11 or later), then "

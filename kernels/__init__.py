@@ -1,1 +1,12 @@
-"""Triton kernels, one file an op; installed as ``dartsfast.kernels``."""
+"""Triton kernels, one file an op; installed as ``dartsfast.kernels``.
+
+Importing this package needs Triton. A function of an operator's name fills ``out``, what the contract
+(``dartsfast/ops``) allocated after it had checked the arguments, from the operator's own arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+OPERATORS: dict[str, Callable[..., None]] = {}
+"""The function of every operator."""

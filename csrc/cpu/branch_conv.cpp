@@ -91,8 +91,10 @@ int64_t cost(const BranchConv<T>& a) {
 }
 
 std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tensor>& norm, const Tensors& depthwise,
-                                       const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu) {
+                                       const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu,
+                                       const std::optional<ScalarType>& dtype) {
   check_arguments(x, norm, depthwise, pointwise, dilation, stride);
+  check(!dtype || *dtype == x.scalar_type(), "on a CPU z is stored in the dtype of x only");
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     Call<T> call(x, norm, depthwise, pointwise, dilation, stride, relu);

@@ -4,12 +4,16 @@ Images are [N, H, W, C]. Every operator on them is differentiable once; a second
 Kernels register themselves by device: the CPU's with the native extension.
 """
 
+from dartsfast import native, triton_backend
 from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.fd_hvp import fd_norm, fd_perturb_, fd_quotient, fd_virtual_step_
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.pool3x3 import pool3x3
 from dartsfast.ops.rnn_node import rnn_node
+
+native.load()
+triton_backend.missing()
 
 __all__ = [
     "alpha_softmax",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.ops.contract import (
-    DTYPES,
+    check_dtype,
     check_like,
     check_shape,
     define,
@@ -27,7 +27,7 @@ def alpha_softmax(alphas: list[Tensor]) -> list[Tensor]:
     exp is 0. Backward: t = fma chain of p_k * d_k, ascending; p_k * (d_k - t).
 
     Args:
-        alphas: [edges, operations] each, float32 or float64.
+        alphas: [edges, operations] each, float32, float64, bfloat16 or float16.
 
     Returns:
         One tensor an alpha, of its shape.
@@ -45,7 +45,7 @@ def _check(name: str, alphas: list[Tensor]) -> None:
             alpha.dim() == 2 and alpha.shape[1] > 0,
             f"{name} must be [edges, operations], got {list(alpha.shape)}",
         )
-        require(alpha.dtype in DTYPES, f"{name} must be float32 or float64, got {alpha.dtype}")
+        check_dtype(name, alpha)
         check_like(name, alpha, alphas[0])
 
 

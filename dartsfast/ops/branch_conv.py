@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dartsfast.ops.contract import (
+    DTYPES,
+    accumulated,
     check_images,
     check_shape,
     define,
@@ -30,6 +32,7 @@ def branch_conv(
     stride: int = 1,
     norm: Tensor | None = None,
     relu: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return z_b = pointwise_b(depthwise_b(relu(norm(x)))) of every branch b, and its channel statistics.
 
@@ -49,13 +52,14 @@ def branch_conv(
     chains over the pixels of an image, and images are summed pairwise, neighbours first.
 
     Args:
-        x: [N, H, W, Ci], float32 or float64, any strides.
+        x: [N, H, W, Ci], float32, float64, bfloat16 or float16, any strides.
         pointwise: one weight a branch, [Co, Ci, 1, 1].
         depthwise: one weight a branch, [Ci, 1, K, K], K odd, at most 15; or none at all.
         dilation: one number a depthwise weight, 1 to 16.
         stride: 1 or 2.
         norm: [2, Ci], mean and 1 / standard deviation that x is normalised with.
         relu: whether relu comes before the convolutions.
+        dtype: what z is stored as; that of x unless given. The statistics are of z as stored.
 
     Returns:
         z [branches, N, Ho, Wo, Co] and stats [branches, 2, Co], mean and biased variance of z. Both are
@@ -64,7 +68,7 @@ def branch_conv(
     Raises:
         InputError or RuntimeError: shapes, dtypes, devices or numbers that do not fit.
     """
-    return torch.ops.dartsfast.branch_conv(x, norm, depthwise, pointwise, dilation, stride, relu)
+    return torch.ops.dartsfast.branch_conv(x, norm, depthwise, pointwise, dilation, stride, relu, dtype)
 
 
 def _check(
@@ -115,9 +119,18 @@ def _fake(
     dilation: list[int],
     stride: int,
     relu: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     shape = _check(x, norm, depthwise, pointwise, dilation, stride)
-    return x.new_empty([len(pointwise), *shape]), x.new_empty([len(pointwise), 2, shape[-1]])
+    branches, stored = len(pointwise), dtype or x.dtype
+    require(
+        stored in DTYPES and accumulated(stored) == accumulated(x.dtype),
+        f"dtype must be one that {accumulated(x.dtype)} arithmetic serves, got {dtype}",
+    )
+    return (
+        x.new_empty([branches, *shape], dtype=stored),
+        x.new_empty([branches, 2, shape[-1]], dtype=accumulated(x.dtype)),
+    )
 
 
 def _fake_backward(
@@ -150,15 +163,15 @@ def _fake_backward(
         check_shape("base", base, x.shape, x)
     N, H, W, Ci = x.shape
     return (
-        x.new_empty([N if input_grad else 0, H, W, Ci]),
+        g[0].new_empty([N if input_grad else 0, H, W, Ci]),
         [w.new_empty(w.shape) for w in depthwise] if weight_grads else [],
         [w.new_empty(w.shape) for w in pointwise] if weight_grads else [],
-        x.new_empty([2 if input_grad and norm is not None else 0, Ci]),
+        x.new_empty([2 if input_grad and norm is not None else 0, Ci], dtype=accumulated(x.dtype)),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, norm, depthwise, pointwise, ctx.dilation, ctx.stride, ctx.relu = inputs
+    x, norm, depthwise, pointwise, ctx.dilation, ctx.stride, ctx.relu, _ = inputs
     ctx.branches, ctx.depthwise = len(pointwise), len(depthwise)
     ctx.save_for_backward(x, norm, *output, *depthwise, *pointwise)
 
@@ -188,13 +201,13 @@ def _backward(ctx: Any, d_z: Tensor, d_stats: Tensor) -> tuple[Any, ...]:
         d_norm = torch.stack([-norm[1] * means[0], means[1] / norm[1]]) * pixels
         dx = dx * norm[1]
     # An empty list counts as a list of tensors, for which autograd wants a list.
-    return dx, d_norm, d_depthwise, d_pointwise, None if ctx.dilation else [], None, None
+    return dx, d_norm, d_depthwise, d_pointwise, None if ctx.dilation else [], None, None, None
 
 
 _ARGUMENTS = (
     "Tensor x, Tensor? norm, Tensor[] depthwise, Tensor[] pointwise, int[] dilation, int stride, bool relu"
 )
-define("branch_conv", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _fake)
+define("branch_conv", f"({_ARGUMENTS}, ScalarType? dtype=None) -> (Tensor, Tensor)", _fake)
 define(
     "branch_conv_backward",
     f"(Tensor[] g, Tensor[] z, Tensor? coef, {_ARGUMENTS}, Tensor? base, bool input_grad, bool weight_grads)"

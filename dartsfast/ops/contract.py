@@ -8,14 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dartsfast import native
 from dartsfast.errors import InputError
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What operators take. Kernels for CPUs have the first two."""
+
+
+def accumulated(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of arithmetic on tensors stored as ``dtype``: float64 for itself, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Check that operators take tensors of this dtype."""
+    require(
+        tensor.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
+    )
+
+
+CONTRACTS: dict[str, Callable[..., Any]] = {}
+"""Shape inference of every operator: it checks the arguments and allocates what the operator returns."""
 
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define ``dartsfast::name`` and its shape inference, which also checks the arguments."""
+    CONTRACTS[name] = fake
     torch.library.define(f"dartsfast::{name}", schema)
     torch.library.register_fake(f"dartsfast::{name}", fake)
 
@@ -23,7 +40,7 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
 def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Register the first derivative of ``dartsfast::name``, and float32 under autocast."""
     torch.library.register_autograd(f"dartsfast::{name}", backward, setup_context=setup)
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda", "xpu"):
         torch.library.register_autocast(f"dartsfast::{name}", device, torch.float32)
 
 
@@ -68,11 +85,11 @@ def require(good: bool, message: str) -> None:
 def check_images(
     name: str, images: Sequence[Tensor], shape: Sequence[int] | None = None, like: Tensor | None = None
 ) -> None:
-    """Check images [N, H, W, C] of one dtype, device and shape, those of ``like`` where it is given."""
+    """Check images [N, H, W, C] of one shape, and against ``like``, or else the first of them."""
     first = images[0] if like is None else like
     for x in images:
         require(x.dim() == 4, f"{name} must be [N, H, W, C], got {list(x.shape)}")
-        require(x.dtype in DTYPES, f"{name} must be float32 or float64, got {x.dtype}")
+        check_dtype(name, x)
         wanted = list(first.shape if shape is None else shape)
         require(list(x.shape) == wanted, f"{name} must be {wanted}, got {list(x.shape)}")
         require(min(x.shape) > 0, f"{name} must not be empty, got {list(x.shape)}")
@@ -80,9 +97,9 @@ def check_images(
 
 
 def check_like(name: str, tensor: Tensor, like: Tensor) -> None:
-    """Check that ``tensor`` has the dtype and the device of ``like``."""
+    """Check that ``tensor`` is on the device of ``like`` and that one dtype serves the arithmetic on both."""
     require(
-        tensor.dtype == like.dtype and tensor.device == like.device,
+        accumulated(tensor.dtype) == accumulated(like.dtype) and tensor.device == like.device,
         f"{name} must be {like.dtype} on {like.device} as the other tensors, "
         f"got {tensor.dtype} on {tensor.device}",
     )
@@ -104,6 +121,3 @@ def moment_gradient(z: Tensor, stats: Tensor, d_stats: Tensor) -> Tensor:
     d_mean, d_var = d_stats.unbind(-2)
     mean = stats.select(-2, 0)
     return torch.stack([-d_mean / pixels, mean, -2 * d_var / pixels, torch.ones_like(mean)], -2)
-
-
-native.load()

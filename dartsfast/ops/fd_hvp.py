@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dartsfast.ops.contract import DTYPES, check_shape, define, not_differentiable, require
+from dartsfast.ops.contract import check_dtype, check_shape, define, not_differentiable, require
 
 
 def fd_norm(v: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _check(scalars: dict[str, Tensor], **vectors: Tensor) -> None:
             v.dim() == 1 and len(v) > 0 and v.is_contiguous(),
             f"{name} must be [n], contiguous, n > 0, got {list(v.shape)}, strides {list(v.stride())}",
         )
-        require(v.dtype in DTYPES, f"{name} must be float32 or float64, got {v.dtype}")
+        check_dtype(name, v)
         check_shape(name, v, first.shape, first)
     for name, scalar in scalars.items():
         check_shape(name, scalar, [], first)

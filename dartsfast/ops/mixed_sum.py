@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.ops.contract import (
+    accumulated,
     check_images,
     check_shape,
     define,
@@ -30,7 +31,7 @@ def mixed_sum(
     weights_b is the pairwise sum over the channels of the second.
 
     Args:
-        z: [N, H, W, C] each, float32 or float64, any strides.
+        z: [N, H, W, C] each, float32, float64, bfloat16 or float16, any strides.
         mean: [branches, C].
         rstd: [branches, C], 1 / standard deviation.
         weights: [branches].
@@ -57,13 +58,14 @@ def _fake(z: list[Tensor], mean: Tensor, rstd: Tensor, weights: Tensor, base: Te
     check_shape("weights", weights, [len(z)], z[0])
     if base is not None:
         check_shape("base", base, z[0].shape, z[0])
-    return z[0].new_empty(z[0].shape)
+    return mean.new_empty(z[0].shape)
 
 
 def _fake_backward(g: Tensor, z: list[Tensor], mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     _check(z, mean, rstd)
     check_shape("g", g, z[0].shape, z[0])
-    return g.new_empty([len(z)]), g.new_empty([1 + len(z), g.shape[-1]])
+    dtype = accumulated(g.dtype)
+    return g.new_empty([len(z)], dtype=dtype), g.new_empty([1 + len(z), g.shape[-1]], dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

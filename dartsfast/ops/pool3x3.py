@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.ops.contract import (
+    accumulated,
     check_images,
     check_shape,
     define,
@@ -28,7 +29,7 @@ def pool3x3(x: Tensor, *, stride: int = 1) -> tuple[Tensor, Tensor]:
     the maximum came from (the first of equals), the maximum's gradient.
 
     Args:
-        x: [N, H, W, C], float32 or float64, any strides.
+        x: [N, H, W, C], float32, float64, bfloat16 or float16, any strides.
         stride: 1 or 2.
 
     Returns:
@@ -50,7 +51,7 @@ def _check(x: Tensor, stride: int) -> list[int]:
 
 def _fake(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     shape = _check(x, stride)
-    return x.new_empty([2, *shape]), x.new_empty([2, 2, shape[-1]])
+    return x.new_empty([2, *shape]), x.new_empty([2, 2, shape[-1]], dtype=accumulated(x.dtype))
 
 
 def _fake_backward(
@@ -64,7 +65,7 @@ def _fake_backward(
         check_shape("coef", coef, [2, 4, shape[-1]], x)
     if base is not None:
         check_shape("base", base, x.shape, x)
-    return x.new_empty(x.shape)
+    return g[0].new_empty(x.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

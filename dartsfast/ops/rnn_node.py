@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dartsfast.ops.contract import (
-    DTYPES,
+    accumulated,
+    check_dtype,
     check_shape,
     define,
     differentiable,
@@ -32,7 +33,7 @@ def rnn_node(
     row being a pixel of width 1; out = (sum - mean) * (1 / sqrt(variance + eps)).
 
     Args:
-        gates: [P, B, 2H], the pre-activations; float32 or float64, any strides.
+        gates: [P, B, 2H], the pre-activations; float32, float64, bfloat16 or float16, any strides.
         states: [P, B, H], the predecessors.
         weights: [P, 4], of tanh, relu, sigmoid, identity. ``none`` takes part in the softmax only.
         norm: [2, H], mean and variance to normalise by; None for those of the batch.
@@ -50,7 +51,7 @@ def rnn_node(
 
 def _check(gates: Tensor, states: Tensor, weights: Tensor, eps: float) -> None:
     require(states.dim() == 3, f"states must be [P, B, H], got {list(states.shape)}")
-    require(states.dtype in DTYPES, f"states must be float32 or float64, got {states.dtype}")
+    check_dtype("states", states)
     require(min(states.shape) > 0, f"states must not be empty, got {list(states.shape)}")
     P, B, H = states.shape
     check_shape("gates", gates, [P, B, 2 * H], states)
@@ -65,7 +66,9 @@ def _fake(
     _, B, H = states.shape
     if norm is not None:
         check_shape("norm", norm, [2, H], states)
-    return states.new_empty([B, H]), states.new_empty([2 if norm is None else 0, H])
+    return states.new_empty([B, H]), states.new_empty(
+        [2 if norm is None else 0, H], dtype=accumulated(states.dtype)
+    )
 
 
 def _fake_backward(
@@ -86,7 +89,11 @@ def _fake_backward(
     check_shape("variance", variance, [H], states)
     if base is not None:
         check_shape("base", base, [P, B, H], states)
-    return states.new_empty([P, B, 2 * H]), states.new_empty([P, B, H]), states.new_empty([P, 4])
+    return (
+        gates.new_empty([P, B, 2 * H]),
+        states.new_empty([P, B, H]),
+        states.new_empty([P, 4], dtype=accumulated(states.dtype)),
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,0 +1,77 @@
+"""Loads the Triton kernels, which then serve the operators on GPUs.
+
+With ``TRITON_INTERPRET=1`` in the environment they serve CPU tensors instead, through Triton's
+interpreter: slow, for checking them where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from dartsfast.errors import InputError
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
+
+
+@functools.cache
+def load() -> str | None:
+    """Register the kernels once; return None, or why they cannot be used."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): it comes with torch's builds for GPUs"
+    from dartsfast.kernels import OPERATORS
+    from dartsfast.ops.contract import CONTRACTS
+
+    for name, fill in OPERATORS.items():
+        for device in DEVICES:
+            torch.library.impl(f"dartsfast::{name}", device)(_operator(CONTRACTS[name], fill))
+    return None
+
+
+def missing() -> str | None:
+    """Return None where a device for the kernels is at hand and they load, else why they cannot be used."""
+    if not INTERPRETED and not torch.cuda.is_available() and not torch.xpu.is_available():
+        return "no GPU is at hand (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to check them)"
+    return load()
+
+
+def description() -> str:
+    """Return Triton's version and what runs the kernels."""
+    import triton
+
+    return f"Triton {triton.__version__}{', interpreted on the CPU' if INTERPRETED else ''}"
+
+
+def _operator(contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
+    def operator(*args: Any) -> Any:
+        tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+        out = contract(*args)
+        for t in tensors:
+            if (
+                t.numel() >= 2**31
+                or sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= 2**31
+            ):
+                raise InputError(
+                    f"the kernels index up to 2^31 elements, got {list(t.shape)}: use a smaller batch"
+                )
+        with _on(tensors[0].device):
+            fill(out, *args)
+        return out
+
+    return operator
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    return torch.get_device_module(device).device(device)

@@ -1,0 +1,38 @@
+"""How kernels are launched: one place, so that a launch can be counted, modelled or compiled only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """Run ``kernel`` over ``grid``, without contraction: the order of operations is part of a contract."""
+    kernel[grid](*args, enable_fp_fusion=False, **meta)
+
+
+def accumulator(tensor: Tensor) -> tl.dtype:
+    """Return the dtype of arithmetic on what ``tensor`` stores: float64 for itself, else float32."""
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+def block(size: int, least: int = 1, most: int = 1 << 20) -> int:
+    """Return the smallest power of two that holds ``size``, between ``least`` and ``most``."""
+    return max(least, min(most, triton.next_power_of_2(size)))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` itself where its last dimension is dense, else a copy: kernels take other strides."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def all_dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return :func:`dense` of every tensor, one layout for all: the strides of the first."""
+    found = [dense(t) for t in tensors]
+    same = all(t.stride() == found[0].stride() for t in found)
+    return found if same else [t.contiguous() for t in found]

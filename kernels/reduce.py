@@ -1,0 +1,91 @@
+"""The second, ordered pass of a reduction: programs' partial results to one, without atomics.
+
+The tree is fixed by the number of partial results: blocks of :data:`PARTS` of them in index order, a
+tree of fixed shape within a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from dartsfast.kernels.launch import accumulator, block, launch
+from torch import Tensor
+
+PARTS = 64
+COLUMNS = 32
+
+
+@triton.jit
+def moments_kernel(
+    partial, out, parts, pixels, C,
+    R: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Combine mean and sum of squared deviations of tiles (Chan, Golub and LeVeque 1979).
+
+    partial [parts, R, 2, C]; a part covers TILE pixels, the last what is left; out [R, 2, C].
+    """
+    row = tl.program_id(0)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], ACC)
+    for start in range(0, parts, PARTS):
+        p = start + tl.arange(0, PARTS)
+        inside = (p < parts)[:, None] & (c < C)[None, :]
+        count = tl.minimum(pixels - p * TILE, TILE).to(ACC)[:, None]
+        at = ((p[:, None] * R + row) * 2) * C + c[None, :]
+        mean = tl.load(partial + at, inside, 0.0)
+        total += tl.sum(tl.where(inside, mean * count, 0.0), 0)
+    mean_of_all = tl.div_rn(total, pixels.to(ACC))
+    squares = tl.zeros([COLUMNS], ACC)
+    for start in range(0, parts, PARTS):
+        p = start + tl.arange(0, PARTS)
+        inside = (p < parts)[:, None] & (c < C)[None, :]
+        count = tl.minimum(pixels - p * TILE, TILE).to(ACC)[:, None]
+        at = ((p[:, None] * R + row) * 2) * C + c[None, :]
+        apart = tl.load(partial + at, inside, 0.0) - mean_of_all[None, :]
+        squares += tl.sum(
+            tl.where(inside, tl.load(partial + at + C, inside, 0.0) + count * (apart * apart), 0.0), 0
+        )
+    tl.store(out + row * 2 * C + c, mean_of_all, c < C)
+    tl.store(out + (row * 2 + 1) * C + c, tl.div_rn(squares, pixels.to(ACC)), c < C)
+
+
+@triton.jit
+def sum_kernel(
+    partial, out, parts, size, divisor,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Add partial [parts, size] over its parts, divide, and store as out [size]."""
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], ACC)
+    for start in range(0, parts, PARTS):
+        p = start + tl.arange(0, PARTS)
+        inside = (p < parts)[:, None] & (c < size)[None, :]
+        total += tl.sum(tl.load(partial + p[:, None] * size + c[None, :], inside, 0.0), 0)
+    tl.store(out + c, tl.div_rn(total, divisor.to(ACC)).to(out.dtype.element_ty), c < size)
+
+
+def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
+    """Fill out [R, 2, C] with mean and biased variance of ``pixels`` values a channel.
+
+    Args:
+        partial: [parts, R, 2, C], mean and sum of squared deviations from it, of every tile of pixels.
+        pixels: of all tiles.
+        tile: pixels of a tile but the last.
+        out: what is filled.
+    """
+    parts, R, _, C = partial.shape
+    columns = block(C, most=COLUMNS)
+    launch(
+        moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, C,
+        R=R, TILE=tile, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
+    )  # fmt: skip
+
+
+def ordered_sum(partial: Tensor, out: Tensor, divisor: int = 1) -> None:
+    """Fill ``out`` with the sum of ``partial`` [parts, *out.shape] over its parts, over ``divisor``."""
+    size = out.numel()
+    columns = block(size, most=COLUMNS)
+    launch(
+        sum_kernel, (triton.cdiv(size, columns),), partial, out, partial.shape[0], size, divisor,
+        PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
+    )  # fmt: skip
