@@ -91,7 +91,8 @@ def alpha_gradient(
         del step
         with preserved(buffers):
             found = gradient(valid_loss, [*weights, *alphas])
-    vector, direct = found[: len(weights)], found[len(weights) :]
+    vector, direct = flat.gather(found[: len(weights)]), found[len(weights) :]
+    del found  # as large as the weights, and of no use in the passes to come
     implicit, length = product(train_loss, flat, vector, alphas, r, method, virtual.one_mask)
     if virtual.clamp:
         factor = factor.clamp(max=1)

@@ -59,7 +59,8 @@ def hvp(
         )
     if not r > 0:
         raise InputError(f"r, the length of the step, must be positive, got {r}")
-    found, length = product(loss_fn, Flat(params), vector, wrt, r, method, same_randomness)
+    flat = Flat(params)
+    found, length = product(loss_fn, flat, flat.gather(vector), wrt, r, method, same_randomness)
     if not length.isfinite():
         raise DivergedError(
             f"the vector of the Hessian-vector product has norm {length.item()}: the loss it comes from has "
@@ -71,18 +72,17 @@ def hvp(
 def product(
     loss_fn: Callable[[], Tensor],
     flat: Flat,
-    vector: Sequence[Tensor | None],
+    v: Sequence[Tensor],
     wrt: Sequence[Tensor],
     r: float,
     method: str,
     same_randomness: bool,
 ) -> tuple[list[Tensor | None], Tensor]:
-    """Return what :func:`hvp` does for ``flat.tensors``, and the norm of ``vector``; wait for no device.
+    """Return what :func:`hvp` does for ``flat.tensors``, and the norm of the vector; wait for no device.
 
-    None in ``vector`` counts as zeros; None is returned where the loss does not depend on a member of
-    ``wrt``.
+    ``v`` is the vector as ``flat`` gathers it. None is returned where the loss does not depend on a
+    member of ``wrt``.
     """
-    v = flat.gather(vector)
     length = norm(v)
     if method == "exact":
         return _exact(loss_fn, flat.tensors, flat.split(v), wrt), length
