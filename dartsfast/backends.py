@@ -20,6 +20,7 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 MEMORY_MODES = ("store", "recompute")
 KERNEL_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,23 @@ def passed_over(device: str | torch.device = "cpu", network: str = "cnn") -> lis
 def _candidates(device: str | torch.device, network: str, dtype: torch.dtype) -> list[Availability]:
     names = PREFERENCE.get(torch.device(device).type, ("reference",))
     return [availability(name, network, dtype) for name in names]
+
+
+def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtype | None:
+    """Return ``storage_dtype`` if ``backend`` (as resolved where the network will lie) can keep images as it.
+
+    Raises:
+        InputError: not a dtype that images are stored as, or one that a backend given by name cannot store.
+    """
+    resolve_backend(backend)
+    if storage_dtype not in (None, torch.float32, *STORAGE_DTYPES):
+        raise InputError(f"storage_dtype must be None, bfloat16 or float16, got {storage_dtype}")
+    if storage_dtype in STORAGE_DTYPES and backend in ("cpu", "reference"):
+        raise InputError(
+            f"backend {backend!r} keeps images in the network's own dtype: "
+            f"storage_dtype={storage_dtype} needs the triton backend"
+        )
+    return storage_dtype
 
 
 def check_memory(memory: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dartsfast.backends import availability
-from dartsfast.cnn import node
+from dartsfast.cnn import edge_backward
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
@@ -227,19 +227,15 @@ def test_kept_for_the_backward():
 
 def test_the_engine_asks_for_what_it_uses(monkeypatch):
     asked = []
-    backward = node.kernels.branch_conv_backward
+    backward = edge_backward.kernels.branch_conv_backward
 
     def spy(*args):
         asked.append(args[-1])
         return backward(*args)
 
-    fake = SimpleNamespace(
-        **{name: getattr(node.kernels, name) for name in ("branch_conv", "pool3x3", "pool3x3_backward")},
-        mixed_sum=node.kernels.mixed_sum,
-        mixed_sum_backward=node.kernels.mixed_sum_backward,
-        branch_conv_backward=spy,
-    )
-    monkeypatch.setattr(node, "kernels", fake)
+    names = ("branch_conv", "mixed_sum", "mixed_sum_backward", "pool3x3", "pool3x3_backward")
+    known = {name: getattr(edge_backward.kernels, name) for name in names}
+    monkeypatch.setattr(edge_backward, "kernels", SimpleNamespace(**known, branch_conv_backward=spy))
     model = network("cpu")
     sgd = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9)
     args = SimpleNamespace(momentum=0.9, weight_decay=0.0, arch_learning_rate=1e-3, arch_weight_decay=0.0)

@@ -49,7 +49,7 @@ template <class T>
 struct Call {
   BranchConv<T> args{};
   std::vector<Branch<T>> branch;
-  std::vector<Memory<T>> kept;
+  Tensors kept;
   Tensor x;
 
   Call(const Tensor& input, const std::optional<Tensor>& norm, const Tensors& depthwise, const Tensors& pointwise,
@@ -74,8 +74,7 @@ struct Call {
     }
   }
   T* fresh(int64_t n) {
-    kept.push_back(memory<T>(n));
-    return kept.back().get();
+    return static_cast<T*>(kept.emplace_back(empty(x, {n})).mutable_data_ptr());
   }
   T* keep(const std::vector<T>& v) {
     return static_cast<T*>(std::memcpy(fresh(v.size()), v.data(), v.size() * sizeof(T)));

@@ -1,5 +1,7 @@
 #include "cache.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -12,6 +14,7 @@ constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to t
 
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
 // most that was ever in use.
+// They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
 class Cache {
  public:
   void* take(size_t bytes) {
@@ -25,9 +28,9 @@ class Cache {
       pop(found);
     } else {
       while (!idle_.empty() && used_ + idle_bytes_ > most_) release_largest();
-      block = std::aligned_alloc(64, bytes);
+      block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
-    if (!block) {
+    if (block == MAP_FAILED) {
       used_ -= bytes;
       throw std::bad_alloc();
     }
@@ -61,7 +64,7 @@ class Cache {
   void release_largest() {
     const auto last = std::prev(idle_.end());
     sizes_.erase(last->second.back());
-    std::free(last->second.back());
+    munmap(last->second.back(), last->first);
     pop(last);
   }
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from dartsfast.cnn.node import Edge, Stage, node
+from dartsfast.cnn.edge import Edge, Stage
+from dartsfast.cnn.node import node
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 from dartsfast.ops import alpha_softmax, pool3x3
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
@@ -21,14 +23,14 @@ from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 __all__ = ["alpha_softmax", "cell", "stem"]
 
 
-def stem(module: Any, images: Tensor) -> Tensor:
+def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]."""
     conv, norm = module
     H, W = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     patches = torch.cat([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)], -1)
     weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1, 1, 1)
-    edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)])
+    edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)], storage=storage)
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store")
     return _nchw(out * norm.weight + norm.bias)
 
@@ -41,16 +43,20 @@ def cell(
     steps: int,
     multiplier: int,
     memory: str,
+    storage: torch.dtype | None,
 ) -> Tensor:
-    """Run a search cell: ``mixed`` are its edges' MixedOps, ``weights`` [edges, ops] their weights."""
-    states = [_single(m, _nhwc(x), memory) for m, x in zip(preprocess, inputs, strict=True)]
+    """Run a search cell: ``mixed`` are its edges' MixedOps, ``weights`` [edges, ops] their weights.
+
+    What the convolutions give is kept as ``storage`` with ``memory="store"``; None: as it is computed.
+    """
+    states = [_single(m, _nhwc(x), memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
     pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     offset = 0
     for i in range(steps):
         count = 2 + i
         edges, tensors, pooled = [], [], []
         for j, (op, x) in enumerate(zip(mixed[offset : offset + count], states, strict=True)):
-            edge, group = plan(op._ops, x, op.stride)
+            edge, group = plan(op._ops, x, op.stride, storage)
             if edge.pools and (j, op.stride) not in pools:
                 with torch.no_grad():
                     pools[j, op.stride] = pool3x3(x, stride=op.stride)
@@ -59,10 +65,30 @@ def cell(
             pooled.append(pools[j, op.stride] if edge.pools else None)
         states.append(node(edges, tensors, pooled, weights[offset : offset + count], memory))
         offset += count
-    return _nchw(torch.cat(states[-multiplier:], dim=-1))
+    return _nchw(_Concatenate.apply(*states[-multiplier:]))
 
 
-def plan(modules: Iterable[nn.Module], x: Tensor, stride: int) -> tuple[Edge, list[Tensor]]:
+class _Concatenate(torch.autograd.Function):
+    """Concatenates [N, H, W, C] by channels; all that is large, the gradients too, in memory used again."""
+
+    @staticmethod
+    def forward(ctx: Any, *images: Tensor) -> Tensor:
+        ctx.channels = [image.shape[-1] for image in images]
+        out = torch.ops.dartsfast.empty(images[0], [*images[0].shape[:-1], sum(ctx.channels)])
+        return torch.cat(images, -1, out=out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        # Copies, which autograd may add to in place: to a view it would add out of place.
+        return tuple(
+            torch.ops.dartsfast.empty(g, part.shape).copy_(part) for part in g.split(ctx.channels, -1)
+        )
+
+
+def plan(
+    modules: Iterable[nn.Module], x: Tensor, stride: int, storage: torch.dtype | None
+) -> tuple[Edge, list[Tensor]]:
     """Read an edge off its modules: its plan, and its tensors, x [N, H, W, C] first.
 
     A module that no operator serves runs here and now, and its output joins the sum.
@@ -94,6 +120,7 @@ def plan(modules: Iterable[nn.Module], x: Tensor, stride: int) -> tuple[Edge, li
         reduces=[op.bn for _, op in kinds["reduce"]],
         skips=len(kinds["skip"]),
         extras=len(kinds["extra"]),
+        storage=storage,
     )
     weights = [w for stages in chains for w in stages[0][1]]
     weights += [w for stages in chains for _, later in stages[1:] for w in later]
@@ -101,8 +128,8 @@ def plan(modules: Iterable[nn.Module], x: Tensor, stride: int) -> tuple[Edge, li
     return edge, [x, *weights, *(image for _, image in kinds["extra"])]
 
 
-def _single(module: nn.Module, x: Tensor, memory: str) -> Tensor:
-    edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1)
+def _single(module: nn.Module, x: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
+    edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
     return node([edge], [tensors], [None], x.new_ones(1, 1), memory)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
-from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import FactorizedReduce, ReLUConvBN, build_op
@@ -57,6 +57,7 @@ class Cell(nn.Module):
         *,
         backend: str = "reference",
         memory: str = "store",
+        storage_dtype: torch.dtype | None = None,
         primitives: Sequence[str] = PRIMITIVES,
     ) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class Cell(nn.Module):
         self._steps = steps
         self._multiplier = multiplier
         self._memory = check_memory(memory)
+        self._storage_dtype = storage_dtype
         self._ops = nn.ModuleList()
         for i in range(steps):
             for j in range(2 + i):
@@ -88,6 +90,7 @@ class Cell(nn.Module):
                 self._steps,
                 self._multiplier,
                 self._memory,
+                self._storage_dtype,
             )
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
@@ -118,6 +121,8 @@ class Network(ArchModule):
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
         memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
             backward.
+        storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
+            float32 arithmetic; None for the network's own. The triton backend only.
         primitives: operation names of the search space, keys of ``operations.OPS``.
 
     Raises:
@@ -139,6 +144,7 @@ class Network(ArchModule):
         *,
         backend: str = "auto",
         memory: str = "store",
+        storage_dtype: torch.dtype | None = None,
         primitives: Sequence[str] = PRIMITIVES,
     ) -> None:
         super().__init__()
@@ -153,7 +159,7 @@ class Network(ArchModule):
         self._backend = backend
         self._memory = check_memory(memory)
         self._primitives = list(primitives)
-        resolve_backend(backend)
+        self._storage_dtype = check_storage(storage_dtype, backend)
 
         C_curr = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
@@ -174,6 +180,7 @@ class Network(ArchModule):
                 reduction_prev,
                 backend=backend,
                 memory=memory,
+                storage_dtype=storage_dtype,
                 primitives=primitives,
             )
             reduction_prev = reduction
@@ -189,7 +196,9 @@ class Network(ArchModule):
     @property
     def backend(self) -> str:
         """The backend that computes where the network lies now."""
-        return resolve_backend(self._backend, self.alphas_normal.device, dtype=self.alphas_normal.dtype)
+        found = resolve_backend(self._backend, self.alphas_normal.device, dtype=self.alphas_normal.dtype)
+        check_storage(self._storage_dtype, found)
+        return found
 
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""
@@ -203,6 +212,7 @@ class Network(ArchModule):
             self._stem_multiplier,
             backend=self._backend,
             memory=self._memory,
+            storage_dtype=self._storage_dtype,
             primitives=self._primitives,
         ).to(self.alphas_normal)
         with torch.no_grad():
@@ -229,7 +239,7 @@ class Network(ArchModule):
             used = sorted({bool(cell.reduction) for cell in self.cells})
             alphas = [self.alphas_reduce if reduction else self.alphas_normal for reduction in used]
             mixing = dict(zip(used, fused.alpha_softmax(alphas), strict=True))
-            s0 = s1 = fused.stem(self.stem, input)
+            s0 = s1 = fused.stem(self.stem, input, self._storage_dtype)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)
