@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     draw.add_argument("--out", help="the pictures, without suffix (default: the genotype's name)")
     draw.set_defaults(run=_draw)
-    commands.add_parser("doctor", help="versions, devices, backends").set_defaults(run=_doctor)
+    doctor = commands.add_parser("doctor", help="versions, devices, backends")
+    doctor.add_argument("--deep", action="store_true", help="also check every operator against its oracle")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -195,9 +197,11 @@ def _draw(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from dartsfast.doctor import diagnosis
+    from dartsfast.doctor import deep_diagnosis, diagnosis
 
     lines = diagnosis()
+    if args.deep:
+        lines += deep_diagnosis()
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")

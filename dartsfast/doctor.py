@@ -7,6 +7,7 @@ from importlib import metadata
 
 import torch
 
+from dartsfast import selfcheck, triton_backend
 from dartsfast.backends import BACKENDS, PREFERENCE, availability, resolve_backend
 
 PACKAGES = (
@@ -41,6 +42,26 @@ def diagnosis() -> list[tuple[str, str]]:
         taken = ", ".join(f"{net} {resolve_backend('auto', device, net)}" for net in ("cnn", "rnn"))
         lines.append((f"auto on {device}", taken))
     return lines
+
+
+def deep_diagnosis() -> list[tuple[str, str]]:
+    """Return a line for every operator and device that kernels serve: how far it is from its oracle."""
+    devices = {"cpu"} if availability("cpu").available else set()
+    if availability("triton").available:
+        devices |= set(triton_backend.DEVICES)
+    lines = []
+    for device in sorted(d for d in devices if d == "cpu" or torch.get_device_module(d).is_available()):
+        for name in selfcheck.SAMPLES:
+            lines.append((f"{name} on {device}", _verdict(name, torch.device(device))))
+    return lines
+
+
+def _verdict(name: str, device: torch.device) -> str:
+    try:
+        found = selfcheck.difference(name, device)
+    except RuntimeError as error:
+        return f"FAILED: {str(error).splitlines()[0]}"
+    return f"{'ok' if found <= selfcheck.TOLERANCE else 'WRONG'}: {found:.1e} from the oracle"
 
 
 def _version(package: str) -> str:

@@ -23,5 +23,9 @@ def check_range(values: Tensor, count: int, noun: str, scale: str) -> None:
             raise InputError(f"{noun} {extreme} does not fit {scale.format(count)} to {count - 1}")
 
 
+class BackendError(RuntimeError):
+    """A backend's kernels do not compute what they should on this device."""
+
+
 class DivergedError(ArithmeticError):
     """A loss or gradient became NaN or infinite; the message says where, and how to go on."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from dartsfast import selfcheck
 from dartsfast.errors import InputError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,7 +35,7 @@ def load() -> str | None:
 
     for name, fill in OPERATORS.items():
         for device in DEVICES:
-            torch.library.impl(f"dartsfast::{name}", device)(_operator(CONTRACTS[name], fill))
+            torch.library.impl(f"dartsfast::{name}", device)(_operator(name, CONTRACTS[name], fill))
     return None
 
 
@@ -52,10 +53,19 @@ def description() -> str:
     return f"Triton {triton.__version__}{', interpreted on the CPU' if INTERPRETED else ''}"
 
 
-def _operator(contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
+def _operator(name: str, contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
+    checking = False
+
     def operator(*args: Any) -> Any:
+        nonlocal checking
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
         out = contract(*args)
+        if not checking:
+            checking = True
+            try:
+                selfcheck.require(name, tensors[0].device)
+            finally:
+                checking = False
         for t in tensors:
             if (
                 t.numel() >= 2**31

@@ -1,0 +1,113 @@
+"""A short check of every operator against its ordered oracle, on the device where it is about to be used.
+
+A compiler or a device that computes something else must not go unnoticed: the first use of an operator
+on a device runs it on a small sample and refuses it where it disagrees. ``DARTSFAST_SELFCHECK=0`` skips
+that; ``dartsfast doctor --deep`` checks everything that can run here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from dartsfast.errors import BackendError
+
+TOLERANCE = 1e-5
+"""Largest difference in float32, of the largest element: a few rounding errors of the longest sums."""
+
+Samples = Callable[[Callable[..., Tensor]], tuple[Any, ...]]
+
+
+def _forward_conv(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    x, norm = normal(2, 5, 6, 12), torch.stack([normal(12), normal(12).abs() + 0.5])
+    depthwise = [normal(12, 1, 3, 3), normal(12, 1, 5, 5)]
+    return x, norm, depthwise, [normal(20, 12, 1, 1), normal(20, 12, 1, 1)], [2, 1], 1, True
+
+
+def _backward_conv(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    g, z = ([normal(2, 5, 6, 20) for _ in range(2)] for _ in range(2))
+    return g, z, normal(2, 4, 20), *_forward_conv(normal), normal(2, 5, 6, 12), True, True
+
+
+def _node(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    return normal(3, 6, 40), normal(3, 6, 20), normal(3, 4)
+
+
+SAMPLES: dict[str, Samples] = {
+    "alpha_softmax": lambda normal: ([normal(14, 8), normal(5, 3)],),
+    "alpha_softmax_backward": lambda normal: ([normal(14, 8).softmax(1)], [normal(14, 8)]),
+    "branch_conv": _forward_conv,
+    "branch_conv_backward": _backward_conv,
+    "fd_norm": lambda normal: (normal(5000),),
+    "fd_perturb_": lambda normal: (*(normal(500) for _ in range(3)), normal().abs(), 0.01, -1.0),
+    "fd_quotient": lambda normal: (normal(500), normal(500), normal().abs(), 0.01),
+    "fd_virtual_step_": lambda normal: (*(normal(500) for _ in range(3)), normal().abs(), 0.025, 0.9, 3e-4),
+    "mixed_sum": lambda normal: (
+        [normal(2, 5, 6, 12) for _ in range(3)],
+        *(normal(3, 12) for _ in range(2)),
+        normal(3),
+        normal(2, 5, 6, 12),
+    ),
+    "mixed_sum_backward": lambda normal: (
+        normal(2, 5, 6, 12),
+        [normal(2, 5, 6, 12) for _ in range(3)],
+        *(normal(3, 12) for _ in range(2)),
+    ),
+    "pool3x3": lambda normal: (normal(2, 5, 6, 12), 2),
+    "pool3x3_backward": lambda normal: (
+        *([normal(2, 3, 3, 12) for _ in range(2)] for _ in range(2)),
+        normal(2, 4, 12),
+        normal(2, 5, 6, 12),
+        2,
+        normal(2, 5, 6, 12),
+    ),
+    "rnn_node": lambda normal: (*_node(normal), None, 1e-5),
+    "rnn_node_backward": lambda normal: (
+        *(normal(6, 20) for _ in range(2)),
+        normal(20).abs(),
+        *_node(normal),
+        1e-5,
+        True,
+        None,
+    ),
+}
+"""Arguments of every operator, from a function that draws normal tensors of a shape."""
+
+
+def difference(name: str, device: torch.device) -> float:
+    """Run operator ``name`` on ``device`` and return its largest distance from the oracle, relative."""
+    generator = torch.Generator().manual_seed(0)
+    args = SAMPLES[name](lambda *shape: torch.randn(shape, generator=generator))
+    module = "fd_hvp" if name.startswith("fd_") else name.removesuffix("_backward")
+    oracle = importlib.import_module(f"dartsfast.oracle.{module}")
+    wanted = tree_leaves(getattr(oracle, name)(*args))
+    there = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, args)
+    got = getattr(torch.ops.dartsfast, name)(*there)
+    found = [t.cpu() for t in tree_leaves(there[0] if got is None else got)]
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if b.numel()]
+    return max(((a - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item() for a, b in pairs)
+
+
+@functools.cache
+def require(name: str, device: torch.device) -> None:
+    """Check operator ``name`` on ``device``, once.
+
+    Raises:
+        BackendError: it disagrees with the oracle.
+    """
+    if os.environ.get("DARTSFAST_SELFCHECK") == "0":
+        return
+    found = difference(name, device)
+    if not found <= TOLERANCE:
+        raise BackendError(
+            f"{name} on {device} differs from its oracle by {found:.2g} of the largest element (at most "
+            f"{TOLERANCE} is rounding): its kernels do not work on this device. Use backend='reference', and "
+            "report it with the output of `dartsfast doctor --deep`"
+        )

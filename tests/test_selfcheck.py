@@ -1,0 +1,45 @@
+"""The check of operators before their first use on a device."""
+
+import pytest
+import torch
+
+from dartsfast import selfcheck
+from dartsfast.backends import availability
+from dartsfast.errors import BackendError
+from dartsfast.oracle import mixed_sum
+
+cpu = availability("cpu")
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    selfcheck.require.cache_clear()
+
+
+def test_every_operator_has_a_sample():
+    names = {name.removeprefix("dartsfast::") for name in torch._C._dispatch_get_all_op_names()}
+    aids = {"cpu_instruction_set", "set_cpu_instruction_set", "empty", "empty_cache"}
+    assert set(selfcheck.SAMPLES) == {name for name in names if "::" not in name} - aids
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("name", selfcheck.SAMPLES)
+def test_the_cpu_kernels_have_the_bits_of_the_oracle(name):
+    assert selfcheck.difference(name, DEVICE) == 0
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+def test_an_operator_that_disagrees_is_refused_by_name(monkeypatch):
+    monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)
+    right = mixed_sum.mixed_sum
+    monkeypatch.setattr(mixed_sum, "mixed_sum", lambda *args: right(*args) * (1 + 1e-4))
+    for _ in range(2):
+        with pytest.raises(BackendError, match="mixed_sum on cpu differs from its oracle by 0.0001"):
+            selfcheck.require("mixed_sum", DEVICE)
+    monkeypatch.setattr(mixed_sum, "mixed_sum", lambda *args: right(*args) * torch.nan)
+    with pytest.raises(BackendError, match="differs from its oracle by inf"):
+        selfcheck.require("mixed_sum", DEVICE)
+    monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
+    selfcheck.require("mixed_sum", DEVICE)
