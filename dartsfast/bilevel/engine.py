@@ -109,7 +109,12 @@ def alpha_gradient(
 
 
 def _finite(gradients: Gradient) -> Gradient:
-    """Return ``gradients``, else raise DivergedError: one NaN would stay in the alphas for ever."""
+    """Return ``gradients``, else raise DivergedError: one NaN would stay in the alphas for ever.
+
+    While a CUDA graph is recorded there is nothing to look at yet: the search looks at its losses.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return gradients
     if any(g is not None and not g.isfinite().all() for g in gradients):
         raise DivergedError(
             "the architecture gradient is not finite: the search has diverged. Lower the learning rate, "

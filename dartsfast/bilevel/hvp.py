@@ -95,7 +95,7 @@ def product(
         return gradient(loss_fn, wrt, without=flat.tensors)
 
     with flat.preserved() as origin:
-        before = random_state()
+        before = random_state() if same_randomness else []
         plus = gradient_at(origin, 1)
         if same_randomness:
             set_random_state(before)

@@ -164,7 +164,11 @@ def run(
         flags.inner, flags.final = flags.inner[:count], flags.final + flags.inner[count:]
     if edge.pools:
         z.pooled, stats = kernels.pool3x3(x, edge.stride) if pooled is None else pooled
-        norm([module for _, module in edge.pools], stats[[half for half, _ in edge.pools]], z.pooled)
+        norm(
+            [module for _, module in edge.pools],
+            stats[columns(tuple(half for half, _ in edge.pools), x.device)],
+            z.pooled,
+        )
     for module, pair in zip(edge.reduces, reduce_weights, strict=True):
         parts = [
             kernels.branch_conv(view, None, [], [w], [], 2, True, edge.storage)

@@ -7,6 +7,7 @@ Library GEMMs make the pre-activations ("gates", [.., 2H]) of a node from all ea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ def _move_running(norm: nn.BatchNorm1d, stats: Tensor, batch: int) -> None:
         seen = norm.num_batches_tracked.double() + calls
         shares = (1 / seen).expand(calls)
     else:
-        shares = norm.momentum * (1 - norm.momentum) ** torch.arange(calls - 1, -1, -1, dtype=torch.float64)
+        shares = norm.momentum * (1 - norm.momentum) ** torch.arange(
+            calls - 1, -1, -1, dtype=torch.float64, device=stats.device
+        )
     shares = shares.to(stats)
     norm.num_batches_tracked += calls
     unbiased = batch / (batch - 1)
@@ -79,6 +82,11 @@ def _edges(node: int) -> slice:
     return slice(first, first + node + 1)
 
 
+@functools.cache
+def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype, device=device)
+
+
 class _Cell:
     """What one time step needs, forward and backward."""
 
@@ -87,7 +95,7 @@ class _Cell:
         self.mask, self.Ws, self.given, self.eps = mask, Ws, given, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
         self.steps, self.H = len(Ws), H
-        self.init = W0.new_tensor([[1.0, 0.0, 0.0, 0.0]])  # the initial state is a node of tanh alone
+        self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
 
     def masked(self, s: Tensor) -> Tensor:
         return s if self.mask is None else s * self.mask

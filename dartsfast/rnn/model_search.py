@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class DARTSCellSearch(DARTSCell):
             inputs if x_mask is None else inputs * x_mask,
             state,
             h_mask,
-            alpha_softmax([self.weights])[0][:, [PRIMITIVES.index(name) for name in FUSED_ACTIVATIONS]],
+            alpha_softmax([self.weights])[0][:, _columns(self.weights.device)],
             self._W0,
             list(self._Ws),
         )
@@ -78,6 +80,11 @@ class DARTSCellSearch(DARTSCell):
             states = torch.cat([states, self.bn(s).unsqueeze(0)], 0)
             offset += i + 1
         return torch.mean(states[-CONCAT:], dim=0)
+
+
+@functools.cache
+def _columns(device: torch.device) -> Tensor:
+    return torch.tensor([PRIMITIVES.index(name) for name in FUSED_ACTIVATIONS], device=device)
 
 
 class RNNModelSearch(RNNModel, ArchModule):

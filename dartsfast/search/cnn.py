@@ -98,22 +98,28 @@ class CNNSearch(Search):
 
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch: an alpha step and a weight step an iteration."""
-        config, model = self.config, self.model
-        lr = self.scheduler.get_last_lr()[0]
-        model.train()
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.model.train()
         batches = zip(self.train.iterate(self.epoch, self.step), self._valid_batches(), strict=False)
         for (x, y), (xv, yv) in batches:
-            self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
-            self.optimizer.zero_grad()
-            logits = model(x)
-            loss = model._criterion(logits, y)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            self.optimizer.step()
+            logits, loss = self.run_iteration(x, y, xv, yv, numbers=(lr,))
             self.step += 1
-            (top1,) = accuracy(logits.detach(), y)
+            (top1,) = accuracy(logits, y)
             self.record(len(y), loss=loss.item(), acc=top1.item())
             yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
+
+    def iteration(self, x: Tensor, y: Tensor, xv: Tensor, yv: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the alphas on (xv, yv), then the weights on (x, y); return logits [N, classes] and loss []."""
+        config, model = self.config, self.model
+        lr = self.scheduler.get_last_lr()[0]
+        self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
+        self.optimizer.zero_grad()
+        logits = model(x)
+        loss = model._criterion(logits, y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        return logits.detach(), loss.detach()
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate on the alphas' half, un-augmented, and move the cosine schedule on."""

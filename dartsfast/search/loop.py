@@ -18,6 +18,7 @@ from dartsfast.backends import passed_over
 from dartsfast.bilevel.guard import random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.genotypes import AnyGenotype
+from dartsfast.search.capture import Captured
 from dartsfast.search.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from dartsfast.search.config import CommonConfig
 from dartsfast.search.report import Report
@@ -71,6 +72,21 @@ class Search(ABC):
         self.count = 0.0
         self.seconds = 0.0  # time spent in this epoch, over all its resumptions
         self.history: list[dict[str, Any]] = []
+        self.captured: Captured | None = None
+
+    def run_iteration(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
+        """Run :meth:`iteration`, with ``capture`` from a recording, which is of these ``numbers``."""
+        if not self.config.capture or self.device.type != "cuda":
+            return self.iteration(*inputs)
+        if self.captured is None:
+            for group in self.architect.optimizer.param_groups:
+                group["capturable"] = True  # Adam counts its steps on the device
+            self.captured = Captured(self.iteration)
+        return self.captured(*inputs, numbers=numbers)
+
+    @abstractmethod
+    def iteration(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Move the alphas, then the weights, without a wait for the device."""
 
     @abstractmethod
     def iterations(self) -> Iterator[Iteration]:
@@ -192,6 +208,8 @@ class Search(ABC):
         )
         for other in passed_over(self.device, self.kind) if self.config.backend == "auto" else ():
             report.say(f"backend {other.backend} not used: {other.reason}")
+        if self.config.capture and self.device.type != "cuda":
+            report.say(f"capture has no effect: there are no CUDA graphs on {self.device}")
         if self.epoch or self.step:
             report.say(f"going on from epoch {self.epoch + 1}, iteration {self.step}")
 

@@ -15,7 +15,7 @@ from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import batchify, get_batch, repackage_hidden, search_loss
+from dartsfast.rnn.utils import batchify, get_batch, search_loss
 from dartsfast.search.config import RNNConfig
 from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
 
@@ -78,30 +78,37 @@ class RNNSearch(Search):
             full = torch.rand((), generator=self.lengths).item() < 0.95
             seq_len = config.bptt if full else max(config.bptt // 2, 1)
             # A shorter batch takes a shorter step, in the weights and in the virtual step.
-            self.optimizer.param_groups[0]["lr"] = config.lr * seq_len / config.bptt
+            self.optimizer.param_groups[0]["lr"] = lr = config.lr * seq_len / config.bptt
             x, y = get_batch(self.train, self.position, config, seq_len=seq_len)
             xv, yv = get_batch(self.valid, self.position % (len(self.valid) - 1), config)
-            self.hidden_valid, _ = self.architect.step(
-                self.hidden, x, y, self.hidden_valid, xv, yv, self.optimizer, config.order == 2
-            )
-            self.hidden_valid = repackage_hidden(self.hidden_valid)
-            raw_loss = self._weight_step(x, y)
+            before = *self.hidden, *self.hidden_valid
+            raw_loss, hidden, hidden_valid = self.run_iteration(x, y, xv, yv, *before, numbers=(lr,))
+            # Copies: a recording writes its own again in the next iteration.
+            self.hidden, self.hidden_valid = (hidden.clone(),), (hidden_valid.clone(),)
             self.optimizer.param_groups[0]["lr"] = config.lr
             self.step += 1
             self.position += seq_len
-            self.record(len(x), loss=raw_loss)
+            self.record(len(x), loss=raw_loss.item())
             shown = {"loss": self.mean("loss"), "ppl": perplexity(self.mean("loss"))}
             yield Iteration(self.position, shown)
 
-    def _weight_step(self, x: Tensor, y: Tensor) -> float:
-        """Move the weights on tokens ``x`` and their successors ``y`` [T, B]; return the plain loss."""
-        model = self.model
+    def iteration(
+        self, x: Tensor, y: Tensor, xv: Tensor, yv: Tensor, hidden: Tensor, hidden_valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Move the alphas on tokens ``xv`` [T, B] and those after them, then the weights on ``x`` and ``y``.
+
+        Returns the plain loss [] of the weight step, and both hidden states [1, B, nhid] after the tokens.
+        """
+        config, model = self.config, self.model
+        (hidden_valid,), _ = self.architect.step(
+            [hidden], x, y, [hidden_valid], xv, yv, self.optimizer, config.order == 2
+        )
         self.optimizer.zero_grad()
-        loss, raw_loss, self.hidden = search_loss(model, self.hidden, x, y, self.config.beta)
+        loss, raw_loss, (hidden,) = search_loss(model, [hidden], x, y, config.beta)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), self.config.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         self.optimizer.step()
-        return raw_loss.item()
+        return raw_loss.detach(), hidden, hidden_valid.detach()
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate on the alphas' text."""

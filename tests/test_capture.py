@@ -1,0 +1,197 @@
+"""Iterations as CUDA graphs: what is recorded and when, on stand-ins; and that nothing waits for a device."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dartsfast.backends import availability
+from dartsfast.cnn.architect import Architect
+from dartsfast.cnn.model_search import Network
+from dartsfast.rnn import architect as rnn_architect
+from dartsfast.rnn.model_search import RNNModelSearch
+from dartsfast.rnn.utils import search_loss
+from dartsfast.search import capture
+
+cpu = availability("cpu")
+
+
+class Graph:
+    """Stands in for a CUDA graph: a replay runs what was noted while it was recorded."""
+
+    recording = None
+
+    def replay(self):
+        self.run()
+
+
+class Step:
+    """Adds up its first input, as an iteration moves weights; counts how often it really ran."""
+
+    def __init__(self, factor=1.0):
+        self.total, self.factor, self.python = torch.zeros(()), factor, 0
+
+    def __call__(self, x):
+        self.python += 1
+        out = torch.zeros(())
+
+        def run(factor=self.factor):
+            self.total += factor * x.sum()
+            out.copy_(self.total)
+
+        if Graph.recording is None:
+            run()
+        else:
+            Graph.recording.run = run
+        return (out,)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    @contextlib.contextmanager
+    def record(graph, pool):
+        assert pool == "pool"
+        Graph.recording = graph
+        try:
+            yield
+        finally:
+            Graph.recording = None
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+
+def test_a_recording_gives_what_the_iterations_give(cuda):
+    step, plain = Step(), Step()
+    captured = capture.Captured(step)
+    for i in range(9):
+        x = torch.full((2 if i % 3 else 5,), float(i))
+        (got,), (wanted,) = captured(x, numbers=(0.1,)), plain(x)
+        assert got == wanted, i
+    # Three to warm up, one recording a shape; the rest are replays, which run no Python.
+    assert step.python == capture.WARM_UP + 2 and len(captured.recordings) == 2
+
+
+def test_other_numbers_are_recorded_anew_and_old_recordings_dropped(cuda):
+    step = Step()
+    captured = capture.Captured(step)
+    for _ in range(capture.WARM_UP):
+        captured(torch.zeros(1), numbers=(0.0,))
+    for lr in range(1, 8):
+        step.factor = float(lr)
+        before = step.total.item()
+        captured(torch.ones(1), numbers=(float(lr),))
+        captured(torch.ones(1), numbers=(float(lr),))
+        assert step.total.item() == before + 2 * lr
+    assert step.python == capture.WARM_UP + 7 and len(captured.recordings) == capture.KEPT
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_aloud(cuda, monkeypatch):
+    def refuse(graph, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    step = Step()
+    captured = capture.Captured(step)
+    for _ in range(capture.WARM_UP):
+        captured(torch.ones(1), numbers=())
+    with pytest.warns(UserWarning, match="cannot be recorded, so none is: operation not permitted"):
+        (out,) = captured(torch.ones(1), numbers=())
+    assert out == capture.WARM_UP + 1
+    (out,) = captured(torch.ones(1), numbers=())
+    assert out == capture.WARM_UP + 2 == step.python
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operator that would wait for a GPU, or copy from the host to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "lift_fresh", "equal", "is_nonzero", "masked_select"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Pretends, from its call on, that a graph is recorded on a GPU, where labels are not looked at."""
+    for module in ("cnn.model_search", "rnn.model_search", "rnn.model"):
+        monkeypatch.setattr(f"dartsfast.{module}.check_range", lambda *args: None)
+
+    def start():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+    return start
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_an_architecture_step_waits_for_no_device(unrolled, memory, monkeypatch, capturing):
+    torch.manual_seed(0)
+    model = Network(4, 5, 3, torch.nn.CrossEntropyLoss(), 2, 2, backend="cpu", memory=memory)
+    sgd = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9)
+    args = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=1e-3, arch_weight_decay=1e-3)
+    architect = Architect(model, args)
+    monkeypatch.setattr(architect.optimizer, "step", lambda: None)  # Adam's own affair
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([1, 4])
+
+    def iteration():
+        architect.step(*batch, *batch, 0.025, sgd, unrolled=unrolled)
+        sgd.zero_grad()
+        model._criterion(model(batch[0]), batch[1]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        sgd.step()
+
+    iteration()  # makes the constants and the optimiser's state
+    capturing()
+    with Waits() as waits:
+        iteration()
+    assert waits.found == []
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_an_rnn_iteration_waits_for_no_device(unrolled, memory, monkeypatch, capturing):
+    torch.manual_seed(0)
+    model = RNNModelSearch(11, 6, 6, 6, backend="cpu", memory=memory)
+    sgd = torch.optim.SGD(model.parameters(), 1.0)
+    args = SimpleNamespace(wdecay=5e-7, clip=0.25, arch_lr=3e-3, arch_wdecay=1e-3)
+    architect = rnn_architect.Architect(model, args)
+    monkeypatch.setattr(architect.optimizer, "step", lambda: None)
+    words, hidden = torch.randint(11, (4, 3)), model.init_hidden(3)
+
+    def iteration():
+        batch = words[:-1], words[1:]
+        architect.step(hidden, *batch, hidden, *batch, sgd, unrolled)
+        loss, _, _ = search_loss(model, hidden, *batch, 1e-3)
+        sgd.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        sgd.step()
+
+    iteration()
+    capturing()
+    with Waits() as waits:
+        iteration()
+    assert waits.found == []
+
+
+def test_waits_are_noticed():
+    with Waits() as waits:
+        torch.ones(2).sum().item()
+        torch.tensor([1.0])
+    assert waits.found == ["_local_scalar_dense", "lift_fresh"]
