@@ -8,5 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-OPERATORS: dict[str, Callable[..., None]] = {}
+from dartsfast.kernels import rnn_node
+
+OPERATORS: dict[str, Callable[..., None]] = {
+    "rnn_node": rnn_node.rnn_node,
+    "rnn_node_backward": rnn_node.rnn_node_backward,
+}
 """The function of every operator."""
