@@ -6,7 +6,6 @@ import math
 
 import triton
 import triton.language as tl
-
 from dartsfast.kernels.reduce import divide
 
 TAYLOR32 = tl.constexpr(tuple(1 / math.factorial(i) for i in range(2, 9)))

@@ -9,9 +9,8 @@ import struct
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from dartsfast.kernels.launch import accumulator
+from torch import Tensor
 
 
 def argument(value: float, like: Tensor) -> float | int:

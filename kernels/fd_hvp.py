@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from dartsfast.kernels.arithmetic import argument, number, root
 from dartsfast.kernels.launch import accumulator, launch
 from dartsfast.kernels.reduce import divide
+from torch import Tensor
 
 BLOCK = 1024
 """Elements of a program: two loads of 16 bytes a thread and float32 vector."""

@@ -12,12 +12,11 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from dartsfast.kernels.activations import like, sigmoid, tanh
 from dartsfast.kernels.arithmetic import argument, number, root
 from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide, ordered_sum
+from torch import Tensor
 
 ROWS = 256
 """The most rows of a tile; a thread has one of them."""
