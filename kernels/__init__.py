@@ -8,5 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-OPERATORS: dict[str, Callable[..., None]] = {}
+from dartsfast.kernels import fd_hvp, rnn_node
+
+OPERATORS: dict[str, Callable[..., None]] = {
+    "fd_norm": fd_hvp.fd_norm,
+    "fd_perturb_": fd_hvp.fd_perturb_,
+    "fd_quotient": fd_hvp.fd_quotient,
+    "fd_virtual_step_": fd_hvp.fd_virtual_step_,
+    "rnn_node": rnn_node.rnn_node,
+    "rnn_node_backward": rnn_node.rnn_node_backward,
+}
 """The function of every operator."""
