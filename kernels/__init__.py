@@ -8,5 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-OPERATORS: dict[str, Callable[..., None]] = {}
+from dartsfast.kernels import alpha_softmax, mixed_sum, pool3x3
+
+OPERATORS: dict[str, Callable[..., None]] = {
+    "alpha_softmax": alpha_softmax.alpha_softmax,
+    "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
+    "mixed_sum": mixed_sum.mixed_sum,
+    "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "pool3x3": pool3x3.pool3x3,
+    "pool3x3_backward": pool3x3.pool3x3_backward,
+}
 """The function of every operator."""
