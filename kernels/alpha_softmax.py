@@ -36,7 +36,7 @@ def exp_negative(x, EXP: tl.constexpr, ACC: tl.constexpr):
     for i in tl.static_range(4, len(EXP)):
         e = tl.fma(e, r, tl.full(x.shape, EXP[i], ACC))
     # 2^n is a normal number: its bits are the exponent's.
-    if ACC == tl.float64:
+    if x.dtype == tl.float64:
         e *= ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     else:
         e *= ((n + 127) << 23).to(tl.float32, bitcast=True)

@@ -51,16 +51,14 @@ def mixed_sum_backward_kernel(
     C = units * UNIT
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     g_sum = tl.zeros([BP, BC], ACC)
-    sums = ()
-    for _ in tl.static_range(len(z)):
-        sums = sums + (tl.zeros([BP, BC], ACC),)
+    sums = (tl.zeros([BP, BC], ACC),) * len(z)
     for start in range(tl.program_id(0) * BP, pixels, tl.num_programs(0) * BP):
         p = start + tl.arange(0, BP)
         inside = (p < pixels)[:, None] & (c < C)[None, :]
         n, y, x = position(p, H, W)
         d = tl.load(g + offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :], inside, 0.0).to(ACC)
         g_sum += d
-        added = ()
+        added = sums[:0]
         for b in tl.static_range(len(z)):
             at = offset(z_strides[b], n, y, x, UNIT)
             v = tl.load(z[b] + at[:, None] + c[None, :], inside, 0.0).to(ACC)

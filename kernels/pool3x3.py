@@ -84,21 +84,22 @@ def pool3x3_place_kernel(
 
 
 @triton.jit
-def gradient(
-    g, z, coef, g_strides, z_strides, n, y, x, c, C, there, half: tl.constexpr, UNIT: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """Return dz = ((g - m) - (z - mu) * r) * k of a half of z, [BP, BC]; g without coef."""
-    at = offset(g_strides[half], n, y, x, UNIT)
-    d = tl.load(g[half] + at[:, None] + c[None, :], there, 0.0).to(ACC)
+def coefficients(coef, c, C, ACC: tl.constexpr):
+    """Return m, mu, r and k of coef [4, C], [1, BC] each."""
+    m = tl.load(coef + c, c < C, 0.0).to(ACC)[None, :]
+    mu = tl.load(coef + C + c, c < C, 0.0).to(ACC)[None, :]
+    r = tl.load(coef + 2 * C + c, c < C, 0.0).to(ACC)[None, :]
+    k = tl.load(coef + 3 * C + c, c < C, 0.0).to(ACC)[None, :]
+    return m, mu, r, k
+
+
+@triton.jit
+def gradient(g, z, coef, g_strides, z_strides, n, y, x, c, there, UNIT: tl.constexpr, ACC: tl.constexpr):
+    """Return dz = ((g - m) - (z - mu) * r) * k of pixels of z, [BP, BC]; g without coef."""
+    d = tl.load(g + offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :], there, 0.0).to(ACC)
     if coef is not None:
-        at = offset(z_strides[half], n, y, x, UNIT)
-        v = tl.load(z[half] + at[:, None] + c[None, :], there, 0.0).to(ACC)
-        row = coef + half * 4 * C + c
-        m = tl.load(row, c < C, 0.0).to(ACC)[None, :]
-        mu = tl.load(row + C, c < C, 0.0).to(ACC)[None, :]
-        r = tl.load(row + 2 * C, c < C, 0.0).to(ACC)[None, :]
-        k = tl.load(row + 3 * C, c < C, 0.0).to(ACC)[None, :]
+        m, mu, r, k = coef
+        v = tl.load(z + offset(z_strides, n, y, x, UNIT)[:, None] + c[None, :], there, 0.0).to(ACC)
         d = ((d - m) - (v - mu) * r) * k
     return d
 
@@ -114,6 +115,10 @@ def pool3x3_backward_kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     n, y, x = position(p, H, W)
+    of_most, of_mean = None, None
+    if coef is not None:
+        of_most = coefficients(coef, c, C, ACC)
+        of_mean = coefficients(coef + 4 * C, c, C, ACC)
     total = tl.zeros([BP, BC], ACC)
     REACH: tl.constexpr = 3 if STRIDE == 1 else 2
     for window in tl.static_range(REACH * REACH):
@@ -124,8 +129,8 @@ def pool3x3_backward_kernel(
         there = inside & reached[:, None]
         at = ((n * Ho + wy) * Wo + wx) * C
         tap = tl.load(place + at[:, None] + c[None, :], there, -1)
-        d_most = gradient(g, z, coef, g_strides, z_strides, n, wy, wx, c, C, there, 0, UNIT, ACC)
-        d_mean = gradient(g, z, coef, g_strides, z_strides, n, wy, wx, c, C, there, 1, UNIT, ACC)
+        d_most = gradient(g[0], z[0], of_most, g_strides[0], z_strides[0], n, wy, wx, c, there, UNIT, ACC)
+        d_mean = gradient(g[1], z[1], of_mean, g_strides[1], z_strides[1], n, wy, wx, c, there, UNIT, ACC)
         count = window_pixels(wy * STRIDE, wx * STRIDE, H, W)
         share = divide(d_mean, tl.maximum(count, 1).to(ACC)[:, None])
         added = tl.where(tap == (3 * ky + kx)[:, None], d_most, 0.0) + share
@@ -194,7 +199,7 @@ def pool3x3_backward(
     pixels, u, (BP, BC) = out[..., 0].numel(), unit(*images), tile(out, *images)
     launch(
         pool3x3_backward_kernel, (triton.cdiv(pixels, BP), triton.cdiv(C, BC)),
-        out, place, tuple(g), tuple(z) or None, coef, base,
-        tuple(strides(t, u) for t in g), tuple(strides(t, u) for t in z) or None,
+        out, place, tuple(g), tuple(z) or (None, None), coef, base,
+        tuple(strides(t, u) for t in g), tuple(strides(t, u) for t in z) or (None, None),
         None if base is None else strides(base, u), pixels, *sizes, C // u, UNIT=u, BP=BP, BC=BC, **meta,
     )  # fmt: skip
