@@ -15,7 +15,7 @@ PARTS = 64
 COLUMNS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def moments_kernel(
     partial, out, parts, pixels, C,
     R: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -49,7 +49,7 @@ def moments_kernel(
     tl.store(out + (row * 2 + 1) * C + c, tl.div_rn(squares, pixels.to(ACC)), c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["divisor"])
 def sum_kernel(
     partial, out, parts, size, divisor,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
