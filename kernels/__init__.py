@@ -8,5 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-OPERATORS: dict[str, Callable[..., None]] = {}
+from dartsfast.kernels.branch_conv import branch_conv
+
+OPERATORS: dict[str, Callable[..., None]] = {
+    "branch_conv": branch_conv,
+}
 """The function of every operator."""

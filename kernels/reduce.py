@@ -15,6 +15,15 @@ PARTS = 64
 COLUMNS = 32
 
 
+@triton.jit
+def divide(a, b):
+    """Return a / b, rounded once: what float64 does anyway and float32 only on request."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
 @triton.jit(do_not_specialize=["pixels"])
 def moments_kernel(
     partial, out, parts, pixels, C,
@@ -34,7 +43,7 @@ def moments_kernel(
         at = ((p[:, None] * R + row) * 2) * C + c[None, :]
         mean = tl.load(partial + at, inside, 0.0)
         total += tl.sum(tl.where(inside, mean * count, 0.0), 0)
-    mean_of_all = tl.div_rn(total, pixels.to(ACC))
+    mean_of_all = divide(total, pixels.to(ACC))
     squares = tl.zeros([COLUMNS], ACC)
     for start in range(0, parts, PARTS):
         p = start + tl.arange(0, PARTS)
@@ -46,7 +55,7 @@ def moments_kernel(
             tl.where(inside, tl.load(partial + at + C, inside, 0.0) + count * (apart * apart), 0.0), 0
         )
     tl.store(out + row * 2 * C + c, mean_of_all, c < C)
-    tl.store(out + (row * 2 + 1) * C + c, tl.div_rn(squares, pixels.to(ACC)), c < C)
+    tl.store(out + (row * 2 + 1) * C + c, divide(squares, pixels.to(ACC)), c < C)
 
 
 @triton.jit(do_not_specialize=["divisor"])
@@ -61,7 +70,7 @@ def sum_kernel(
         p = start + tl.arange(0, PARTS)
         inside = (p < parts)[:, None] & (c < size)[None, :]
         total += tl.sum(tl.load(partial + p[:, None] * size + c[None, :], inside, 0.0), 0)
-    tl.store(out + c, tl.div_rn(total, divisor.to(ACC)).to(out.dtype.element_ty), c < size)
+    tl.store(out + c, divide(total, divisor.to(ACC)).to(out.dtype.element_ty), c < size)
 
 
 def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
