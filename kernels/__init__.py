@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dartsfast.kernels.branch_conv import branch_conv
+from dartsfast.kernels.branch_conv_backward import branch_conv_backward
 
 OPERATORS: dict[str, Callable[..., None]] = {
     "branch_conv": branch_conv,
+    "branch_conv_backward": branch_conv_backward,
 }
 """The function of every operator."""

@@ -127,8 +127,8 @@ def branch_conv_kernel(
             )  # fmt: skip
 
 
-def tile(pixels: int, C: int, wide: bool) -> dict[str, Any]:
-    """Return how many pixels and warps a program with C output columns takes."""
+def tile(pixels: int) -> dict[str, Any]:
+    """Return how many pixels and warps a program takes."""
     return {"BP": 32 if pixels <= 8192 else 64, "num_warps": 4}
 
 
@@ -149,7 +149,7 @@ def branch_conv(
     _, H, W, Ci = x.shape
     pixels = N * Ho * Wo
     x, norm = dense(x), None if norm is None else dense(norm)
-    shape = tile(pixels, Co, x.dtype == torch.float64)
+    shape = tile(pixels)
     tiles, BO = triton.cdiv(pixels, shape["BP"]), block(Co, 16, 64)
     partial = stats.new_empty([tiles, branches, 2, Co])
     launch(
