@@ -122,14 +122,14 @@ def branch_conv_kernel(
         if tl.program_id(0) % BRANCHES == b:
             forward_tile(
                 x, strides, norm, norm_stride, depthwise[b], pointwise[b], z[b],
-                partial + tl.program_id(0) * 2 * Co, tl.program_id(0) // BRANCHES, pixels, H, W, Ho, Wo, Ci, Co,
-                K[b], D[b], STRIDE, RELU, PRECISION, BP, BC, BO, ACC,
+                partial + tl.program_id(0) * 2 * Co, tl.program_id(0) // BRANCHES,
+                pixels, H, W, Ho, Wo, Ci, Co, K[b], D[b], STRIDE, RELU, PRECISION, BP, BC, BO, ACC,
             )  # fmt: skip
 
 
 def tile(pixels: int) -> dict[str, Any]:
     """Return how many pixels and warps a program takes."""
-    return {"BP": 32 if pixels <= 8192 else 64, "num_warps": 4}
+    return {"BP": 32 if pixels <= 8192 else 64, "num_warps": 4, "num_stages": 1}
 
 
 def branch_conv(

@@ -169,14 +169,39 @@ def pointwise_gradient_kernel(
 
 
 @triton.jit
-def depthwise_gradient_kernel(
-    dt, x, x_strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
+def depthwise_gradient(
+    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill partial [Ci, K * K] of one branch from output pixels begin to end, BT taps at a time."""
+    for first in range(0, K * K, BT):
+        tap = first + tl.arange(0, BT)[:, None]
+        down, right = (tap // K - K // 2) * D, (tap % K - K // 2) * D  # [BT, 1]
+        total = tl.zeros([BT, BP, c.shape[0]], ACC)
+        for start in range(begin, end, BP):
+            p = start + tl.arange(0, BP)
+            n, y, column = place(p[None, :], Ho, Wo)
+            y, column = y * STRIDE + down, column * STRIDE + right  # [BT, BP]
+            seen = (p[None, :] < end) & (tap < K * K) & (y >= 0) & (y < H) & (column >= 0) & (column < W)
+            at = (n * strides[0] + y * strides[1] + column * strides[2])[:, :, None] + c[None, None, :]
+            inside = seen[:, :, None] & (c < Ci)[None, None, :]
+            v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
+            d = tl.load(dt + p[:, None] * Ci + c[None, :], (p < end)[:, None] & (c < Ci)[None, :], 0.0)
+            total = tl.fma(v, d[None, :, :], total)
+        to = partial + c[None, :] * (K * K) + tap
+        tl.store(to, tl.sum(total, 1), (c < Ci)[None, :] & (tap < K * K))
+
+
+@triton.jit
+def depthwise_gradient_kernel(
+    dt, x, strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill partial, a tuple of [splits, Ci, K * K]; grid (splits * branches, blocks of Ci).
 
-    A program goes through its pixels once a tap: they stay in the first cache.
+    A program goes through its pixels again for every block of taps: they stay in the first cache.
     """
     BRANCHES: tl.constexpr = len(partial)
     split = tl.program_id(0) // BRANCHES
@@ -184,21 +209,11 @@ def depthwise_gradient_kernel(
     mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
-            for tap in range(K[b] * K[b]):
-                down = (tap // K[b] - K[b] // 2) * D[b]
-                right = (tap % K[b] - K[b] // 2) * D[b]
-                total = tl.zeros([BP, BC], ACC)
-                for start in range(split * span, tl.minimum(split * span + span, pixels), BP):
-                    p = start + tl.arange(0, BP)
-                    n, y, column = place(p, Ho, Wo)
-                    y, column = y * STRIDE + down, column * STRIDE + right
-                    seen = (p < pixels) & (y >= 0) & (y < H) & (column >= 0) & (column < W)
-                    at = (n * x_strides[0] + y * x_strides[1] + column * x_strides[2])[:, None] + c[None, :]
-                    inside = seen[:, None] & (c < Ci)[None, :]
-                    v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
-                    d = tl.load(dt[b] + p[:, None] * Ci + c[None, :], inside, 0.0)
-                    total = tl.fma(v, d, total)
-                tl.store(partial[b] + (split * Ci + c) * (K[b] * K[b]) + tap, tl.sum(total, 0), c < Ci)
+            depthwise_gradient(
+                dt[b], x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
+                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, c, Ci,
+                K[b], D[b], STRIDE, RELU, BT, BP, ACC,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["one"])
@@ -325,7 +340,7 @@ class Gradient:
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, BC=self.BC, ACC=self.ACC, **shape,
+                **self.taps, BT=4, BC=self.BC, ACC=self.ACC, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(
