@@ -115,7 +115,10 @@ def input_gradient_kernel(
             part = depthwise_adjoint(
                 dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
             )
-        s = part if b == 0 else s + part
+        if b == 0:
+            s = part
+        else:
+            s += part
     inside = there[:, None] & (c < Ci)[None, :]
     if RELU or norm is not None:
         mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
