@@ -36,7 +36,10 @@ def tile(*images: Tensor) -> tuple[int, int]:
 @triton.jit
 def position(p, H, W):
     """Return image, row and column of pixel ``p``."""
-    return p // (H * W), p // W % H, p % W
+    n = p // (H * W)
+    p -= n * (H * W)
+    y = p // W
+    return n, y, p - y * W
 
 
 @triton.jit

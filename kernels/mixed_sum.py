@@ -9,6 +9,7 @@ from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide
 from torch import Tensor
 
+VECTORS = 2  # a thread of the forward: with one, ptxas spills addresses to get by with 32 registers
 PROGRAMS = 512
 GROUP = 8
 PARTS = 128
@@ -113,6 +114,7 @@ def mixed_sum(
     images = z if base is None else [*z, base]
     C, pixels, u = out.shape[-1], out[..., 0].numel(), unit(*images, mean, rstd)
     BP, BC = tile(out, *images)
+    BP *= VECTORS
     launch(
         mixed_sum_kernel, (triton.cdiv(pixels, BP), triton.cdiv(C, BC)),
         out, tuple(z), base, mean, rstd, weights,

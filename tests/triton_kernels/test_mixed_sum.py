@@ -91,6 +91,14 @@ def test_unusual_numbers_have_the_bits_of_the_oracle(case, values):
         assert torch.equal(got.isfinite(), wanted.isfinite())
 
 
+def test_pixels_beyond_the_last_add_nothing_to_an_infinite_sum():
+    name, (g, z, mean, rstd) = Mix(1, 3, 3, 4, 1, False).calls()[1]
+    mean = mean.clone()
+    mean[0, 0] = -torch.inf
+    _, means = run(name, (g.abs(), z, mean, rstd))
+    assert means[1, 0] == torch.inf and means[1, 1:].isfinite().all()
+
+
 def test_programs_add_many_tiles_and_parts_in_order(monkeypatch, launches):
     """What large images reach: several tiles a program, several blocks of partial results."""
     from dartsfast.kernels import mixed_sum
