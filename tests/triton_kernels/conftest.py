@@ -42,6 +42,15 @@ def exact(monkeypatch):
 
 
 @pytest.fixture
+def poisoned():
+    """Fill all memory that torch allocates with NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def launches(monkeypatch, request):
     """Return the names of the kernels that the modules in the test's KERNELS launch, a growing list."""
     names = []
