@@ -126,13 +126,15 @@ def branch_conv_kernel(
             )  # fmt: skip
 
 
-def tile(Ci: int, Co: int) -> dict[str, int]:
+def tile(Ci: int, Co: int, taps: bool) -> dict[str, int]:
     """Return pixels, input channels and output channels of a block of a matrix product, and warps.
 
-    A thread has 8 numbers or more of a depthwise output [BP, BC], two loads of 16 bytes a tap.
+    With depthwise taps a thread has at least 8 numbers of t [BP, BC]: two loads of 16 bytes a tap.
+    Without them narrow blocks do: what is chosen here spills nothing on sm_80 and sm_90.
     """
     BO = block(Co, 16, 64)
-    return {"BP": 64, "BC": block(Ci, 16, 32), "BO": BO, "num_warps": 8 if BO == 64 else 4, "num_stages": 1}
+    warps = 8 if taps and BO == 64 else 4
+    return {"BP": 64, "BC": block(Ci, 16, 32 if taps else 16), "BO": BO, "num_warps": warps, "num_stages": 1}
 
 
 def branch_conv(
@@ -152,7 +154,7 @@ def branch_conv(
     _, H, W, Ci = x.shape
     pixels = N * Ho * Wo
     x, norm = dense(x), None if norm is None else dense(norm)
-    shape = tile(Ci, Co)
+    shape = tile(Ci, Co, bool(depthwise))
     tiles = triton.cdiv(pixels, shape["BP"])
     partial = stats.new_empty([tiles, branches, 2, Co])
     launch(

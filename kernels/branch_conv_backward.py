@@ -293,7 +293,7 @@ class Gradient:
             "STRIDE": stride,
         }
         self.options = {"PRECISION": PRECISION, "ACC": accumulator(x)}
-        self.tile = tile(self.Ci, self.Co)
+        self.tile = tile(self.Ci, self.Co, bool(depthwise))
         self.blocks = triton.cdiv(self.Ci, self.tile["BC"])
         # Where there is no matrix product: 8 numbers a thread.
         self.tap_tile = {**self.tile, "BP": 1024 // self.tile["BC"], "num_warps": 4}
