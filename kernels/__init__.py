@@ -8,13 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dartsfast.kernels import fd_hvp, rnn_node
+from dartsfast.kernels import (
+    alpha_softmax,
+    branch_conv,
+    branch_conv_backward,
+    fd_hvp,
+    mixed_sum,
+    pool3x3,
+    rnn_node,
+)
 
 OPERATORS: dict[str, Callable[..., None]] = {
+    "alpha_softmax": alpha_softmax.alpha_softmax,
+    "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
+    "branch_conv": branch_conv.branch_conv,
+    "branch_conv_backward": branch_conv_backward.branch_conv_backward,
     "fd_norm": fd_hvp.fd_norm,
     "fd_perturb_": fd_hvp.fd_perturb_,
     "fd_quotient": fd_hvp.fd_quotient,
     "fd_virtual_step_": fd_hvp.fd_virtual_step_,
+    "mixed_sum": mixed_sum.mixed_sum,
+    "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "pool3x3": pool3x3.pool3x3,
+    "pool3x3_backward": pool3x3.pool3x3_backward,
     "rnn_node": rnn_node.rnn_node,
     "rnn_node_backward": rnn_node.rnn_node_backward,
 }

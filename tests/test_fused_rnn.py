@@ -1,5 +1,8 @@
 """The RNN search cell on the CPU kernels against the reference path: values, bits, what is kept."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -280,3 +283,27 @@ def test_a_second_derivative_raises():
     (first,) = torch.autograd.grad(out.square().sum(), model.weights, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         torch.autograd.grad(first.sum(), model.weights)
+
+
+LONG_SUMS = """
+import torch
+from dartsfast.rnn.model_search import RNNModelSearch
+results = []
+for threads in (1, 2, 3, 1):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = RNNModelSearch(10_000, 40, 40, 40, backend="cpu")
+    words = torch.randint(10_000, (3, 37))
+    loss = model(words[:-1], model.init_hidden(37), target=words[1:])[0]
+    results.append([loss.detach(), *torch.autograd.grad(loss, [*model.parameters(), model.weights])])
+print(*(all(map(torch.equal, result, results[0])) for result in results))
+"""
+
+
+@pytest.mark.skipif(
+    os.environ.get("MKL_CBWR") != "AUTO,STRICT", reason="no MKL on a processor of Intel's, or set otherwise"
+)
+def test_a_large_vocabulary_has_the_same_bits_for_any_number_of_threads():
+    """In a process of its own: MKL must not have multiplied before."""
+    done = subprocess.run([sys.executable, "-c", LONG_SUMS], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True"] * 4, done.stderr

@@ -1,0 +1,349 @@
+"""``branch_conv_backward``: the gradients of x and of the weights, each only if asked for.
+
+dz of a branch is formed from g, z and coef in registers wherever it is read, and the depthwise output t is
+computed again, so neither is stored. dt = dz times the pointwise weight is: the depthwise adjoint and the
+depthwise weight gradient read it K * K times. Weight gradients are summed by at most ``SPLITS`` programs a
+block of weights, in an order that only the shapes decide, then by an ordered pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from dartsfast.kernels.branch_conv import PRECISION, convolved, norm_rows, place, source, tile
+from dartsfast.kernels.launch import accumulator, all_dense, block, dense, launch
+from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
+from torch import Tensor
+
+SPLITS = 64
+
+
+@triton.jit
+def output_gradient(g, g_strides, z, z_strides, coef, n, y, column, there, o, Co, ACC: tl.constexpr):
+    """Return dz = ((g - m) - (z - mu) * r) * k of output pixels, [BP, BO]; g itself without coef."""
+    inside = there[:, None] & (o < Co)[None, :]
+    at = n * g_strides[0] + y * g_strides[1] + column * g_strides[2]
+    d = tl.load(g + at[:, None] + o[None, :], inside, 0.0).to(ACC)
+    if coef is not None:
+        at = n * z_strides[0] + y * z_strides[1] + column * z_strides[2]
+        v = tl.load(z + at[:, None] + o[None, :], inside, 0.0).to(ACC)
+        m = tl.load(coef + o, o < Co, 0.0).to(ACC)[None, :]
+        mu = tl.load(coef + Co + o, o < Co, 0.0).to(ACC)[None, :]
+        r = tl.load(coef + 2 * Co + o, o < Co, 0.0).to(ACC)[None, :]
+        k = tl.load(coef + 3 * Co + o, o < Co, 0.0).to(ACC)[None, :]
+        d = tl.where(inside, ((d - m) - (v - mu) * r) * k, 0.0)
+    return d
+
+
+@triton.jit
+def pointwise_adjoint(
+    g, g_strides, z, z_strides, coef, pointwise, n, y, column, there, c, Ci, Co,
+    PRECISION: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return dt = dz times the pointwise weight at output pixels, [BP, BC]."""
+    total = tl.zeros([there.shape[0], c.shape[0]], ACC)
+    for start in range(0, Co, BO):
+        o = start + tl.arange(0, BO)
+        d = output_gradient(g, g_strides, z, z_strides, coef, n, y, column, there, o, Co, ACC)
+        w = tl.load(pointwise + o[:, None] * Ci + c[None, :], (o < Co)[:, None] & (c < Ci)[None, :], 0.0)
+        total = tl.dot(d, w.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def pointwise_adjoint_kernel(
+    g, g_strides, z, z_strides, coef, pointwise, dt, pixels, Ho, Wo, Ci, Co,
+    PRECISION: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dt, a tuple of [pixels, Ci]; grid (tiles * branches, blocks of Ci)."""
+    BRANCHES: tl.constexpr = len(pointwise)
+    p = tl.program_id(0) // BRANCHES * BP + tl.arange(0, BP)
+    n, y, column = place(p, Ho, Wo)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    for b in tl.static_range(BRANCHES):
+        if tl.program_id(0) % BRANCHES == b:
+            total = pointwise_adjoint(
+                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, pointwise[b],
+                n, y, column, p < pixels, c, Ci, Co, PRECISION, BO, ACC,
+            )  # fmt: skip
+            tl.store(dt[b] + p[:, None] * Ci + c[None, :], total, (p < pixels)[:, None] & (c < Ci)[None, :])
+
+
+@triton.jit
+def depthwise_adjoint(
+    dt, weight, Ho, Wo, n, y, column, there, c, Ci,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return the depthwise adjoint of dt [N * Ho * Wo, Ci] at input pixels, [BP, BC]."""
+    s = tl.zeros([there.shape[0], c.shape[0]], ACC)
+    top = y + D * (K - 1) // 2
+    left = column + D * (K - 1) // 2
+    for ky in range(K):
+        down = top - ky * D
+        row = there & (down >= 0) & (down < Ho * STRIDE) & (down % STRIDE == 0)
+        first = (n * Ho + down // STRIDE) * Wo
+        for kx in range(K):
+            right = left - kx * D
+            seen = row & (right >= 0) & (right < Wo * STRIDE) & (right % STRIDE == 0)
+            at = ((first + right // STRIDE) * Ci)[:, None] + c[None, :]
+            d = tl.load(dt + at, seen[:, None] & (c < Ci)[None, :], 0.0)
+            w = tl.load(weight + c * (K * K) + ky * K + kx, c < Ci, 0.0).to(ACC)
+            s = tl.fma(d, w[None, :], s)
+    return s
+
+
+@triton.jit
+def input_gradient_kernel(
+    g, g_strides, z, z_strides, coef, x, x_strides, norm, norm_stride, depthwise, pointwise, dt,
+    base, base_strides, dx, partial, pixels, H, W, Ho, Wo, Ci, Co,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dx [pixels, Ci] and, with norm, partial [tiles, 2, Ci]: the sums of s and of s * norm(x)."""
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    there = p < pixels
+    n, y, column = place(p, H, W)
+    for b in tl.static_range(len(pointwise)):
+        if depthwise is None:
+            part = pointwise_adjoint(
+                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, pointwise[b],
+                n, y // STRIDE, column // STRIDE, there & (y % STRIDE == 0) & (column % STRIDE == 0),
+                c, Ci, Co, PRECISION, BO, ACC,
+            )  # fmt: skip
+        else:
+            part = depthwise_adjoint(
+                dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
+            )
+        s = part if b == 0 else s + part
+    inside = there[:, None] & (c < Ci)[None, :]
+    if RELU or norm is not None:
+        mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
+        at = (n * x_strides[0] + y * x_strides[1] + column * x_strides[2])[:, None] + c[None, :]
+        v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
+        if RELU:
+            s = tl.where(v > 0, s, 0.0)
+        if norm is not None:
+            to = partial + tl.program_id(0) * 2 * Ci + c
+            tl.store(to, tl.sum(tl.where(inside, s, 0.0), 0), c < Ci)
+            tl.store(to + Ci, tl.sum(tl.where(inside, s * v, 0.0), 0), c < Ci)
+    if base is not None:
+        at = (n * base_strides[0] + y * base_strides[1] + column * base_strides[2])[:, None] + c[None, :]
+        s = tl.load(base + at, inside, 0.0).to(ACC) + s
+    tl.store(dx + p[:, None] * Ci + c[None, :], s.to(dx.dtype.element_ty), inside)
+
+
+@triton.jit
+def pointwise_gradient_kernel(
+    g, g_strides, z, z_strides, coef, x, x_strides, norm, norm_stride, depthwise, partial,
+    pixels, span, H, W, Ho, Wo, Ci, Co,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill partial, a tuple of [splits, Co, Ci]: dz^T t of ``span`` pixels a split.
+
+    Grid (splits * branches, blocks of Co, blocks of Ci).
+    """
+    BRANCHES: tl.constexpr = len(partial)
+    split = tl.program_id(0) // BRANCHES
+    o = tl.program_id(1) * BO + tl.arange(0, BO)
+    c = tl.program_id(2) * BC + tl.arange(0, BC)
+    for b in tl.static_range(BRANCHES):
+        if tl.program_id(0) % BRANCHES == b:
+            total = tl.zeros([BO, BC], ACC)
+            for start in range(split * span, tl.minimum(split * span + span, pixels), BP):
+                p = start + tl.arange(0, BP)
+                n, y, column = place(p, Ho, Wo)
+                t = convolved(
+                    x, x_strides, H, W, n, y, column, p < pixels, c, Ci, norm, norm_stride,
+                    None if depthwise is None else depthwise[b], K[b], D[b], STRIDE, RELU, ACC,
+                )  # fmt: skip
+                d = output_gradient(
+                    g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co,
+                    n, y, column, p < pixels, o, Co, ACC,
+                )  # fmt: skip
+                total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
+            to = partial[b] + (split * Co + o[:, None]) * Ci + c[None, :]
+            tl.store(to, total, (o < Co)[:, None] & (c < Ci)[None, :])
+
+
+@triton.jit
+def depthwise_gradient(
+    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill partial [Ci, K * K] of one branch from output pixels begin to end, BT taps at a time."""
+    for first in range(0, K * K, BT):
+        tap = first + tl.arange(0, BT)[:, None]
+        down, right = (tap // K - K // 2) * D, (tap % K - K // 2) * D  # [BT, 1]
+        total = tl.zeros([BT, BP, c.shape[0]], ACC)
+        for start in range(begin, end, BP):
+            p = start + tl.arange(0, BP)
+            n, y, column = place(p[None, :], Ho, Wo)
+            y, column = y * STRIDE + down, column * STRIDE + right  # [BT, BP]
+            seen = (p[None, :] < end) & (tap < K * K) & (y >= 0) & (y < H) & (column >= 0) & (column < W)
+            at = (n * strides[0] + y * strides[1] + column * strides[2])[:, :, None] + c[None, None, :]
+            inside = seen[:, :, None] & (c < Ci)[None, None, :]
+            v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
+            d = tl.load(dt + p[:, None] * Ci + c[None, :], (p < end)[:, None] & (c < Ci)[None, :], 0.0)
+            total = tl.fma(v, d[None, :, :], total)
+        to = partial + c[None, :] * (K * K) + tap
+        tl.store(to, tl.sum(total, 1), (c < Ci)[None, :] & (tap < K * K))
+
+
+@triton.jit
+def depthwise_gradient_kernel(
+    dt, x, strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
+    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill partial, a tuple of [splits, Ci, K * K]; grid (splits * branches, blocks of Ci).
+
+    A program goes through its pixels again for every block of taps: they stay in the first cache.
+    """
+    BRANCHES: tl.constexpr = len(partial)
+    split = tl.program_id(0) // BRANCHES
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
+    for b in tl.static_range(BRANCHES):
+        if tl.program_id(0) % BRANCHES == b:
+            depthwise_gradient(
+                dt[b], x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
+                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, c, Ci,
+                K[b], D[b], STRIDE, RELU, BT, BP, ACC,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["one"])
+def weight_sums_kernel(
+    partial, out, sizes, parts, one, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr
+):
+    """Add every partial [parts, size] of a tuple over its parts; grid (blocks of the largest, tuple)."""
+    for i in tl.static_range(len(partial)):
+        if tl.program_id(1) == i:
+            sum_kernel(partial[i], out[i], parts, sizes[i], one, PARTS, COLUMNS, ACC)
+
+
+def branch_conv_backward(
+    out: tuple[Tensor, list[Tensor], list[Tensor], Tensor],
+    g: list[Tensor],
+    z: list[Tensor],
+    coef: Tensor | None,
+    x: Tensor,
+    norm: Tensor | None,
+    depthwise: list[Tensor],
+    pointwise: list[Tensor],
+    dilation: list[int],
+    stride: int,
+    relu: bool,
+    base: Tensor | None,
+    input_grad: bool,
+    weight_grads: bool,
+) -> None:
+    """Fill dx [N, H, W, Ci], d_depthwise, d_pointwise and means [2, Ci], or what is asked for of them.
+
+    See ``dartsfast.ops.branch_conv``; g and z [N, Ho, Wo, Co] a branch, coef [branches, 4, Co].
+    """
+    if not (input_grad or weight_grads):
+        return
+    dx, d_depthwise, d_pointwise, means = out
+    gradient = Gradient(g, z, coef, x, norm, depthwise, pointwise, dilation, stride, relu)
+    if input_grad:
+        gradient.by_input(base, dx, means)
+    if weight_grads:
+        gradient.by_weights(d_depthwise, d_pointwise)
+
+
+class Gradient:
+    """The arguments that the kernels share, and their launches; dt is computed here."""
+
+    def __init__(
+        self,
+        g: list[Tensor],
+        z: list[Tensor],
+        coef: Tensor | None,
+        x: Tensor,
+        norm: Tensor | None,
+        depthwise: list[Tensor],
+        pointwise: list[Tensor],
+        dilation: list[int],
+        stride: int,
+        relu: bool,
+    ) -> None:
+        (N, self.Ho, self.Wo, self.Co), (_, self.H, self.W, self.Ci) = g[0].shape, x.shape
+        self.branches, self.pixels = len(g), N * self.Ho * self.Wo
+        self.x, self.ACC = dense(x), accumulator(x)
+        self.accumulated = torch.float64 if x.dtype == torch.float64 else torch.float32
+        g, z = all_dense(g), all_dense(z) if z else g  # z is not read without coef
+        coef = None if coef is None else coef.contiguous()
+        self.dz = tuple(g), g[0].stride()[:3], tuple(z), z[0].stride()[:3], coef
+        norm = None if norm is None else dense(norm)
+        self.source = self.x, self.x.stride()[:3], norm, 0 if norm is None else norm.stride(0)
+        self.depthwise = tuple(w.contiguous() for w in depthwise) or None
+        self.pointwise = tuple(w.contiguous() for w in pointwise)
+        self.sizes = self.H, self.W, self.Ho, self.Wo, self.Ci
+        self.BC, self.BO = block(self.Ci, 16, 32), block(self.Co, 16, 32)
+        self.taps = {
+            "K": tuple(w.shape[-1] for w in depthwise) or (1,) * self.branches,
+            "D": tuple(dilation) or (1,) * self.branches,
+            "STRIDE": stride,
+            "RELU": relu,
+        }
+        self.dt = self._pointwise_adjoint() if depthwise else None
+
+    def _pointwise_adjoint(self) -> tuple[Tensor, ...]:
+        """Return dt of every branch, [pixels, Ci]."""
+        dt = self.x.new_empty([self.branches, self.pixels, self.Ci], dtype=self.accumulated).unbind()
+        shape = tile(self.pixels)
+        launch(
+            pointwise_adjoint_kernel,
+            (triton.cdiv(self.pixels, shape["BP"]) * self.branches, triton.cdiv(self.Ci, self.BC)),
+            *self.dz, self.pointwise, dt, self.pixels, self.Ho, self.Wo, self.Ci, self.Co,
+            PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+        )  # fmt: skip
+        return dt
+
+    def by_input(self, base: Tensor | None, dx: Tensor, means: Tensor) -> None:
+        """Fill dx [N, H, W, Ci] and, with norm, means [2, Ci]."""
+        pixels = dx.shape[0] * self.H * self.W
+        shape = tile(pixels)
+        tiles = triton.cdiv(pixels, shape["BP"])
+        base = None if base is None else dense(base)
+        partial = means.new_empty([tiles, *means.shape])
+        launch(
+            input_gradient_kernel, (tiles, triton.cdiv(self.Ci, self.BC)),
+            *self.dz, *self.source, self.depthwise, self.pointwise, self.dt,
+            base, (0, 0, 0) if base is None else base.stride()[:3], dx, partial, pixels, *self.sizes, self.Co,
+            **self.taps, PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+        )  # fmt: skip
+        if means.numel():
+            ordered_sum(partial, means, pixels)
+
+    def by_weights(self, d_depthwise: list[Tensor], d_pointwise: list[Tensor]) -> None:
+        """Fill the gradient of every weight."""
+        shape = tile(self.pixels)
+        tiles = triton.cdiv(self.pixels, shape["BP"])
+        span = triton.cdiv(tiles, SPLITS) * shape["BP"]
+        splits = triton.cdiv(self.pixels, span)
+        out = (*d_pointwise, *d_depthwise)
+        partial = tuple(self.x.new_empty([splits, w.numel()], dtype=self.accumulated) for w in out)
+        blocks = triton.cdiv(self.Ci, self.BC)
+        launch(
+            pointwise_gradient_kernel, (splits * self.branches, triton.cdiv(self.Co, self.BO), blocks),
+            *self.dz, *self.source, self.depthwise, partial[: self.branches],
+            self.pixels, span, *self.sizes, self.Co,
+            **self.taps, PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+        )  # fmt: skip
+        if d_depthwise:
+            launch(
+                depthwise_gradient_kernel, (splits * self.branches, blocks),
+                self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
+                **self.taps, BT=4, BC=self.BC, ACC=self.ACC, **shape,
+            )  # fmt: skip
+        sizes = tuple(w.numel() for w in out)
+        launch(
+            weight_sums_kernel, (triton.cdiv(max(sizes), COLUMNS), len(out)), partial, out, sizes, splits, 1,
+            PARTS=PARTS, COLUMNS=COLUMNS, ACC=self.ACC,
+        )  # fmt: skip

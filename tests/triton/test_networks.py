@@ -1,0 +1,133 @@
+"""Whole small networks on the Triton kernels: the original's figures, half-precision storage, and no waits."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches, rnn_loss
+
+from dartsfast import triton_backend
+from dartsfast.cnn.architect import Architect as CNNArchitect
+from dartsfast.cnn.model_search import Network
+from dartsfast.rnn.architect import Architect as RNNArchitect
+
+missing = triton_backend.missing()
+pytestmark = pytest.mark.skipif(missing is not None, reason=missing or "")
+DEVICE = "cpu" if triton_backend.INTERPRETED else "cuda"
+KERNELS = ("alpha_softmax", "branch_conv", "branch_conv_backward", "fd_hvp", "mixed_sum", "pool3x3", "rnn_node")
+# Relative to the norm, of an iteration in float32: rounding errors of sums over a batch.
+VALUE, GRADIENT = 2e-6, 5e-5
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch):
+    """Few programs: the interpreter's time goes by their number, not by their size."""
+    if triton_backend.INTERPRETED:
+        from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
+
+        def tile(pixels):
+            return {"BP": min(2048, 1 << (pixels - 1).bit_length()), "num_warps": 4, "num_stages": 1}
+
+        monkeypatch.setattr(branch_conv, "tile", tile)
+        monkeypatch.setattr(branch_conv_backward, "tile", tile)
+        monkeypatch.setattr(images, "THREADS", 4096)
+        monkeypatch.setattr(rnn_node, "CHANNELS", 32)
+        monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
+
+
+def distance(actual, expected):
+    actual = torch.as_tensor(actual).detach().double().cpu().flatten()
+    expected = torch.as_tensor(expected, dtype=torch.float64).flatten()
+    assert actual.shape == expected.shape
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def there(tensors):
+    """Return tensors where the kernels run, floating-point ones in float32."""
+    return [t.to(DEVICE, torch.float32 if t.is_floating_point() else t.dtype) for t in tensors]
+
+
+def test_cnn_gives_the_original_figures(launches):
+    golden = load("cnn_a1")
+    model, sgd, args = cnn(golden["config"], backend="triton")
+    model = model.to(DEVICE, torch.float32)
+    assert model.backend == "triton"
+    x, y, xv, yv = there(cnn_batches(golden["config"], 0))
+    CNNArchitect(model, args).step(x, y, xv, yv, 0.025, sgd, unrolled=False)
+    expected = golden["trace"][0]
+    for alpha, dalpha in zip(model.arch_parameters(), expected["dalpha"], strict=True):
+        assert distance(alpha.grad, dalpha) <= GRADIENT
+    logits = model(x)
+    torch.nn.functional.cross_entropy(logits, y).backward()
+    assert distance(logits, expected["logits"]) <= VALUE
+    norms = torch.stack([p.grad.norm() for p in model.parameters()])
+    assert distance(norms, expected["weight_grad_norms"]) <= GRADIENT
+    assert {"branch_conv_kernel", "input_gradient_kernel", "depthwise_gradient_kernel"} <= set(launches)
+
+
+def test_rnn_gives_the_original_figures_in_second_order(launches):
+    golden = load("rnn_a2")
+    config, expected = golden["config"], golden["trace"][0]
+    model, sgd, args = rnn(config, backend="triton")
+    model = model.to(DEVICE, torch.float32)
+    assert model.backend == "triton"
+    hidden = model.init_hidden(config["B"])
+    x, y, xv, yv = there(rnn_batches(config, 0))
+    RNNArchitect(model, args).step(hidden, x, y, hidden, xv, yv, sgd, True)
+    assert distance(model.weights.grad, expected["dalpha"]) <= GRADIENT
+    raw_loss, _, _ = rnn_loss(model, hidden, x, y)
+    assert distance(raw_loss, expected["raw_loss"]) <= VALUE
+    assert {"rnn_node_kernel", "rnn_node_backward_kernel"} <= set(launches)
+
+
+def small(**options):
+    torch.manual_seed(0)
+    model = Network(4, 5, 3, torch.nn.CrossEntropyLoss(), 2, 2, backend="triton", **options)
+    generator = torch.Generator().manual_seed(1)
+    batch = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([1, 4, 0, 2])
+    return model.to(DEVICE), there(batch)
+
+
+def kept_and_gradients(model, batch):
+    """Return the bytes kept for the backward, parameters left out, and the gradients of all alphas."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.arch_parameters()]}
+    storages = {}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = model._loss(*batch)
+    return sum(storages.values()), torch.autograd.grad(loss, model.arch_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_storage_halves_what_is_kept(dtype, launches):
+    full, wanted = kept_and_gradients(*small())
+    half, found = kept_and_gradients(*small(storage_dtype=dtype))
+    print(f"kept: {full} bytes, with {dtype} {half}")
+    assert half <= 0.6 * full
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert 0 < distance(a, b.cpu()) <= 30 * torch.finfo(dtype).eps
+    assert "branch_conv_kernel" in launches
+
+
+def test_recompute_gives_the_same_bits_as_store():
+    _, wanted = kept_and_gradients(*small())
+    _, found = kept_and_gradients(*small(memory="recompute"))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_second_order_step_moves_the_alphas_and_nothing_else(launches):
+    model, batch = small()
+    sgd = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" not in name}
+    args = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
+    CNNArchitect(model, args).step(*batch, *batch, 0.025, sgd, unrolled=True)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]), name
+    assert all(alpha.grad.isfinite().all() for alpha in model.arch_parameters())
+    assert {"fd_perturb_kernel", "fd_quotient_kernel"} <= set(launches)
