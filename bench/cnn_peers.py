@@ -94,9 +94,9 @@ def _compile_cells(model: Network) -> None:
 
 def _batch(size: Size, seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size.batch, 3, size.image, size.image, generator=generator).to(dtype)
-    labels = torch.randint(size.classes, (size.batch,), generator=generator)
-    return images.to(device), labels.to(device)
+    images = torch.randn(size.batch, 3, size.image, size.image, generator=generator, device=HOST)
+    labels = torch.randint(size.classes, (size.batch,), generator=generator, device=HOST)
+    return images.to(device, dtype), labels.to(device)
 
 
 def _channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class Iteration(ABC):
 
     model: Any
     optimizer: torch.optim.Optimizer
+    architect: Any
     clip: float  # of the weights' gradient
 
     @abstractmethod

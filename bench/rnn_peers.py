@@ -88,7 +88,9 @@ class RNNIteration(Iteration):
 
 def _batch(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(size.vocabulary, (size.bptt + 1, size.batch), generator=generator).to(device)
+    tokens = torch.randint(size.vocabulary, (size.bptt + 1, size.batch), generator=generator, device=HOST).to(
+        device
+    )
     return tokens[:-1], tokens[1:]
 
 

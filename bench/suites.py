@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, hvp, ops, plots, rnn_step, steps
+from bench import cnn_step, hvp, model, ops, plots, rnn_step, steps
 from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
@@ -64,6 +64,13 @@ SUITES = {
         hvp.table,
         hvp.conditions,
         plots.draw_hvp,
+    ),
+    "model": Suite(
+        "an ESTIMATE of CNN iterations on GPUs: launches and bytes counted, nothing timed",
+        model.run,
+        model.table,
+        model.conditions,
+        plots.draw_model,
     ),
 }
 
