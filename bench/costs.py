@@ -55,7 +55,10 @@ def kernel_launch(name: str, arguments: Arguments, grid: Grid) -> Launch:
     """
     if name not in OPERATIONS:
         raise LookupError(f"no operations are known of the kernel {name}: add a formula to bench/costs.py")
-    return Launch(name, touched(arguments, AGAIN.get(name, ())), OPERATIONS[name](arguments, grid), True)
+    used = arguments
+    if name == "input_gradient_kernel" and arguments["depthwise"] is not None:
+        used = {key: value for key, value in arguments.items() if key not in IN_DT}
+    return Launch(name, touched(used, AGAIN.get(name, ())), OPERATIONS[name](arguments, grid), True)
 
 
 def each(argument: str, operations: int) -> Operations:
@@ -107,6 +110,9 @@ OPERATIONS: dict[str, Operations] = {
     "rnn_node_backward_kernel": each("states", 130),
 }
 """Operations of a launch of every kernel."""
+
+IN_DT = {"g", "z", "coef", "pointwise"}
+"""What the kernel of the input gradient does not read where it is given dt, which was made of them."""
 
 AGAIN = {"fd_virtual_step_kernel": ("w",)}
 """Arguments that are both read and written."""

@@ -92,6 +92,19 @@ def test_a_convolution_by_hand():
     assert moments.bytes == parts + 4 * 2 * 80
 
 
+def test_an_input_gradient_reads_dt_instead_of_what_dt_was_made_of():
+    from dartsfast.kernels.branch_conv_backward import branch_conv_backward
+
+    image, weights = (2, 8, 8, 4), ([meta(4, 1, 3, 3)], [meta(4, 4, 1, 1)])
+    given = [meta(*image)], [meta(*image)], meta(1, 4, 4), meta(*image), None, *weights, [1], 1, True
+    out = meta(*image), [], [], meta(0, 4)
+    adjoint, gradient = counted(lambda: branch_conv_backward(out, *given, None, True, False))
+    pixels = 128
+    # g, z and dt; then dt, x and dx
+    assert adjoint.bytes == 4 * (3 * pixels * 4 + 4 * 4 + 4 * 4)
+    assert gradient.bytes == 4 * (3 * pixels * 4 + 4 * 9)
+
+
 def test_what_a_launch_touches_counts_once():
     x, y = meta(4, 6), meta(6)
     assert extent(y.expand(4, 6)) == 4 * 6 and extent(x[:, 1:]) == 4 * 4 * 5 and extent(meta(0, 3)) == 0
