@@ -12,7 +12,6 @@ decimal digits.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -127,9 +126,13 @@ def branch_conv_kernel(
             )  # fmt: skip
 
 
-def tile(pixels: int) -> dict[str, Any]:
-    """Return how many pixels and warps a program takes."""
-    return {"BP": 32 if pixels <= 8192 else 64, "num_warps": 4, "num_stages": 1}
+def tile(Ci: int, Co: int) -> dict[str, int]:
+    """Return pixels, input channels and output channels of a block of a matrix product, and warps.
+
+    A thread has 8 numbers or more of a depthwise output [BP, BC], two loads of 16 bytes a tap.
+    """
+    BO = block(Co, 16, 64)
+    return {"BP": 64, "BC": block(Ci, 16, 32), "BO": BO, "num_warps": 8 if BO == 64 else 4, "num_stages": 1}
 
 
 def branch_conv(
@@ -149,16 +152,16 @@ def branch_conv(
     _, H, W, Ci = x.shape
     pixels = N * Ho * Wo
     x, norm = dense(x), None if norm is None else dense(norm)
-    shape = tile(pixels)
-    tiles, BO = triton.cdiv(pixels, shape["BP"]), block(Co, 16, 64)
+    shape = tile(Ci, Co)
+    tiles = triton.cdiv(pixels, shape["BP"])
     partial = stats.new_empty([tiles, branches, 2, Co])
     launch(
-        branch_conv_kernel, (tiles * branches, triton.cdiv(Co, BO)),
+        branch_conv_kernel, (tiles * branches, triton.cdiv(Co, shape["BO"])),
         x, x.stride()[:3], norm, 0 if norm is None else norm.stride(0),
         tuple(w.contiguous() for w in depthwise) or (None,) * branches,
         tuple(w.contiguous() for w in pointwise), z.unbind(), partial, pixels, H, W, Ho, Wo, Ci, Co,
         K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
         D=tuple(dilation) or (1,) * branches, STRIDE=stride, RELU=relu, PRECISION=PRECISION,
-        BC=block(Ci, 16, 32), BO=BO, ACC=accumulator(x), **shape,
+        ACC=accumulator(x), **shape,
     )  # fmt: skip
     moments(partial, pixels, shape["BP"], stats)

@@ -8,11 +8,10 @@ block of weights, in an order that only the shapes decide, then by an ordered pa
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from dartsfast.kernels.branch_conv import PRECISION, convolved, norm_rows, place, source, tile
-from dartsfast.kernels.launch import accumulator, all_dense, block, dense, launch
+from dartsfast.kernels.launch import accumulator, all_dense, dense, launch
 from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
 
@@ -116,7 +115,10 @@ def input_gradient_kernel(
             part = depthwise_adjoint(
                 dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
             )
-        s = part if b == 0 else s + part
+        if b == 0:
+            s = part
+        else:
+            s += part
     inside = there[:, None] & (c < Ci)[None, :]
     if RELU or norm is not None:
         mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
@@ -249,18 +251,19 @@ def branch_conv_backward(
     if not (input_grad or weight_grads):
         return
     dx, d_depthwise, d_pointwise, means = out
-    gradient = Gradient(g, z, coef, x, norm, depthwise, pointwise, dilation, stride, relu)
+    gradient = Gradient(means, g, z, coef, x, norm, depthwise, pointwise, dilation, stride, relu)
     if input_grad:
         gradient.by_input(base, dx, means)
     if weight_grads:
-        gradient.by_weights(d_depthwise, d_pointwise)
+        gradient.by_weights((*d_pointwise, *d_depthwise))
 
 
 class Gradient:
-    """The arguments that the kernels share, and their launches; dt is computed here."""
+    """What the kernels share: arguments, sizes of blocks and dt; scratch has the dtype of ``means``."""
 
     def __init__(
         self,
+        means: Tensor,
         g: list[Tensor],
         z: list[Tensor],
         coef: Tensor | None,
@@ -272,78 +275,78 @@ class Gradient:
         stride: int,
         relu: bool,
     ) -> None:
-        (N, self.Ho, self.Wo, self.Co), (_, self.H, self.W, self.Ci) = g[0].shape, x.shape
-        self.branches, self.pixels = len(g), N * self.Ho * self.Wo
-        self.x, self.ACC = dense(x), accumulator(x)
-        self.accumulated = torch.float64 if x.dtype == torch.float64 else torch.float32
-        g, z = all_dense(g), all_dense(z) if z else g  # z is not read without coef
-        coef = None if coef is None else coef.contiguous()
+        (self.N, Ho, Wo, self.Co), (_, H, W, self.Ci) = g[0].shape, x.shape
+        self.sizes = H, W, Ho, Wo, self.Ci
+        self.branches, self.pixels = len(g), self.N * Ho * Wo
+        self.scratch = means.new_empty
+        g = all_dense(g)
+        z = g if coef is None else all_dense(z)  # without coef z is not read
+        coef = None if coef is None else coef.contiguous()  # [branches, 4, Co]
         self.dz = tuple(g), g[0].stride()[:3], tuple(z), z[0].stride()[:3], coef
-        norm = None if norm is None else dense(norm)
-        self.source = self.x, self.x.stride()[:3], norm, 0 if norm is None else norm.stride(0)
+        x, norm = dense(x), None if norm is None else dense(norm)
+        self.source = x, x.stride()[:3], norm, 0 if norm is None else norm.stride(0)
         self.depthwise = tuple(w.contiguous() for w in depthwise) or None
         self.pointwise = tuple(w.contiguous() for w in pointwise)
-        self.sizes = self.H, self.W, self.Ho, self.Wo, self.Ci
-        self.BC, self.BO = block(self.Ci, 16, 32), block(self.Co, 16, 32)
         self.taps = {
             "K": tuple(w.shape[-1] for w in depthwise) or (1,) * self.branches,
             "D": tuple(dilation) or (1,) * self.branches,
             "STRIDE": stride,
-            "RELU": relu,
         }
+        self.options = {"PRECISION": PRECISION, "ACC": accumulator(x)}
+        self.tile = tile(self.Ci, self.Co)
+        self.blocks = triton.cdiv(self.Ci, self.tile["BC"])
+        # Where there is no matrix product: 8 numbers a thread.
+        self.tap_tile = {**self.tile, "BP": 1024 // self.tile["BC"], "num_warps": 4}
+        self.relu = relu
         self.dt = self._pointwise_adjoint() if depthwise else None
 
     def _pointwise_adjoint(self) -> tuple[Tensor, ...]:
         """Return dt of every branch, [pixels, Ci]."""
-        dt = self.x.new_empty([self.branches, self.pixels, self.Ci], dtype=self.accumulated).unbind()
-        shape = tile(self.pixels)
+        _, _, Ho, Wo, Ci = self.sizes
+        dt = self.scratch([self.branches, self.pixels, Ci]).unbind()
         launch(
             pointwise_adjoint_kernel,
-            (triton.cdiv(self.pixels, shape["BP"]) * self.branches, triton.cdiv(self.Ci, self.BC)),
-            *self.dz, self.pointwise, dt, self.pixels, self.Ho, self.Wo, self.Ci, self.Co,
-            PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+            (triton.cdiv(self.pixels, self.tile["BP"]) * self.branches, self.blocks),
+            *self.dz, self.pointwise, dt, self.pixels, Ho, Wo, Ci, self.Co, **self.options, **self.tile,
         )  # fmt: skip
         return dt
 
     def by_input(self, base: Tensor | None, dx: Tensor, means: Tensor) -> None:
         """Fill dx [N, H, W, Ci] and, with norm, means [2, Ci]."""
-        pixels = dx.shape[0] * self.H * self.W
-        shape = tile(pixels)
+        shape = self.tap_tile if self.depthwise else self.tile
+        pixels = self.N * self.sizes[0] * self.sizes[1]
         tiles = triton.cdiv(pixels, shape["BP"])
         base = None if base is None else dense(base)
-        partial = means.new_empty([tiles, *means.shape])
+        partial = self.scratch([tiles, *means.shape])
         launch(
-            input_gradient_kernel, (tiles, triton.cdiv(self.Ci, self.BC)),
+            input_gradient_kernel, (tiles, self.blocks),
             *self.dz, *self.source, self.depthwise, self.pointwise, self.dt,
-            base, (0, 0, 0) if base is None else base.stride()[:3], dx, partial, pixels, *self.sizes, self.Co,
-            **self.taps, PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+            base, None if base is None else base.stride()[:3], dx, partial, pixels, *self.sizes, self.Co,
+            **self.taps, RELU=self.relu, **self.options, **shape,
         )  # fmt: skip
         if means.numel():
             ordered_sum(partial, means, pixels)
 
-    def by_weights(self, d_depthwise: list[Tensor], d_pointwise: list[Tensor]) -> None:
-        """Fill the gradient of every weight."""
-        shape = tile(self.pixels)
-        tiles = triton.cdiv(self.pixels, shape["BP"])
-        span = triton.cdiv(tiles, SPLITS) * shape["BP"]
+    def by_weights(self, out: tuple[Tensor, ...]) -> None:
+        """Fill the gradients of all pointwise [Co, Ci, 1, 1], then all depthwise weights [Ci, 1, K, K]."""
+        span = triton.cdiv(triton.cdiv(self.pixels, self.tile["BP"]), SPLITS) * self.tile["BP"]
         splits = triton.cdiv(self.pixels, span)
-        out = (*d_pointwise, *d_depthwise)
-        partial = tuple(self.x.new_empty([splits, w.numel()], dtype=self.accumulated) for w in out)
-        blocks = triton.cdiv(self.Ci, self.BC)
+        partial = tuple(self.scratch([splits, w.numel()]) for w in out)
         launch(
-            pointwise_gradient_kernel, (splits * self.branches, triton.cdiv(self.Co, self.BO), blocks),
-            *self.dz, *self.source, self.depthwise, partial[: self.branches],
-            self.pixels, span, *self.sizes, self.Co,
-            **self.taps, PRECISION=PRECISION, BC=self.BC, BO=self.BO, ACC=self.ACC, **shape,
+            pointwise_gradient_kernel,
+            (splits * self.branches, triton.cdiv(self.Co, self.tile["BO"]), self.blocks),
+            *self.dz, *self.source, self.depthwise, partial[: self.branches], self.pixels, span,
+            *self.sizes, self.Co, **self.taps, RELU=self.relu, **self.options, **self.tile,
         )  # fmt: skip
-        if d_depthwise:
+        if self.depthwise:
+            shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
             launch(
-                depthwise_gradient_kernel, (splits * self.branches, blocks),
+                depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, BT=4, BC=self.BC, ACC=self.ACC, **shape,
+                **self.taps, RELU=self.relu, BT=4, ACC=self.options["ACC"], **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(
             weight_sums_kernel, (triton.cdiv(max(sizes), COLUMNS), len(out)), partial, out, sizes, splits, 1,
-            PARTS=PARTS, COLUMNS=COLUMNS, ACC=self.ACC,
+            PARTS=PARTS, COLUMNS=COLUMNS, ACC=self.options["ACC"],
         )  # fmt: skip

@@ -31,7 +31,8 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     patches = torch.cat([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)], -1)
     weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1, 1, 1)
     edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)], storage=storage)
-    out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store")
+    stored = [_stored(patches, storage)]
+    out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)
     return _nchw(out * norm.weight + norm.bias)
 
 
@@ -47,9 +48,11 @@ def cell(
 ) -> Tensor:
     """Run a search cell: ``mixed`` are its edges' MixedOps, ``weights`` [edges, ops] their weights.
 
-    What the convolutions give is kept as ``storage`` with ``memory="store"``; None: as it is computed.
+    What is kept for the backward is kept as ``storage``, with ``memory="recompute"`` only what lies between
+    two passes; None: as it is computed.
     """
     states = [_single(m, _nhwc(x), memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
+    stored = [_stored(x, storage) for x in states]
     pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     offset = 0
     for i in range(steps):
@@ -63,7 +66,9 @@ def cell(
             edges.append(edge)
             tensors.append(group)
             pooled.append(pools[j, op.stride] if edge.pools else None)
-        states.append(node(edges, tensors, pooled, weights[offset : offset + count], memory))
+        row = weights[offset : offset + count]
+        states.append(node(edges, tensors, pooled, row, memory, stored[:count]))
+        stored.append(_stored(states[-1], storage))
         offset += count
     return _nchw(_Concatenate.apply(*states[-multiplier:]))
 
@@ -130,7 +135,12 @@ def plan(
 
 def _single(module: nn.Module, x: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
-    return node([edge], [tensors], [None], x.new_ones(1, 1), memory)
+    return node([edge], [tensors], [None], x.new_ones(1, 1), memory, [_stored(x, storage)])
+
+
+def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
+    """Return ``x`` as it is kept for the backward: one copy for all nodes that read it."""
+    return x if storage is None else x.detach().to(storage)
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def node(
     pooled: Sequence[Pooled | None],
     weights: Tensor,
     memory: str,
+    stored: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Return the sum over ``edges`` of weights[edge, op] * BN(op(x)), [N, H, W, C].
 
@@ -39,6 +40,7 @@ def node(
         pooled: pool3x3 of the source, where the edge has pools.
         weights: [edges, ops].
         memory: ``store`` or ``recompute``.
+        stored: the sources as ``store`` keeps them, which may be in half precision; as they are unless given.
 
     Raises:
         InputError: no edge has an operation other than none, or batch norm over one value.
@@ -46,7 +48,7 @@ def node(
     sizes = [len(group) for group in tensors]
     # Under autocast some come in half precision; the kernels have float32 and float64.
     flat = [t.to(weights.dtype) for group in tensors for t in group]
-    return _Node.apply(list(edges), list(pooled), sizes, memory, weights, *flat)
+    return _Node.apply(list(edges), list(pooled), sizes, memory, stored, weights, *flat)
 
 
 class _Node(torch.autograd.Function):
@@ -57,6 +59,7 @@ class _Node(torch.autograd.Function):
         pooled: list[Pooled | None],
         sizes: list[int],
         memory: str,
+        stored: Sequence[Tensor] | None,
         weights: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
@@ -77,7 +80,10 @@ class _Node(torch.autograd.Function):
             raise InputError("a node needs an operation other than none on one of its edges")
         ctx.edges, ctx.sizes, ctx.memory, ctx.batch = edges, sizes, memory, batch
         ctx.kept = [len(k) for k in kept]
-        ctx.save_for_backward(weights, *tensors, *(t for k in kept for t in k))
+        groups = _groups(tensors, sizes)
+        if stored is not None and memory == "store":
+            groups = [(x, *group[1:]) for x, group in zip(stored, groups, strict=True)]
+        ctx.save_for_backward(weights, *(t for part in (*groups, *kept) for t in part))
         return out
 
     @staticmethod
@@ -86,7 +92,7 @@ class _Node(torch.autograd.Function):
         weights, *saved = ctx.saved_tensors
         count = sum(ctx.sizes)
         groups, kept = _groups(saved[:count], ctx.sizes), _groups(saved[count:], ctx.kept)
-        needed = _groups(ctx.needs_input_grad[5:], ctx.sizes)
+        needed = _groups(ctx.needs_input_grad[6:], ctx.sizes)
         d_weights = torch.zeros_like(weights)
         gradients: list[Tensor | None] = []
         for i, edge in enumerate(ctx.edges):
@@ -97,7 +103,7 @@ class _Node(torch.autograd.Function):
                 found.pooled, _ = kernels.pool3x3(groups[i][0], edge.stride)
             backward = EdgeBackward(edge, found, ctx.batch[i], groups[i], needed[i], g)
             gradients += backward.run(weights[i], d_weights[i])
-        return None, None, None, None, d_weights, *gradients
+        return None, None, None, None, None, d_weights, *gradients
 
 
 def _groups(tensors: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:

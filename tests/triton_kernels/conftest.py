@@ -10,6 +10,12 @@ from dartsfast import triton_backend
 from dartsfast.oracle.arithmetic import fma
 
 
+@pytest.fixture(autouse=True)
+def no_selfcheck(monkeypatch):
+    """Leave out the check before an operator's first use: tests count launches."""
+    monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
+
+
 @pytest.fixture
 def exact(monkeypatch):
     """Round as devices do: Triton's interpreter rounds fma of float32 twice and cuts bfloat16 off."""

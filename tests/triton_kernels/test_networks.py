@@ -1,4 +1,4 @@
-"""Whole small networks on the Triton kernels: the original's figures, half-precision storage, and no waits."""
+"""Whole small networks on the Triton kernels: the original's figures, and half-precision storage."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,15 @@ from dartsfast.rnn.architect import Architect as RNNArchitect
 missing = triton_backend.missing()
 pytestmark = pytest.mark.skipif(missing is not None, reason=missing or "")
 DEVICE = "cpu" if triton_backend.INTERPRETED else "cuda"
-KERNELS = ("alpha_softmax", "branch_conv", "branch_conv_backward", "fd_hvp", "mixed_sum", "pool3x3", "rnn_node")
+KERNELS = (
+    "alpha_softmax",
+    "branch_conv",
+    "branch_conv_backward",
+    "fd_hvp",
+    "mixed_sum",
+    "pool3x3",
+    "rnn_node",
+)
 # Relative to the norm, of an iteration in float32: rounding errors of sums over a batch.
 VALUE, GRADIENT = 2e-6, 5e-5
 
@@ -25,14 +33,13 @@ def large_tiles(monkeypatch):
     if triton_backend.INTERPRETED:
         from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
 
-        def tile(pixels):
-            return {"BP": min(2048, 1 << (pixels - 1).bit_length()), "num_warps": 4, "num_stages": 1}
+        def tile(Ci, Co, tile=branch_conv.tile):
+            return {**tile(Ci, Co), "BP": 1024}
 
         monkeypatch.setattr(branch_conv, "tile", tile)
         monkeypatch.setattr(branch_conv_backward, "tile", tile)
         monkeypatch.setattr(images, "THREADS", 4096)
         monkeypatch.setattr(rnn_node, "CHANNELS", 32)
-        monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
 
 
 def distance(actual, expected):
@@ -60,6 +67,7 @@ def test_cnn_gives_the_original_figures(launches):
     logits = model(x)
     torch.nn.functional.cross_entropy(logits, y).backward()
     assert distance(logits, expected["logits"]) <= VALUE
+    torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
     norms = torch.stack([p.grad.norm() for p in model.parameters()])
     assert distance(norms, expected["weight_grad_norms"]) <= GRADIENT
     assert {"branch_conv_kernel", "input_gradient_kernel", "depthwise_gradient_kernel"} <= set(launches)
