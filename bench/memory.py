@@ -49,7 +49,8 @@ def _measure(workload: Workload, peer: str, order: int, size: Any, device: Devic
         for _ in range(ITERATIONS):
             iteration.run(order)
 
-    return device.peak_megabytes(run)
+    with device.exact():
+        return device.peak_megabytes(run)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from dartsfast.backends import resolve_backend
 
 # Of the largest gradient. In float32 rounding can flip a relu, stock or not, and with it a pixel's gradient.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-2}
-# Rounding of what is stored, in every layer.
-STORED_TOLERANCE = 0.2
+# Every layer rounds what it stores: rounding the reference's images to bfloat16 moves these gradients by 0.2.
+STORED_TOLERANCE = 0.5
 QUICK_PEERS = ("cpu store", "triton store", REFERENCE)
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]  # title, and row to cell
