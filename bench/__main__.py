@@ -27,6 +27,7 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     parser.add_argument("--out", default="runs/bench", help="folder of the results (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--batch", type=int, help="images or columns of text a batch (default: the suite's)")
     parser.add_argument("--repeats", type=int, help="samples a peer (default: the suite's)")
@@ -45,6 +46,7 @@ def _run(argv: Sequence[str]) -> int:
         batch=args.batch,
         repeats=args.repeats,
         quick=args.quick,
+        device=args.device,
         compile=args.compile,
     )
     options.check()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.peers import REFERENCE, Iteration, Peer, Workload
+from bench.peers import HOST, REFERENCE, Iteration, Peer, Workload
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
 
@@ -31,6 +31,9 @@ class Size:
 PEERS = {
     "cpu store": Peer("cpu"),
     "cpu recompute": Peer("cpu", memory="recompute"),
+    "triton store": Peer("triton"),
+    "triton recompute": Peer("triton", memory="recompute"),
+    "triton store bf16": Peer("triton", storage=torch.bfloat16),
     REFERENCE: Peer("reference"),
     "reference channels_last": Peer("reference", channels_last=True),
     "reference compiled": Peer("reference", compiled=True),
@@ -42,13 +45,21 @@ class CNNIteration(Iteration):
 
     clip = 5.0
 
-    def __init__(self, peer: Peer, size: Size, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, peer: Peer, size: Size, dtype: torch.dtype = torch.float32, device: torch.device = HOST
+    ) -> None:
         torch.manual_seed(0)
         model = Network(
-            size.C, size.classes, size.layers, nn.CrossEntropyLoss(), backend=peer.backend, memory=peer.memory
+            size.C,
+            size.classes,
+            size.layers,
+            nn.CrossEntropyLoss(),
+            backend=peer.backend,
+            memory=peer.memory,
+            storage_dtype=peer.storage,
         )
-        self.model = model.to(dtype)
-        self.train, self.valid = _batch(size, 1, dtype), _batch(size, 2, dtype)
+        self.model = model.to(device, dtype)
+        self.train, self.valid = (_batch(size, seed, dtype, device) for seed in (1, 2))
         if peer.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
             self.train, self.valid = _channels_last(self.train), _channels_last(self.valid)
@@ -81,10 +92,11 @@ def _compile_cells(model: Network) -> None:
         cell.compile(dynamic=False)
 
 
-def _batch(size: Size, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _batch(size: Size, seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size.batch, 3, size.image, size.image, generator=generator).to(dtype)
-    return images, torch.randint(size.classes, (size.batch,), generator=generator)
+    images = torch.randn(size.batch, 3, size.image, size.image, generator=generator, device=HOST)
+    labels = torch.randint(size.classes, (size.batch,), generator=generator, device=HOST)
+    return images.to(device, dtype), labels.to(device)
 
 
 def _channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

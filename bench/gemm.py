@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.device import Device
 from bench.rnn_peers import Size
 from bench.timing import interleaved
 from dartsfast.rnn.genotypes import STEPS
@@ -68,22 +69,22 @@ def flops(size: Size, order: int) -> int:
     return sum(gemm.flops * sum(passes(gemm, order).values()) for gemm in gemms(size))
 
 
-def floor_seconds(size: Size, repeats: int) -> dict[int, float]:
+def floor_seconds(size: Size, repeats: int, device: Device) -> dict[int, float]:
     """Measure the products of all passes, shape by shape; return what an iteration's take, by order."""
     seconds = dict.fromkeys(ALPHA_PASSES, 0.0)
     for gemm in gemms(size):
-        times = interleaved(_products(gemm), repeats, sample_seconds=SAMPLE_SECONDS)
+        times = interleaved(_products(gemm, device), repeats, device, sample_seconds=SAMPLE_SECONDS)
         for order in seconds:
             for kind, count in passes(gemm, order).items():
                 seconds[order] += times[kind]["ms_p50"] / 1e3 * gemm.times * count
     return seconds
 
 
-def _products(gemm: Gemm) -> dict[str, Callable[[], torch.Tensor]]:
+def _products(gemm: Gemm, device: Device) -> dict[str, Callable[[], torch.Tensor]]:
     """Return the product and those of its two gradients, float32."""
-    x, w = torch.rand(gemm.rows, gemm.inner), torch.rand(gemm.inner, gemm.columns)
-    y, dx, dw = torch.rand(gemm.rows, gemm.columns), torch.empty_like(x), torch.empty_like(w)
-    out = torch.empty_like(y)
+    shapes = (gemm.rows, gemm.inner), (gemm.inner, gemm.columns), (gemm.rows, gemm.columns)
+    x, w, y = (torch.rand(shape, device=device.place) for shape in shapes)
+    dx, dw, out = (torch.empty_like(t) for t in (x, w, y))
     return {
         "forward": lambda: torch.mm(x, w, out=out),
         "input gradient": lambda: torch.mm(y, w.t(), out=dx),

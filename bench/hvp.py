@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.device import Device, open_device
 from bench.gate import disagreement
 from bench.options import Options
 from bench.peers import REFERENCE, Iteration, Peer, Workload, flat
@@ -50,6 +50,7 @@ PRODUCTS: dict[str, Product] = {OURS: partial(hvp, r=R), PLAIN: per_tensor}
 
 def run(options: Options) -> dict[str, Any]:
     """Gate and measure both products on both searches; return conditions and rows."""
+    device = open_device(options.device)
     repeats = options.repeats or (1 if options.quick else 5)
     rows: list[dict[str, Any]] = []
     sizes = {}
@@ -57,46 +58,51 @@ def run(options: Options) -> dict[str, Any]:
         size = workload.quick if options.quick else workload.size
         size = dataclasses.replace(size, batch=options.batch or size.batch)
         sizes[network] = dataclasses.asdict(size)
-        refused = {name: reason for name in PRODUCTS if (reason := refusal(workload, name))}
+        refused = {name: reason for name in PRODUCTS if (reason := refusal(workload, name, device))}
         for name, reason in refused.items():
             print(f"hvp: {network}, {name} refused: {reason}", flush=True)
             rows.append({"network": network, "peer": name, "refused": reason})
         print(f"hvp: {network}", flush=True)
-        rows += _measured(workload, size, repeats, [name for name in PRODUCTS if name not in refused])
+        rows += _measured(workload, size, repeats, [n for n in PRODUCTS if n not in refused], device)
     return {"conditions": {**sizes, "repeats": repeats, "dtype": "float32", "r": R}, "rows": rows}
 
 
-def refusal(workload: Workload, name: str) -> str | None:
+def refusal(workload: Workload, name: str, device: Device) -> str | None:
     """Return why product ``name`` must not be timed, or None: the plain one of the reference in float64."""
-    (truth,) = _gate_product(workload, PLAIN, REFERENCE, torch.float64)
+    (truth,) = _gate_product(workload, PLAIN, REFERENCE, torch.float64, device)
     for dtype, tolerance in TOLERANCES.items():
-        wrong = disagreement(_gate_product(workload, name, "auto", dtype), [truth], tolerance)
+        found = _gate_product(workload, name, "auto", dtype, device)
+        wrong = disagreement(found, [truth], tolerance)
         if wrong:
             return f"product in {str(dtype).removeprefix('torch.')}: {wrong}"
     return None
 
 
-def _gate_product(workload: Workload, name: str, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    iteration = workload.iteration(Peer(backend), workload.gate, dtype)
+def _gate_product(
+    workload: Workload, name: str, backend: str, dtype: torch.dtype, device: Device
+) -> list[Tensor]:
+    iteration = workload.iteration(Peer(backend), workload.gate, dtype, device.place)
     weights, alphas = list(iteration.model.parameters()), iteration.model.arch_parameters()
     # The same vector for all, not its own rounding of it.
-    vector = [torch.sin(torch.arange(w.numel())).view_as(w).to(dtype) for w in weights]
+    vector = [torch.sin(torch.arange(w.numel())).view_as(w.cpu()).to(w) for w in weights]
     return [flat(PRODUCTS[name](iteration.train_loss, weights, vector, alphas))]
 
 
-def _measured(workload: Workload, size: Any, repeats: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def _measured(
+    workload: Workload, size: Any, repeats: int, names: Sequence[str], device: Device
+) -> list[dict[str, Any]]:
     """Time the products and whole second-order iterations in turns; return a row a product."""
-    iteration = workload.iteration(Peer("auto"), size)
+    iteration = workload.iteration(Peer("auto"), size, device=device.place)
     weights, alphas = list(iteration.model.parameters()), iteration.model.arch_parameters()
     found = gradient(iteration.train_loss, weights, without=alphas)
     vector = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
 
     def sample(name: str) -> None:
-        samples[name].append(split(PRODUCTS[name], iteration, weights, vector, alphas))
+        samples[name].append(split(PRODUCTS[name], iteration, weights, vector, alphas, device))
 
     calls = {"iteration": partial(iteration.run, 2), **{name: partial(sample, name) for name in names}}
-    whole = interleaved(calls, repeats)["iteration"]["ms_p50"]
+    whole = interleaved(calls, repeats, device)["iteration"]["ms_p50"]
     rows = []
     for name, seconds in samples.items():
         passes, rest = zip(*seconds[1:], strict=True)  # the first warms up
@@ -114,6 +120,7 @@ def split(
     weights: Sequence[Tensor],
     vector: Sequence[Tensor],
     alphas: Sequence[Tensor],
+    device: Device,
 ) -> tuple[float, float]:
     """Run ``product``; return the seconds of its passes, and of all else.
 
@@ -123,16 +130,16 @@ def split(
     spans: list[list[float]] = []
 
     def loss() -> Tensor:
-        spans.append([time.perf_counter()])
+        spans.append([device.now()])
         return iteration.train_loss()
 
     def arrived(grad: Tensor) -> None:
-        spans[-1].append(time.perf_counter())
+        spans[-1].append(device.now())
 
     hooks = [alpha.register_hook(arrived) for alpha in alphas]
-    began = time.perf_counter()
+    began = device.now()
     product(loss, weights, vector, alphas)
-    whole = time.perf_counter() - began
+    whole = device.now() - began
     for hook in hooks:
         hook.remove()
     passes = sum(span[-1] - span[0] for span in spans)

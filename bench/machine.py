@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 
+from bench.device import CPU, Device
 from bench.timing import interleaved
 from dartsfast.backends import availability
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def header() -> dict[str, Any]:
+def header(device: Device) -> dict[str, Any]:
     """Return the machine, the versions, the commit and the date that a result belongs to."""
     return {
+        **({"device": device.name} if device.name else {}),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -77,27 +79,26 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def ceilings(repeats: int, *, quick: bool = False) -> dict[str, float | None]:
-    """Measure what the machine can do with this process's threads.
+def ceilings(repeats: int, device: Device, *, quick: bool = False) -> dict[str, float | None]:
+    """Measure what ``device`` can do, a CPU with this process's threads.
 
     Returns:
         ``sgemm_gflops``, of square float32 matrices; ``sgemm_avx2_gflops``, the same in a process where
-        MKL may use AVX2 only (None where torch multiplies without MKL); ``copy_gbs``, bytes read and
-        written a second by a copy that fits no cache.
+        MKL may use AVX2 only (None on a GPU, or where torch multiplies without MKL); ``copy_gbs``, bytes
+        read and written a second by a copy that fits no cache.
     """
-    size = 256 if quick else 1024
+    size = 256 if quick else device.gemm_size
     return {
-        "sgemm_gflops": sgemm_gflops(repeats, size),
-        "sgemm_avx2_gflops": _sgemm_avx2_gflops(repeats, size),
-        "copy_gbs": _copy_gbs(repeats, 2**22 if quick else 2**26),
+        "sgemm_gflops": sgemm_gflops(repeats, size, device),
+        "sgemm_avx2_gflops": _sgemm_avx2_gflops(repeats, size) if isinstance(device, CPU) else None,
+        "copy_gbs": _copy_gbs(repeats, 2**22 if quick else device.copy_elements, device),
     }
 
 
-def sgemm_gflops(repeats: int, size: int) -> float:
+def sgemm_gflops(repeats: int, size: int, device: Device) -> float:
     """Return the median speed of a product of ``size`` x ``size`` float32 matrices, GFLOP/s."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    out = torch.empty(size, size)
-    times = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, repeats, sample_seconds=0.02)
+    a, b, out = (torch.rand(size, size, device=device.place) for _ in range(3))
+    times = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, repeats, device, sample_seconds=0.02)
     return 2 * size**3 / times["mm"]["ms_p50"] / 1e6
 
 
@@ -110,12 +111,12 @@ def _sgemm_avx2_gflops(repeats: int, size: int) -> float | None:
     return float(done.stdout)
 
 
-def _copy_gbs(repeats: int, elements: int) -> float:
-    x, y = torch.rand(elements), torch.zeros(elements)
-    times = interleaved({"copy": lambda: y.copy_(x)}, repeats)
+def _copy_gbs(repeats: int, elements: int, device: Device) -> float:
+    x, y = (torch.rand(elements, device=device.place) for _ in range(2))
+    times = interleaved({"copy": lambda: y.copy_(x)}, repeats, device)
     return 2 * x.nbytes / times["copy"]["ms_p50"] / 1e6
 
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[1]))
-    print(sgemm_gflops(int(sys.argv[2]), int(sys.argv[3])))
+    print(sgemm_gflops(int(sys.argv[2]), int(sys.argv[3]), CPU()))

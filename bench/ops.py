@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bench.device import Device, open_device
 from bench.gate import disagreement
 from bench.machine import ceilings
 from bench.op_cases import OURS, STOCK, STOCK_LAST, WITH_SUMS, Case, Peers, all_cases
@@ -23,30 +24,31 @@ def run(options: Options) -> dict[str, Any]:
     """Gate and time every case; return conditions and rows, one a peer of a pass.
 
     Raises:
-        InputError: the cpu backend is not available.
+        InputError: the device or its backend is not available.
     """
-    resolve_backend("cpu")
+    device = open_device(options.device)
+    resolve_backend(device.backend)
     batch = options.batch or (2 if options.quick else 16)
     repeats = options.repeats or (2 if options.quick else 30)
-    limits = ceilings(repeats, quick=options.quick)
+    limits = ceilings(repeats, device, quick=options.quick)
     rows = []
     for case in all_cases(batch, quick=options.quick):
         print(f"ops: {case.op}, {case.label}", flush=True)
-        reason = refusal(case)
+        reason = refusal(case, device)
         if reason:
             print(f"ops: refused: {reason}", flush=True)
             rows.append({"op": case.op, "case": case.label, "refused": reason})
         else:
-            rows += _measured(case, repeats, limits, options)
+            rows += _measured(case, repeats, limits, device, options)
     conditions = {"batch": batch, "repeats": repeats, "dtype": "float32", **limits}
     return {"conditions": conditions, "rows": rows}
 
 
-def refusal(case: Case) -> str | None:
+def refusal(case: Case, device: Device) -> str | None:
     """Return why ``case`` must not be timed, or None: every peer against the stock one in float64."""
-    truth = {name: _view(peers, STOCK) for name, peers in case.build(torch.float64).items()}
+    truth = {name: _view(peers, STOCK) for name, peers in case.build(torch.float64, device.place).items()}
     for dtype, tolerance in TOLERANCES.items():
-        for name, peers in case.build(dtype).items():
+        for name, peers in case.build(dtype, device.place).items():
             for peer in peers:
                 wrong = disagreement(_view(peers, peer), truth[name], tolerance)
                 if wrong:
@@ -60,12 +62,12 @@ def _view(peers: Peers, name: str) -> list[torch.Tensor]:
 
 
 def _measured(
-    case: Case, repeats: int, limits: Mapping[str, float | None], options: Options
+    case: Case, repeats: int, limits: Mapping[str, float | None], device: Device, options: Options
 ) -> list[dict[str, Any]]:
     rows = []
-    for name, peers in case.build(torch.float32).items():
+    for name, peers in case.build(torch.float32, device.place).items():
         calls = {peer: timed.call for peer, timed in peers.items()}
-        times = interleaved(calls, repeats, sample_seconds=0.0 if options.quick else SAMPLE_SECONDS)
+        times = interleaved(calls, repeats, device, sample_seconds=0.0 if options.quick else SAMPLE_SECONDS)
         # Where batch norm's channel sums are a call of their own, they count: the stock backward has them.
         whole = times[WITH_SUMS if WITH_SUMS in times else OURS]["ms_p50"]
         for peer, found in times.items():
@@ -125,7 +127,7 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         f"batch {given['batch']}, float32, medians of {given['repeats']} interleaved samples; "
         f"ceilings: sgemm {given['sgemm_gflops']:.1f} GFLOP/s, sgemm on AVX2 only "
-        f"{'not measured (no MKL)' if avx2 is None else f'{avx2:.1f} GFLOP/s'}, "
+        f"{'not measured' if avx2 is None else f'{avx2:.1f} GFLOP/s'}, "
         f"copy {given['copy_gbs']:.1f} GB/s (read + written)"
     )
 

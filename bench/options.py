@@ -16,6 +16,7 @@ class Options:
         batch: images or columns of text a batch.
         repeats: samples a peer.
         quick: tiny sizes, which show that a suite runs and give no figures.
+        device: ``cpu`` or ``cuda``.
         compile: also time the reference with every cell compiled.
     """
 
@@ -23,6 +24,7 @@ class Options:
     batch: int | None = None
     repeats: int | None = None
     quick: bool = False
+    device: str = "cpu"
     compile: bool = False
 
     def check(self) -> None:

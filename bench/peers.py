@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 REFERENCE = "reference"
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to compute: backend and memory mode, memory format, and whether cells are compiled."""
+    """A way to compute: backend, what it keeps and how, memory format, and whether cells are compiled."""
 
     backend: str
     memory: str = "store"
+    storage: torch.dtype | None = None
     channels_last: bool = False
     compiled: bool = False
 
@@ -28,11 +30,18 @@ class Iteration(ABC):
 
     model: Any
     optimizer: torch.optim.Optimizer
+    architect: Any
     clip: float  # of the weights' gradient
 
     @abstractmethod
-    def __init__(self, peer: Peer, size: Any, dtype: torch.dtype = torch.float32) -> None:
-        """Build the search of ``peer`` at ``size``; the same seed for all peers."""
+    def __init__(
+        self,
+        peer: Peer,
+        size: Any,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = HOST,
+    ) -> None:
+        """Build the search of ``peer`` at ``size``; the same numbers for all peers and devices."""
 
     @abstractmethod
     def step_alphas(self, order: int) -> None:

@@ -47,6 +47,23 @@ def draw_hvp(result: dict[str, Any], path: Path) -> list[Path]:
     return _draw(panels, labels, path)
 
 
+def draw_model(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw the bytes that an iteration moves and what it keeps for the backward."""
+    rows = [row for row in result["rows"] if "peer" in row]
+    labels = list(dict.fromkeys(row["peer"] for row in rows))
+    panels = []
+    for key, title, unit in (
+        ("gb", "estimate: GB moved an iteration", "{:.0f}"),
+        ("launches", "estimate: launches an iteration", "{:,.0f}"),
+        ("kept_gb", "estimate: GB kept for the backward", "{:.2f}"),
+    ):
+        bars: dict[str, dict[str, float]] = {}
+        for row in rows:
+            bars.setdefault(f"order {row['order']}", {})[row["peer"]] = row[key]
+        panels.append((title, unit, bars))
+    return _draw(panels, labels, path)
+
+
 def draw_ops(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw how much faster than stock functions every operator is, a panel a stock peer."""
     rows = [row for row in result["rows"] if "speedup" in row]

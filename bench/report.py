@@ -36,10 +36,11 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     """Return a result's table with its conditions below."""
     suite, head = SUITES[result["suite"]], result["header"]
+    gpu = f"{head['device']}, " if "device" in head else ""
     note = "**Tiny sizes (`--quick`): these are no figures.** " if result["quick"] else ""
     return (
         f"{suite.table(result)}\n\n{note}"
-        f"Suite `{result['suite']}`: {suite.conditions(result)}. {head['cpu']}, {head['cores']} cores, "
+        f"Suite `{result['suite']}`: {suite.conditions(result)}. {gpu}{head['cpu']}, {head['cores']} cores, "
         f"threads: {head['threads']}, kernels {head['instruction_set']}, Python {head['python']}, "
         f"torch {head['torch']}, commit {head['commit']}, {head['date']}."
     )

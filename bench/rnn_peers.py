@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.peers import REFERENCE, Iteration, Peer, Workload, flat
+from bench.peers import HOST, REFERENCE, Iteration, Peer, Workload, flat
 from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -35,6 +35,8 @@ class Size:
 PEERS = {
     "cpu store": Peer("cpu"),
     "cpu recompute": Peer("cpu", memory="recompute"),
+    "triton store": Peer("triton"),
+    "triton recompute": Peer("triton", memory="recompute"),
     REFERENCE: Peer("reference"),
 }
 
@@ -44,7 +46,9 @@ class RNNIteration(Iteration):
 
     clip = SEARCH.clip
 
-    def __init__(self, peer: Peer, size: Size, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, peer: Peer, size: Size, dtype: torch.dtype = torch.float32, device: torch.device = HOST
+    ) -> None:
         torch.manual_seed(0)
         dropouts = SEARCH.dropout, SEARCH.dropouth, SEARCH.dropoutx, SEARCH.dropouti, SEARCH.dropoute
         model = RNNModelSearch(
@@ -54,8 +58,8 @@ class RNNIteration(Iteration):
             backend=peer.backend,
             memory=peer.memory,
         )
-        self.model = model.to(dtype)
-        self.train, self.valid = _batch(size, 1), _batch(size, 2)
+        self.model = model.to(device, dtype)
+        self.train, self.valid = _batch(size, 1, device), _batch(size, 2, device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), SEARCH.lr, weight_decay=SEARCH.wdecay)
         self.architect = Architect(self.model, SEARCH)
         self.hidden = self.hidden_valid = self.model.init_hidden(size.batch)
@@ -82,9 +86,11 @@ class RNNIteration(Iteration):
         return [*found, loss.detach(), flat(torch.autograd.grad(loss, list(self.model.parameters())))]
 
 
-def _batch(size: Size, seed: int) -> tuple[Tensor, Tensor]:
+def _batch(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(size.vocabulary, (size.bptt + 1, size.batch), generator=generator)
+    tokens = torch.randint(size.vocabulary, (size.bptt + 1, size.batch), generator=generator, device=HOST).to(
+        device
+    )
     return tokens[:-1], tokens[1:]
 
 

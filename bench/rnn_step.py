@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import steps
+from bench.device import open_device
 from bench.gemm import WEIGHT_PASSES, floor_seconds, flops
 from bench.options import Options
 from bench.rnn_peers import RNN
@@ -19,7 +20,7 @@ def run(options: Options) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(RNN.size)]
     size = dataclasses.replace(RNN.size, **{name: given[name] for name in names})
     print("rnn_step: time of the matrix products", flush=True)
-    floor = floor_seconds(size, given["repeats"])
+    floor = floor_seconds(size, given["repeats"], open_device(options.device))
     for row in result["rows"]:
         if "ms_p50" in row:
             row["floor_s"] = floor[row["order"]]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, hvp, ops, plots, rnn_step, steps
+from bench import cnn_step, hvp, model, ops, plots, rnn_step, steps
+from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
 from dartsfast.errors import InputError
@@ -64,6 +65,13 @@ SUITES = {
         hvp.conditions,
         plots.draw_hvp,
     ),
+    "model": Suite(
+        "an ESTIMATE of CNN iterations on GPUs: launches and bytes counted, nothing timed",
+        model.run,
+        model.table,
+        model.conditions,
+        plots.draw_model,
+    ),
 }
 
 
@@ -71,14 +79,15 @@ def run_suite(name: str, options: Options) -> dict[str, Any]:
     """Run suite ``name``; return ``suite``, ``header`` (machine, versions, commit), ``conditions``, ``rows``.
 
     Raises:
-        InputError: unknown suite, numbers that cannot work, or a backend that is not available.
+        InputError: unknown suite, numbers that cannot work, or a device or backend that is not available.
     """
     if name not in SUITES:
         raise InputError(f"unknown suite {name!r}: choose from {', '.join(SUITES)}")
     options.check()
-    with threads(options.threads):
+    device = open_device(options.device)
+    with threads(options.threads), device.exact():
         found = SUITES[name].run(options)
-        return {"suite": name, "quick": options.quick, "header": header(), **found}
+        return {"suite": name, "quick": options.quick, "header": header(device), **found}
 
 
 def save_result(result: dict[str, Any], out: str | Path) -> list[Path]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from bench.device import Device
 
 Times = dict[str, float]
 
 
 def interleaved(
-    peers: Mapping[str, Callable[[], Any]], repeats: int, *, sample_seconds: float = 0.0
+    peers: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: Device,
+    *,
+    sample_seconds: float = 0.0,
 ) -> dict[str, Times]:
     """Time ``peers`` in turn, A B C A B C ..., and return the spread of each one's ``repeats`` samples.
 
     Args:
         peers: what to call; every peer warms up with a call before.
         repeats: samples a peer.
+        device: what they run on.
         sample_seconds: call as often within a sample as takes this long, for calls that are short
             against the clock, and against what the peer before left in the caches.
 
@@ -27,11 +33,11 @@ def interleaved(
     calls = {}
     for name, peer in peers.items():
         peer()
-        calls[name] = max(1, round(sample_seconds / _seconds(peer, 1))) if sample_seconds else 1
+        calls[name] = max(1, round(sample_seconds / device.seconds(peer, 1))) if sample_seconds else 1
     samples: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(repeats):
         for name, peer in peers.items():
-            samples[name].append(1e3 * _seconds(peer, calls[name]) / calls[name])
+            samples[name].append(1e3 * device.seconds(peer, calls[name]) / calls[name])
     return {name: spread(values) for name, values in samples.items()}
 
 
@@ -41,10 +47,3 @@ def spread(values: list[float]) -> Times:
         return {"ms_p20": values[0], "ms_p50": values[0], "ms_p80": values[0]}
     fifths = statistics.quantiles(values, n=5, method="inclusive")
     return {"ms_p20": fifths[0], "ms_p50": statistics.median(values), "ms_p80": fifths[3]}
-
-
-def _seconds(peer: Callable[[], Any], calls: int) -> float:
-    began = time.perf_counter()
-    for _ in range(calls):
-        peer()
-    return time.perf_counter() - began

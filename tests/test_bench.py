@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import gemm, hvp, memory, ops, steps
 from bench.__main__ import main
 from bench.cnn_peers import CNN
+from bench.device import CPU
 from bench.gate import disagreement
 from bench.memory import peak_megabytes
 from bench.op_cases import OURS, STOCK, Timed, pool_case
+from bench.op_cases.vectors import WEIGHTS
 from bench.peers import REFERENCE, Iteration, Peer
 from bench.report import insert, markdown, read_results
 from bench.rnn_peers import PEERS, RNN, RNNIteration, Size
@@ -22,10 +24,13 @@ from bench.suites import SUITES, Options, run_suite, save_result
 from bench.timing import interleaved, spread
 from bench.workloads import WORKLOADS
 from dartsfast.backends import availability, resolve_backend
+from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 from dartsfast.rnn.genotypes import STEPS
+from dartsfast.rnn.model_search import RNNModelSearch
 
 needs_cpu = pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+OPERATORS = {"alpha_softmax", "branch_conv", "pool3x3", "mixed_sum", "rnn_node", "fd_hvp"}
 TIMES = ("ms_p20", "ms_p50", "ms_p80")
 
 
@@ -37,11 +42,13 @@ def folder(tmp_path_factory):
 
     @functools.cache
     def measured(network, peer):
-        return peak_megabytes(network, peer, 2, WORKLOADS[network].quick)
+        return peak_megabytes(network, peer, 2, WORKLOADS[network].quick, "cpu")
 
     with pytest.MonkeyPatch.context() as patch:
         # A process a peer instead of one a peer and order: most of its seconds are torch's import.
-        patch.setattr(steps, "peak_megabytes", lambda network, peer, order, size: measured(network, peer))
+        patch.setattr(
+            steps, "peak_megabytes", lambda network, peer, order, size, device: measured(network, peer)
+        )
         for name in SUITES:
             save_result(run_suite(name, Options(threads=1, quick=True)), out)
     return out
@@ -66,7 +73,7 @@ def test_ops_rows(folder):
     result = json.loads((folder / "ops.json").read_text())
     assert result["conditions"]["sgemm_gflops"] > 0 < result["conditions"]["copy_gbs"]
     rows = result["rows"]
-    assert {row["op"] for row in rows} == {"alpha_softmax", "branch_conv", "pool3x3", "mixed_sum"}
+    assert {row["op"] for row in rows} == OPERATORS
     for row in rows:
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
     times = {(row["case"], row["pass"], row["peer"]): row for row in rows if row["op"] == "branch_conv"}
@@ -77,6 +84,20 @@ def test_ops_rows(folder):
     assert ours["share_sgemm"] == pytest.approx(ours["gflops"] / result["conditions"]["sgemm_gflops"])
     assert stock["speedup"] == pytest.approx(stock["ms_p50"] / ours["ms_p50"])
     assert {name for _, name, _ in times} == {"forward", "backward", "input gradient"}
+    node, *_ = (row for row in rows if row["op"] == "rnn_node" and row["peer"] == OURS)
+    # 3 predecessors of 4x6: gates of twice the size and states read, the node written
+    assert node["gbs"] == pytest.approx(4 * 4 * 6 * (3 * 3 + 1) / node["ms_p50"] / 1e6)
+    passes = {row["pass"]: row for row in rows if row["op"] == "fd_hvp" and row["peer"] == OURS}
+    for name, vectors in (("norm", 1), ("perturb", 3), ("virtual step", 4), ("quotient", 3)):
+        assert passes[name]["gbs"] == pytest.approx(4 * 500 * vectors / passes[name]["ms_p50"] / 1e6)
+
+
+def test_vectors_are_as_long_as_the_weights_of_the_searches():
+    with torch.device("meta"):
+        cnn = Network(16, 10, 8, None, backend="reference")
+        rnn = RNNModelSearch(10_000, 300, 300, 300, backend="reference")
+    for name, model in (("CNN", cnn), ("RNN", rnn)):
+        assert WEIGHTS[name] == sum(w.numel() for w in model.parameters())
 
 
 @needs_cpu
@@ -84,7 +105,7 @@ def test_ops_rows(folder):
 def test_step_rows(folder, suite):
     rows = json.loads((folder / f"{suite}.json").read_text())["rows"]
     found = {(row["peer"], row["order"]): row for row in rows}
-    assert set(found) == {(peer, order) for peer in steps.QUICK_PEERS for order in (1, 2)}
+    assert set(found) == {(peer, order) for peer in ("cpu store", REFERENCE) for order in (1, 2)}
     for row in rows:
         assert row["peak_mb"] > 0
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
@@ -123,8 +144,8 @@ def test_a_wrong_operator_is_not_timed(monkeypatch, tmp_path, capsys):
     wrong = pool_case(2, 4, 8)
     build = wrong.build
 
-    def planted(dtype):
-        passes = build(dtype)
+    def planted(dtype, device):
+        passes = build(dtype, device)
         passes["backward"][OURS] = _off(passes["backward"][OURS])
         return passes
 
@@ -147,7 +168,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
         return [loss, alphas, weights * 1.001 if self.model.backend == "cpu" else weights]
 
     monkeypatch.setattr(Iteration, "loss_and_gradients", planted)
-    monkeypatch.setattr(steps, "_memory", lambda workload, name, order, size: {"peak_mb": 1.0})
+    monkeypatch.setattr(steps, "_memory", lambda *args: {"peak_mb": 1.0})
     result = run_suite("cnn_step", Options(threads=1, quick=True))
     refused = [row for row in result["rows"] if "refused" in row]
     assert [row["peer"] for row in refused] == ["cpu store"]
@@ -164,7 +185,7 @@ def test_a_peer_that_fails_says_why(monkeypatch):
 
     monkeypatch.setattr(Iteration, "run", fails)
     figures = {1: {"peak_mb": 2.0}, 2: {"memory_error": "took too long"}}
-    monkeypatch.setattr(steps, "_memory", lambda workload, name, order, size: figures[order])
+    monkeypatch.setattr(steps, "_memory", lambda workload, name, order, *args: figures[order])
     result = run_suite("cnn_step", Options(threads=1, quick=True, compile=True))
     failed = [row for row in result["rows"] if "failed" in row]
     assert [row["peer"] for row in failed] == ["reference compiled"] * 2
@@ -175,10 +196,10 @@ def test_a_peer_that_fails_says_why(monkeypatch):
 
 def test_memory_says_why_it_has_no_figure(monkeypatch):
     with pytest.raises(RuntimeError, match="KeyError: 'no peer'"):
-        peak_megabytes("cnn", "no peer", 1, CNN.quick)
+        peak_megabytes("cnn", "no peer", 1, CNN.quick, "cpu")
     monkeypatch.setattr(memory, "LIMIT_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match="2 iterations took over 0.01 s"):
-        peak_megabytes("rnn", "reference", 1, RNN.quick)
+        peak_megabytes("rnn", "reference", 1, RNN.quick, "cpu")
 
 
 def test_products_of_an_iteration_are_those_that_the_reference_takes():
@@ -197,12 +218,12 @@ def test_products_of_an_iteration_are_those_that_the_reference_takes():
 def test_floor_adds_up_the_products_of_an_iteration(monkeypatch):
     timed = []
 
-    def each_takes_a_millisecond(products, repeats, sample_seconds):
+    def each_takes_a_millisecond(products, repeats, device, sample_seconds):
         timed.append({kind: call().shape for kind, call in products.items()})
         return dict.fromkeys(products, {"ms_p50": 1.0})
 
     monkeypatch.setattr(gemm, "interleaved", each_takes_a_millisecond)
-    floor = gemm.floor_seconds(Size(batch=4, nhid=6, bptt=5, vocabulary=11), 1)
+    floor = gemm.floor_seconds(Size(batch=4, nhid=6, bptt=5, vocabulary=11), 1, CPU())
     # words and decoder once a pass, hidden state and nodes once a time step
     recurrent = 5 * (1 + STEPS)
     assert floor[1] == pytest.approx(1e-3 * (2 + 1 + 1 + (2 + 2 + 1) * (recurrent + 1)))
@@ -225,18 +246,18 @@ def test_floor_and_share_stand_beside_the_time(folder):
 
 @pytest.mark.parametrize(("loss", "output"), [("train_loss", 0), ("weight_loss", 3)])
 def test_the_gate_sees_each_loss_of_the_rnn(loss, output):
-    assert steps.refusal(RNN, Peer("reference", memory="recompute")) is None
+    assert steps.refusal(RNN, Peer("reference", memory="recompute"), CPU()) is None
     built = []
 
-    def second_is_wrong(peer, size, dtype):
-        built.append(RNNIteration(peer, size, dtype))
+    def second_is_wrong(*args):
+        built.append(RNNIteration(*args))
         if len(built) == 2:  # the first is the truth
             right = getattr(built[1], loss)
             setattr(built[1], loss, lambda: 1.001 * right())
         return built[-1]
 
     workload = dataclasses.replace(RNN, iteration=second_is_wrong)
-    assert f"in float64: output {output} is off" in steps.refusal(workload, Peer("reference"))
+    assert f"in float64: output {output} is off" in steps.refusal(workload, Peer("reference"), CPU())
 
 
 @needs_cpu
@@ -253,7 +274,7 @@ def test_hvp_rows(folder):
     assert f"| cnn, cpu | {hvp.OURS} |" in markdown(result)
 
 
-def test_passes_are_told_from_the_vector_work(monkeypatch):
+def test_passes_are_told_from_the_vector_work():
     clock = [0.0]
 
     def takes(seconds):
@@ -273,8 +294,8 @@ def test_passes_are_told_from_the_vector_work(monkeypatch):
             torch.autograd.grad(loss_fn(), wrt)
         takes(0.5)
 
-    monkeypatch.setattr(hvp, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    assert hvp.split(product, SimpleNamespace(train_loss=forward), [], [], alphas) == (220.0, 2.5)
+    device = SimpleNamespace(now=lambda: clock[0])
+    assert hvp.split(product, SimpleNamespace(train_loss=forward), [], [], alphas, device) == (220.0, 2.5)
     assert not any(alpha._backward_hooks for alpha in alphas)
 
 
@@ -307,7 +328,7 @@ def test_disagreement():
 
 def test_peers_take_turns():
     turns = []
-    times = interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, 3)
+    times = interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU())
     assert turns == ["a", "b"] * 4  # one to warm up
     assert set(times) == {"a", "b"} and set(times["a"]) == set(TIMES)
     assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"ms_p20": 1.8, "ms_p50": 3.0, "ms_p80": 4.2}

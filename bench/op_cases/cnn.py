@@ -1,60 +1,37 @@
-"""The operators that the suite ``ops`` times, each beside stock PyTorch functions doing the same.
+"""The CNN's operators, each beside stock PyTorch functions doing the same.
 
-Every case has the same inputs in all dtypes (drawn in float32) and gives, pass by pass and peer by
-peer, something to call and a view of its result that all peers share, in which the gate compares them.
 Stock peers run on [N, C, H, W], as the published networks do, and on the same in channels_last memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.op_cases.case import (
+    OURS,
+    STOCK,
+    STOCK_LAST,
+    WITH_SUMS,
+    Case,
+    Peers,
+    Timed,
+    drawing,
+    gradients,
+    kernels,
+    no_grad,
+)
 from dartsfast.ops import alpha_softmax, branch_conv, mixed_sum, pool3x3
 
-kernels = torch.ops.dartsfast
-OURS, WITH_SUMS, STOCK, STOCK_LAST = "dartsfast", "dartsfast + sums", "stock", "stock channels_last"
 MEMORY_FORMATS = {STOCK: torch.contiguous_format, STOCK_LAST: torch.channels_last}
 EPSILON = 1e-5
 
 
-@dataclass
-class Timed:
-    """Something to time, and its outputs as the gate compares them."""
-
-    call: Callable[[], Any]
-    view: Callable[[Any], Sequence[Tensor]]
-
-
-Peers = dict[str, Timed]
-
-
-@dataclass
-class Case:
-    """An operator on one shape.
-
-    Attributes:
-        op: its name.
-        label: the shape in words.
-        build: dtype to the peers of every pass.
-        flops: floating point operations of a pass, where they are what a pass consists of.
-        bytes: float32 bytes that a pass cannot but read or write.
-    """
-
-    op: str
-    label: str
-    build: Callable[[torch.dtype], dict[str, Peers]]
-    flops: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-
-
-def all_cases(batch: int, *, quick: bool = False) -> list[Case]:
-    """Return every case: the three shapes of the search network on 32x32 images, or one tiny shape."""
+def cnn_cases(batch: int, *, quick: bool = False) -> list[Case]:
+    """Return the cases on the three shapes of the search network on 32x32 images, or on a tiny one."""
     shapes = [(4, 8)] if quick else [(16, 32), (32, 16), (64, 8)]
     cases = [alpha_case()]
     for C, size in shapes:
@@ -66,8 +43,8 @@ def all_cases(batch: int, *, quick: bool = False) -> list[Case]:
 def alpha_case(edges: int = 14, operations: int = 8) -> Case:
     """Two alphas of the CNN; so small that a launch is all it costs."""
 
-    def build(dtype: torch.dtype) -> dict[str, Peers]:
-        draw = _drawing(dtype)
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
         alphas = [draw(edges, operations).requires_grad_() for _ in range(2)]
         g = [draw(edges, operations) for _ in range(2)]
 
@@ -75,8 +52,8 @@ def alpha_case(edges: int = 14, operations: int = 8) -> Case:
             return [F.softmax(alpha, -1) for alpha in alphas]
 
         forward = {
-            OURS: Timed(_no_grad(lambda: alpha_softmax(alphas)), list),
-            STOCK: Timed(_no_grad(softmaxes), list),
+            OURS: Timed(no_grad(lambda: alpha_softmax(alphas)), list),
+            STOCK: Timed(no_grad(softmaxes), list),
         }
         ours, stock = alpha_softmax(alphas), softmaxes()
         backward = {
@@ -94,8 +71,8 @@ def branch_case(batch: int, C: int, size: int, K: int, D: int) -> Case:
     depthwise, pointwise = 2 * pixels * C * K * K, 2 * pixels * C * C
     image = 4 * pixels * C
 
-    def build(dtype: torch.dtype) -> dict[str, Peers]:
-        draw = _drawing(dtype)
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
         inputs = [draw(batch, C, size, size), draw(C, 1, K, K), draw(C, C, 1, 1), draw(batch, C, size, size)]
         ours = _branch_ours(*inputs, D=D)
         stocks = {name: _branch_stock(*inputs, D=D, format=f) for name, f in MEMORY_FORMATS.items()}
@@ -115,7 +92,7 @@ def branch_case(batch: int, C: int, size: int, K: int, D: int) -> Case:
 
 
 def _branch_ours(x: Tensor, depthwise: Tensor, pointwise: Tensor, g: Tensor, *, D: int) -> dict[str, Peers]:
-    x, g = _nhwc(x), _nhwc(g)
+    x, g = nhwc(x), nhwc(g)
     call = lambda: branch_conv(x, [pointwise], [depthwise], [D])  # noqa: E731
     z, stats = call()
     mean, rstd = stats[0, 0], torch.rsqrt(stats[0, 1] + EPSILON)
@@ -162,9 +139,9 @@ def _branch_stock(
 
     out = F.batch_norm(convolved(), None, None, training=True, eps=EPSILON)
     return {
-        "forward": Timed(_no_grad(forward), lambda out: [_nhwc(out[0]), *out[1:]]),
-        "backward": _gradients(out, [x, *weights], g, lambda d: [_nhwc(d[0]), *d[1:]]),
-        "input gradient": _gradients(out, [x], g, lambda d: [_nhwc(d[0])]),
+        "forward": Timed(no_grad(forward), lambda out: [nhwc(out[0]), *out[1:]]),
+        "backward": gradients(out, [x, *weights], g, lambda d: [nhwc(d[0]), *d[1:]]),
+        "input gradient": gradients(out, [x], g, lambda d: [nhwc(d[0])]),
     }
 
 
@@ -172,11 +149,11 @@ def pool_case(batch: int, C: int, size: int) -> Case:
     """Maximum and average of a source, with their batch statistics."""
     image = 4 * batch * size * size * C
 
-    def build(dtype: torch.dtype) -> dict[str, Peers]:
-        draw = _drawing(dtype)
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
         x, *g = [draw(batch, C, size, size) for _ in range(3)]
         stocks = {name: _pool_stock(x, g, f) for name, f in MEMORY_FORMATS.items()}
-        ours = _pool_ours(_nhwc(x), [_nhwc(one) for one in g])
+        ours = _pool_ours(nhwc(x), [nhwc(one) for one in g])
         return {name: {**ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
 
     return Case(
@@ -214,7 +191,7 @@ def _pool_ours(x: Tensor, g: list[Tensor]) -> dict[str, Peers]:
 
 def _pool_stock(x: Tensor, g: list[Tensor], format: torch.memory_format) -> dict[str, Timed]:
     x = x.clone(memory_format=format).requires_grad_()
-    gradients = [one.clone(memory_format=format) for one in g]
+    given = [one.clone(memory_format=format) for one in g]
 
     def pools() -> list[Tensor]:
         return [F.max_pool2d(x, 3, 1, 1), F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)]
@@ -225,10 +202,10 @@ def _pool_stock(x: Tensor, g: list[Tensor], format: torch.memory_format) -> dict
     out = [F.batch_norm(z, None, None, training=True, eps=EPSILON) for z in pools()]
     return {
         "forward": Timed(
-            _no_grad(forward),
-            lambda out: [*(_nhwc(z) for z, _, _ in out), *(s for _, *stats in out for s in stats)],
+            no_grad(forward),
+            lambda out: [*(nhwc(z) for z, _, _ in out), *(s for _, *stats in out for s in stats)],
         ),
-        "backward": _gradients(out, [x], gradients, lambda d: [_nhwc(d[0])]),
+        "backward": gradients(out, [x], given, lambda d: [nhwc(d[0])]),
     }
 
 
@@ -236,13 +213,13 @@ def mixed_case(batch: int, C: int, size: int, branches: int = 7) -> Case:
     """The weighted sum of an edge's normalised branches; statistics are given."""
     image = 4 * batch * size * size * C
 
-    def build(dtype: torch.dtype) -> dict[str, Peers]:
-        draw = _drawing(dtype)
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
         z = [draw(batch, C, size, size) for _ in range(branches)]
         g, weights = draw(batch, C, size, size), draw(branches).softmax(0)
         mean, variance = draw(branches, C), draw(branches, C).square() + 0.5
         stocks = {name: _mixed_stock(z, mean, variance, weights, g, f) for name, f in MEMORY_FORMATS.items()}
-        ours = _mixed_ours([_nhwc(one) for one in z], mean, torch.rsqrt(variance), weights, _nhwc(g))
+        ours = _mixed_ours([nhwc(one) for one in z], mean, torch.rsqrt(variance), weights, nhwc(g))
         return {name: {OURS: ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
 
     return Case(
@@ -262,7 +239,7 @@ def _mixed_ours(z: list[Tensor], mean: Tensor, rstd: Tensor, weights: Tensor, g:
     out = mixed_sum(inputs[1:], mean, rstd, inputs[0])
     return {
         "forward": Timed(lambda: mixed_sum(z, mean, rstd, weights), lambda out: [out]),
-        "backward": _gradients(out, inputs, g, list),
+        "backward": gradients(out, inputs, g, list),
         "weight gradient": Timed(lambda: kernels.mixed_sum_backward(g, z, mean, rstd), lambda out: [out[0]]),
     }
 
@@ -285,16 +262,10 @@ def _mixed_stock(
 
     out = forward()
     return {
-        "forward": Timed(_no_grad(forward), lambda out: [_nhwc(out)]),
-        "backward": _gradients(out, [weights, *z], g, lambda d: [d[0], *(_nhwc(one) for one in d[1:])]),
-        "weight gradient": _gradients(out, [weights], g, list),
+        "forward": Timed(no_grad(forward), lambda out: [nhwc(out)]),
+        "backward": gradients(out, [weights, *z], g, lambda d: [d[0], *(nhwc(one) for one in d[1:])]),
+        "weight gradient": gradients(out, [weights], g, list),
     }
-
-
-def _gradients(
-    outputs: Any, inputs: Sequence[Tensor], g: Any, view: Callable[[Any], Sequence[Tensor]]
-) -> Timed:
-    return Timed(lambda: torch.autograd.grad(outputs, inputs, g, retain_graph=True), view)
 
 
 def _batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,19 +273,6 @@ def _batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.batch_norm_update_stats(z, None, None, 0.0)
 
 
-def _drawing(dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Return a source of normal numbers that are the same in every dtype."""
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(shape, generator=generator).to(dtype)
-
-
-def _nhwc(x: Tensor) -> Tensor:
+def nhwc(x: Tensor) -> Tensor:
+    """Return x [N, C, H, W] as contiguous [N, H, W, C]."""
     return x.permute(0, 2, 3, 1).contiguous()
-
-
-def _no_grad(call: Callable[[], Any]) -> Callable[[], Any]:
-    def without() -> Any:
-        with torch.no_grad():
-            return call()
-
-    return without

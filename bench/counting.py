@@ -1,0 +1,165 @@
+"""Counts the launches of a search iteration without running it: on tensors without values.
+
+Tensors lie on torch's device ``meta``: shapes, strides and dtypes, no memory and no arithmetic. Triton
+kernels are noted where they would be launched; of stock operators every one that is not a view or an
+allocation counts as one launch that reads its inputs and writes its outputs once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.costs import Launch, extent, kernel_launch, storage
+from bench.peers import Iteration
+from dartsfast import triton_backend
+from dartsfast.bilevel import engine, flat
+from dartsfast.errors import InputError
+from dartsfast.ops.contract import CONTRACTS
+
+META = torch.device("meta")
+# Views, allocations, and operators that no device runs.
+FREE = {
+    "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty", "new_empty_strided",
+    "_unsafe_view",
+}  # fmt: skip
+# What they write they do not read.
+WRITERS = {"copy_", "_foreach_copy_", "fill_", "zero_", "_foreach_zero_"}
+
+
+class Counter(TorchDispatchMode):
+    """Notes every launch of a stock operator in ``launches``; :func:`counting` also has it note kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace == "dartsfast" and name in CONTRACTS:
+            return self._operator(name, args)
+        out = func(*args, **(kwargs or {}))
+        if func.namespace != "dartsfast" and name not in FREE:  # the rest of ours only allocates
+            self._stock(func, name, args, kwargs or {}, out)
+        return out
+
+    def _operator(self, name: str, args: tuple[Any, ...]) -> Any:
+        from dartsfast.kernels import OPERATORS
+
+        out = CONTRACTS[name](*args)
+        with self:  # an operator may copy before it launches
+            OPERATORS[name](out, *args)
+        return out
+
+    def _stock(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        written, only_written = [], set()
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                given = _tensors(kwargs.get(argument.name, args[i] if i < len(args) else None))
+                written += given
+                if name in WRITERS or argument.is_out:
+                    only_written |= {id(t) for t in given}
+        own = {storage(t) for t in inputs}
+        fresh = [t for t in outputs if storage(t) not in own]
+        if not fresh and not written:
+            return  # a view
+        read = [t for t in inputs if id(t) not in only_written]
+        size = sum(map(extent, [*read, *fresh, *written]))
+        self.launches.append(Launch(name, size, _operations(name, args, out), False))
+
+    def kernel(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+        """Note a Triton kernel; takes what ``dartsfast.kernels.launch.launch`` takes."""
+        arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **meta}
+        self.launches.append(kernel_launch(kernel.__name__, arguments, grid))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _operations(name: str, args: tuple[Any, ...], out: Any) -> int:
+    """Return the operations of a stock operator: of products and convolutions, else one an output."""
+    if name in ("mm", "bmm"):
+        return 2 * out.numel() * args[0].shape[-1]
+    if name == "addmm":
+        return 2 * out.numel() * args[1].shape[-1]
+    if name == "convolution":
+        return 2 * out.numel() * args[1][0].numel()
+    if name == "convolution_backward":
+        g, _, weight = args[:3]
+        return 2 * g.numel() * weight[0].numel() * sum(args[-1][:2])
+    return sum(t.numel() for t in _tensors(out))
+
+
+@contextmanager
+def counting() -> Iterator[list[Launch]]:
+    """Note the launches within the block, in order."""
+    counter = Counter()
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("dartsfast.kernels.") and hasattr(module, "launch"):
+                stack.enter_context(mock.patch.object(module, "launch", counter.kernel))
+        stack.enter_context(counter)
+        yield counter.launches
+
+
+@contextmanager
+def pretending() -> Iterator[None]:
+    """Let tensors of the device ``meta`` pass for a GPU's within the block.
+
+    Raises:
+        InputError: Triton cannot be imported.
+    """
+    if missing := triton_backend.load():
+        raise InputError(f"the model counts the Triton kernels: {missing}")
+    devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
+    patches = [
+        (triton_backend, "missing", lambda: None),
+        (engine, "_finite", lambda gradients: gradients),
+        # The weights lie where flatten_ would have moved them.
+        (flat.Group, "_find_buffer", lambda g: torch.empty(g.size, dtype=g.dtype, device=g.device)),
+        # Optimisers and clipping take all tensors at once, as on a GPU.
+        (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: devices),
+        (optimizer, "_get_foreach_kernels_supported_devices", lambda: devices),
+    ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(mock.patch.object(*patch))
+        yield
+
+
+def prepare(iteration: Iteration) -> None:
+    """Give both optimisers the state that they have from their second step on."""
+    for own in (iteration.optimizer, iteration.architect.optimizer):
+        for group in own.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        own.step()
+
+
+def kept_bytes(loss: Callable[[], Tensor], parameters: list[Tensor]) -> int:
+    """Return the bytes that the pass of ``loss`` keeps for its backward: each storage once, no parameter."""
+    left_out = {storage(p) for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if storage(tensor) not in left_out:
+            kept[storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,0 +1,149 @@
+"""Suite ``model``: an ESTIMATE of what an iteration costs on GPUs, from counts; nothing is run or timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.cnn_peers import CNN, Size
+from bench.costs import Launch
+from bench.counting import META, counting, kept_bytes, prepare, pretending
+from bench.options import Options
+from bench.peers import REFERENCE
+
+PEERS = (REFERENCE, "triton store", "triton store bf16", "triton recompute")
+QUICK = Size(batch=2, C=4, layers=1, image=8)
+QUICK_PEERS = (REFERENCE, "triton store")
+DETAILED = "triton store", 2  # has every kernel
+STOCK = "stock operators"
+GRAPH_SECONDS, EAGER_SECONDS = 2e-6, 6e-6
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its vendor's figures: bytes and float32 operations a second."""
+
+    bandwidth: float
+    rate: float
+
+
+CARDS = {
+    "A100 80GB SXM": Card(2039e9, 19.5e12),
+    "H100 SXM": Card(3350e9, 67e12),
+    "RTX 3060": Card(360e9, 12.7e12),
+}
+
+
+def device_seconds(launches: Sequence[Launch], card: Card) -> float:
+    """Return what ``launches`` take one after the other, as within a CUDA graph."""
+    work = sum(max(one.bytes / card.bandwidth, one.operations / card.rate) for one in launches)
+    return work + GRAPH_SECONDS * len(launches)
+
+
+def eager_seconds(launches: Sequence[Launch], card: Card) -> float:
+    """Return the same launched one by one: the host works ahead of the device, the slower of them counts."""
+    return max(device_seconds(launches, card), EAGER_SECONDS * len(launches))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Count the iterations of every peer; return conditions and rows, one an iteration or a kernel.
+
+    Raises:
+        InputError: Triton cannot be imported.
+    """
+    size = QUICK if options.quick else CNN.size
+    size = dataclasses.replace(size, batch=options.batch or size.batch)
+    iterations, kernels = [], []
+    for order in (1, 2):
+        for peer in QUICK_PEERS if options.quick else PEERS:
+            print(f"model: {peer}, order {order}", flush=True)
+            launches, kept = count(peer, order, size)
+            row = {"peer": peer, "order": order, **_sums(launches), "kept_gb": kept / 1e9}
+            for name, card in CARDS.items():
+                row[f"eager_ms {name}"] = 1e3 * eager_seconds(launches, card)
+            iterations.append(row)
+            if (peer, order) == DETAILED:
+                kernels = by_kernel(launches)
+    conditions = {
+        **dataclasses.asdict(size),
+        "graph_us": 1e6 * GRAPH_SECONDS,
+        "eager_us": 1e6 * EAGER_SECONDS,
+    }
+    cards = {name: dataclasses.asdict(card) for name, card in CARDS.items()}
+    return {"conditions": {**conditions, "cards": cards}, "rows": iterations + kernels}
+
+
+def count(peer: str, order: int, size: Size) -> tuple[list[Launch], int]:
+    """Return the launches of an iteration, and the bytes that a forward keeps for its backward."""
+    with pretending():
+        with META:
+            iteration = CNN.iteration(CNN.peers[peer], size, device=META)
+        prepare(iteration)
+        with counting() as launches:
+            iteration.run(order)
+        kept = kept_bytes(iteration.train_loss, list(iteration.model.parameters()))
+    return launches, kept
+
+
+def by_kernel(launches: Sequence[Launch]) -> list[dict[str, Any]]:
+    """Return a row a Triton kernel, those that move most first, and one of all stock operators."""
+    groups: dict[str, list[Launch]] = {}
+    for one in launches:
+        groups.setdefault(one.name if one.triton else STOCK, []).append(one)
+    rows = [{"kernel": name, **_sums(group)} for name, group in groups.items()]
+    return sorted(rows, key=lambda row: (row["kernel"] == STOCK, -row["gb"]))
+
+
+def _sums(launches: Sequence[Launch]) -> dict[str, Any]:
+    sums: dict[str, Any] = {
+        "launches": len(launches),
+        "triton_launches": sum(one.triton for one in launches),
+        "gb": sum(one.bytes for one in launches) / 1e9,
+        "gflop": sum(one.operations for one in launches) / 1e9,
+    }
+    for name, card in CARDS.items():
+        sums[f"graph_ms {name}"] = 1e3 * device_seconds(launches, card)
+    return sums
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return two markdown tables: iterations, and the kernels of one."""
+    cards = list(result["conditions"]["cards"])
+    titles = ["order", "peer", "launches (Triton)", "GB moved", "GFLOP", "GB kept for the backward"]
+    lines = [_line([*titles, *(f"{card}, ms in a graph (eager)" for card in cards)])]
+    lines.append("|---" * (len(titles) + len(cards)) + "|")
+    for row in (row for row in result["rows"] if "peer" in row):
+        cells = [str(row["order"]), row["peer"], f"{row['launches']:,} ({row['triton_launches']:,})"]
+        cells += [f"{row['gb']:.1f}", f"{row['gflop']:,.0f}", f"{row['kept_gb']:.2f}"]
+        cells += [f"{row[f'graph_ms {card}']:,.0f} ({row[f'eager_ms {card}']:,.0f})" for card in cards]
+        lines.append(_line(cells))
+    peer, order = DETAILED
+    titles = [f"kernels of `{peer}`, order {order}", "launches", "GB moved", "GFLOP"]
+    lines += ["", _line([*titles, *(f"{card}, ms in a graph" for card in cards)])]
+    lines.append("|---" * (len(titles) + len(cards)) + "|")
+    for row in (row for row in result["rows"] if "kernel" in row):
+        cells = [row["kernel"], f"{row['launches']:,}", f"{row['gb']:.3g}", f"{row['gflop']:.3g}"]
+        lines.append(_line([*cells, *(f"{row[f'graph_ms {card}']:.3g}" for card in cards)]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """Say in a sentence what was counted, and that nothing was timed."""
+    given: Mapping[str, Any] = result["conditions"]
+    cards = ", ".join(
+        f"{name} {card['bandwidth'] / 1e9:,.0f} GB/s and {card['rate'] / 1e12:.1f} TFLOP/s"
+        for name, card in given["cards"].items()
+    )
+    return (
+        f"an ESTIMATE from counts, nothing ran on a GPU. Network(C={given['C']}, {given['classes']} classes, "
+        f"{given['layers']} layers), {given['image']}x{given['image']} images, batch {given['batch']}, "
+        "float32 arithmetic: an alpha step and a weight step. A launch takes the longer of its bytes and its "
+        f"float32 operations at the vendor's figures ({cards}), and {given['graph_us']:g} us more; eager: "
+        f"that or {given['eager_us']:g} us of the host a launch, whichever adds up to more"
+    )

@@ -1,0 +1,178 @@
+"""The estimate for GPUs: what is counted, by hand where that is possible, and against figures of old."""
+
+import importlib
+import pkgutil
+from collections import Counter
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench import counting, model
+from bench.cnn_peers import CNN, Size
+from bench.costs import OPERATIONS, Launch, extent, kernel_launch, touched
+from bench.counting import META, kept_bytes, pretending
+from bench.peers import REFERENCE
+from dartsfast import kernels
+from dartsfast.kernels import fd_hvp, reduce
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def counted(call):
+    with counting.counting() as launches:
+        call()
+    return launches
+
+
+def test_the_reference_is_counted_as_it_was_by_another_hand():
+    with pretending():
+        with META:
+            iteration = CNN.iteration(CNN.peers[REFERENCE], CNN.size, device=META)
+        losses = []
+        forward = counted(lambda: losses.append(iteration.train_loss()))
+        backward = counted(losses[0].backward)
+    for launches, number, gigabytes in ((forward, 6235, 27.9), (backward, 7375, 46.7)):
+        assert len(launches) == pytest.approx(number, rel=0.01)
+        assert sum(one.bytes for one in launches) / 1e9 == pytest.approx(gigabytes, rel=0.01)
+
+
+def test_kernels_of_a_tiny_network():
+    launches, kept = model.count("triton store", 1, model.QUICK)
+    names = Counter(one.name for one in launches if one.triton)
+    # A forward: the stem, two preprocessings, 14 edges of one first and two second stages; the skips of the
+    # 8 edges that reduce are two convolutions each.
+    forward = 1 + 2 + 14 * 3 + 8 * 2
+    assert names["branch_conv_kernel"] == 2 * forward
+    # Every convolution has an input gradient in both backwards, and weight gradients in the weight step.
+    assert names["pointwise_gradient_kernel"] == names["weight_sums_kernel"] == forward
+    assert names["alpha_softmax_kernel"] == names["alpha_softmax_backward_kernel"] == 2
+    assert not any(name.startswith("fd_") for name in names)
+    less = model.count("triton recompute", 1, model.QUICK)
+    assert less[1] < kept and len(less[0]) > len(launches)
+    half = model.count("triton store bf16", 1, model.QUICK)
+    assert half[1] < kept and sum(x.bytes for x in half[0]) < sum(x.bytes for x in launches)
+
+
+def test_second_order_has_the_vector_kernels_once_each_over_all_weights():
+    launches, _ = model.count("triton store", 2, model.QUICK)
+    found = {one.name: one for one in launches}
+    with META:
+        weights = list(CNN.iteration(CNN.peers[REFERENCE], model.QUICK, device=META).model.parameters())
+    line = 16  # elements, on which every weight begins
+    n = sum(-(-w.numel() // line) * line for w in weights)
+    assert found["fd_virtual_step_kernel"].bytes == 4 * (4 * n + 1)  # w twice, g, momentum, and the factor
+    assert found["fd_perturb_kernel"].bytes == 4 * (3 * n + 1)
+    assert Counter(one.name for one in launches)["fd_perturb_kernel"] == 2
+
+
+def test_bytes_and_operations_of_launches_by_hand():
+    w, w0, v, norm = meta(1000), meta(1000), meta(1000), meta()
+    (one,) = counted(lambda: fd_hvp.fd_perturb_(None, w, w0, v, norm, 0.01, 1.0))
+    assert one == Launch("fd_perturb_kernel", 4 * (3 * 1000 + 1), 2 * 1000, True)
+    (one,) = counted(lambda: reduce.ordered_sum(meta(7, 3, 5), meta(3, 5)))
+    assert one == Launch("sum_kernel", 4 * (7 * 15 + 15), 7 * 15, True)
+
+
+def test_a_convolution_by_hand():
+    from dartsfast.kernels.branch_conv import branch_conv, tile
+
+    x, depthwise, pointwise = meta(2, 8, 8, 4), meta(4, 1, 3, 3), meta(80, 4, 1, 1)
+    out = meta(1, 2, 8, 8, 80, dtype=torch.bfloat16), meta(1, 2, 80)
+    conv, moments = counted(lambda: branch_conv(out, x, None, [depthwise], [pointwise], [1], 1, True))
+    pixels, tiles = 128, 128 // tile(4, 80)["BP"]
+    assert conv.name == "branch_conv_kernel" and moments.name == "moments_kernel"
+    # two blocks of output channels: the depthwise output is computed twice
+    assert conv.operations == 2 * pixels * 4 * 80 + 2 * (2 * pixels * 4 * 9)
+    parts = 4 * tiles * 2 * 80
+    assert conv.bytes == 4 * (pixels * 4 + 4 * 9 + 80 * 4) + 2 * pixels * 80 + parts
+    assert moments.bytes == parts + 4 * 2 * 80
+
+
+def test_an_input_gradient_reads_dt_instead_of_what_dt_was_made_of():
+    from dartsfast.kernels.branch_conv_backward import branch_conv_backward
+
+    image, weights = (2, 8, 8, 4), ([meta(4, 1, 3, 3)], [meta(4, 4, 1, 1)])
+    given = [meta(*image)], [meta(*image)], meta(1, 4, 4), meta(*image), None, *weights, [1], 1, True
+    out = meta(*image), [], [], meta(0, 4)
+    adjoint, gradient = counted(lambda: branch_conv_backward(out, *given, None, True, False))
+    pixels = 128
+    # g, z and dt; then dt, x and dx
+    assert adjoint.bytes == 4 * (3 * pixels * 4 + 4 * 4 + 4 * 4)
+    assert gradient.bytes == 4 * (3 * pixels * 4 + 4 * 9)
+
+
+def test_what_a_launch_touches_counts_once():
+    x, y = meta(4, 6), meta(6)
+    assert extent(y.expand(4, 6)) == 4 * 6 and extent(x[:, 1:]) == 4 * 4 * 5 and extent(meta(0, 3)) == 0
+    assert touched({"a": (x, (x, y)), "b": x, "c": None, "n": 3}) == 4 * (24 + 6)
+    assert touched({"a": x, "b": y}, again=("b",)) == 4 * (24 + 2 * 6)
+
+
+def test_stock_operators_by_hand():
+    x, y, z = meta(4, 6), meta(6), meta(4, 6)
+    a, b, c = meta(5, 7), meta(7, 3), meta(2, 8, 10, 10)
+
+    def run():
+        x.view(24).detach()[3:]  # views
+        torch.empty_like(x)
+        x + y
+        x.add_(y)
+        z.copy_(x)
+        z.zero_()
+        torch.cat([x, x], out=meta(8, 6))
+        a @ b
+        torch.conv2d(c, meta(8, 1, 3, 3), groups=8)
+
+    found = [(one.name, one.bytes // 4, one.operations) for one in counted(run)]
+    assert found == [
+        ("add", 24 + 6 + 24, 24),
+        ("add_", 24 + 6 + 24, 24),
+        ("copy_", 24 + 24, 24),
+        ("zero_", 24, 24),
+        ("cat", 48 + 48, 48),
+        ("mm", 35 + 21 + 15, 2 * 5 * 7 * 3),
+        ("convolution", 2 * 8 * 100 + 72 + 2 * 8 * 64, 2 * (2 * 8 * 64) * 9),
+    ]
+
+
+def test_kept_is_every_storage_once_without_parameters():
+    w, x = meta(6).requires_grad_(), meta(4, 6)
+    # exp keeps its result, the first product w and x, the second the same result again
+    found = kept_bytes(lambda: ((w * x).exp() * x).sum(), [w])
+    assert found == 4 * (24 + 24)
+
+
+def test_every_kernel_has_a_formula_and_others_raise():
+    found = set()
+    for module in pkgutil.iter_modules(kernels.__path__):
+        names = vars(importlib.import_module(f"dartsfast.kernels.{module.name}"))
+        found |= {n for n, kernel in names.items() if n.endswith("_kernel") and hasattr(kernel, "arg_names")}
+    assert found == set(OPERATIONS)
+    with pytest.raises(LookupError, match="of the kernel new_kernel: add a formula to bench/costs.py"):
+        kernel_launch("new_kernel", {}, (1,))
+
+
+def test_seconds_are_the_slower_of_bytes_and_operations_and_a_launch():
+    card = model.Card(bandwidth=1e9, rate=1e12)
+    launches = [Launch("a", 4_000, 1_000, False), Launch("b", 1_000, 9_000_000, True)]
+    assert model.device_seconds(launches, card) == pytest.approx(4e-6 + 9e-6 + 2 * 2e-6)
+    assert model.eager_seconds(launches, card) == pytest.approx(17e-6)
+    assert model.eager_seconds(launches[:1] * 10, card) == pytest.approx(60e-6)
+    assert model.eager_seconds([Launch("a", 0, 0, False)], card) == pytest.approx(6e-6)
+
+
+def test_the_tables_say_that_they_are_estimates():
+    launches = [Launch("a_kernel", 3_000, 0, True), Launch("add", 10**9, 0, False)]
+    row = {"peer": "triton store", "order": 2, **model._sums(launches), "kept_gb": 1.5}
+    row |= {f"eager_ms {card}": 7.0 for card in model.CARDS}
+    cards = {name: vars(card) for name, card in model.CARDS.items()}
+    size = vars(Size()) | {"graph_us": 2.0, "eager_us": 6.0, "cards": cards}
+    result = {"conditions": size, "rows": [row, *model.by_kernel(launches)]}
+    text = model.table(result)
+    assert "| 2 | triton store | 2 (1) | 1.0 | 0 | 1.50 | 0 (7) | 0 (7) | 3 (7) |" in text
+    assert "| a_kernel | 1 | 3e-06 | 0 | 0.002" in text and "| stock operators | 1 | 1 |" in text
+    assert model.conditions(result).startswith("an ESTIMATE from counts, nothing ran on a GPU")
