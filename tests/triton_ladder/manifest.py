@@ -43,14 +43,15 @@ def examine(label, target):
 
 
 def examine_all():
-    """Return {(label, target): future of Examined} of every variant on every target, all done."""
-    from aot import TARGETS
+    """Return {(label, target): future of Examined} of every variant and target, all done."""
     from variants import VARIANTS
 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, context) as pool:
         return {
-            (label, target): pool.submit(examine, label, target) for label in VARIANTS for target in TARGETS
+            (label, target): pool.submit(examine, label, target)
+            for label, variant in VARIANTS.items()
+            for target in variant.targets
         }
 
 

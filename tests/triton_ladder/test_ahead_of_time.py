@@ -55,6 +55,13 @@ def test_kernels_need_no_more_than_the_manifest_says(examined):
     assert not found, "\n".join(found)
 
 
+# On AMD it takes a larger tile to run out of registers.
+HEAVY = {
+    target: {"TILE": 128, "n": 64} if target == "gfx942" else {"TILE": 32, "n": 64, "num_warps": 1}
+    for target in TARGETS
+}
+
+
 def toy(kernel, target, n=LARGE, offset=0, **meta):
     x = torch.empty(LARGE + offset)[offset:]
     (found,) = compiled(lambda: launch(kernel, (1,), x, x, n, **meta), target)
@@ -75,15 +82,16 @@ def test_a_right_kernel_has_no_complaints(target):
 @pytest.mark.parametrize(
     ("kernel", "meta", "complaint"),
     [
-        (toys.heavy_kernel, {"n": 64, "TILE": 128}, "bytes of stack"),
-        (toys.heavy_kernel, {"n": 64, "TILE": 128}, "spills"),
+        (toys.heavy_kernel, HEAVY, "bytes of stack"),
+        (toys.heavy_kernel, HEAVY, "spills"),
         (toys.wide_kernel, {"BLOCK": 1024}, "float64 instructions"),
         (toys.atomic_kernel, {"BLOCK": 1024}, "atomic operations"),
         (toys.double_kernel, {"BLOCK": 1024, "n": 17, "offset": 1}, "-byte load"),
     ],
 )
 def test_planted_mistakes_are_found(kernel, meta, complaint, target):
-    assert any(complaint in text for text in complaints(toy(kernel, target, **meta), wide=True))
+    found = complaints(toy(kernel, target, **meta.get(target, meta)), wide=True)
+    assert any(complaint in text for text in found), found
 
 
 def test_the_driver_is_put_back():
