@@ -3,7 +3,7 @@
 - ``tl.fma`` rounds the product: it becomes one rounding (float32; float64 keeps two).
 - A conversion from float32 to bfloat16 cuts bits off: it becomes rounding to nearest, ties to even, and
   both ways keep NaN and subnormal numbers.
-- A call of a device function patches Triton's language anew, half of all time: a launch has done it.
+- Every call of a device function patches Triton's language anew, half of all time: once a launch is enough.
 
 What is left: ``tl.sum`` and ``tl.dot`` add in numpy's order, not in a device's; ``exp`` and other functions
 are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16 is wrong.
@@ -21,6 +21,7 @@ from dartsfast.oracle import arithmetic
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 original_cast, original_fma, original_rounded = Builder.cast_impl, Builder.create_fma, Builder.create_fp_to_fp
+patched = set()  # device functions whose language the running launch has patched
 
 
 @contextlib.contextmanager
@@ -30,6 +31,7 @@ def mended():
         mock.patch.object(Builder, "cast_impl", cast),
         mock.patch.object(Builder, "create_fp_to_fp", rounded),
         mock.patch.object(Builder, "create_fma", fma),
+        mock.patch.object(interpreter.GridExecutor, "__call__", launching(interpreter.GridExecutor.__call__)),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
     ):
         yield
@@ -52,7 +54,18 @@ def fma(self, x, y, z):
     return Handle(arithmetic.fma(x, y, z).numpy(), tl.float32)
 
 
+def launching(original):
+    def launch(self, *args, **kwargs):
+        patched.clear()
+        original(self, *args, **kwargs)
+
+    return launch
+
+
 def call(self, *args, **kwargs):
+    if self.fn not in patched:
+        interpreter._patch_lang(self.fn)
+        patched.add(self.fn)
     return self.rewrite()(*args, **kwargs)
 
 
