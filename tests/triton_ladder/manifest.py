@@ -1,0 +1,111 @@
+"""What every kernel needs, kept in ``manifest.json``: ``python tests/triton_ladder/manifest.py --write``.
+
+A row is a kernel in a case of ``variants`` on a target: registers of a thread, bytes of shared memory,
+occupancy, and accesses to global memory of less than 16 bytes; each the worst of the case's launches.
+"""
+
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+
+FILE = Path(__file__).with_suffix(".json")
+REGISTER_SLACK = 8
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out of one variant on one target."""
+
+    rows: dict  # kernel -> (registers, shared, occupancy, narrow)
+    complaints: list
+
+
+def examine(label, target):
+    """Compile a variant for a target and read the machine code."""
+    from aot import compiled
+    from machine_code import complaints, usage
+    from variants import VARIANTS
+
+    variant, rows, wrong = VARIANTS[label], {}, []
+    kernels = {kernel.hash: kernel for kernel in compiled(variant.launch, target)}
+    for kernel in kernels.values():
+        used = usage(kernel)
+        row = used.registers, used.shared, used.occupancy, used.narrow
+        rows[kernel.name] = _worst(row, rows.get(kernel.name, row))
+        wrong += [f"{label}: {text}" for text in complaints(kernel, variant.wide)]
+    return Examined(rows, wrong)
+
+
+def examine_all():
+    """Return {(label, target): future of Examined} of every variant and target, all done."""
+    from variants import VARIANTS
+
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, context) as pool:
+        return {
+            (label, target): pool.submit(examine, label, target)
+            for label, variant in VARIANTS.items()
+            for target in variant.targets
+        }
+
+
+def table(examined):
+    """Return {"label: kernel": {target: row}} of what ``examine_all`` returned."""
+    rows = {}
+    for (label, target), future in examined.items():
+        for kernel, row in future.result().rows.items():
+            rows.setdefault(f"{label}: {kernel}", {})[target] = list(row)
+    return rows
+
+
+def worse(found, known):
+    """Return in what rows of ``found`` need more than those of ``known``, or are not there."""
+    names = ("registers", "bytes of shared memory", "occupancy", "narrow accesses")
+    complaints = [f"{key} is no longer compiled" for key in known.keys() - found.keys()]
+    for key, targets in found.items():
+        for target, row in targets.items():
+            before = known.get(key, {}).get(target)
+            if before is None:
+                complaints.append(f"{key} on {target} is not in the manifest")
+                continue
+            limits = before[0] + REGISTER_SLACK, before[1], -before[2], before[3]
+            values = row[0], row[1], -row[2], row[3]
+            complaints += [
+                f"{key} on {target}: {name} {before[i]} before, {row[i]} now"
+                for i, name in enumerate(names)
+                if values[i] > limits[i]
+            ]
+    return complaints
+
+
+def read():
+    """Return the version of Triton that the manifest was made with, and its rows."""
+    kept = json.loads(FILE.read_text())
+    return kept["triton"], kept["kernels"]
+
+
+def write(rows):
+    """Write the manifest, one line a row."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
+    FILE.write_text(f'{{"triton": "{triton.__version__}", "kernels": {{\n{lines}\n}}}}\n')
+
+
+def _worst(a, b):
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from manifest import examine_all as examine_all_importable  # workers import it by this name
+
+    found = table(examine_all_importable())
+    complaints = worse(found, read()[1]) if FILE.exists() else []
+    print("\n".join(complaints) or "nothing needs more than before")
+    if "--write" in sys.argv:
+        write(found)

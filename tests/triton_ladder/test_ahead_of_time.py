@@ -1,0 +1,134 @@
+"""Every kernel and configuration compiles for GPUs that are not here, and stays as lean as it was."""
+# ruff: noqa: E402 - what follows needs Triton
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1 makes kernels that cannot be compiled", allow_module_level=True)
+
+import manifest
+import toys
+from aot import LARGE, TARGETS, compiled
+from machine_code import complaints, usage
+from occupancy import occupancy
+
+import dartsfast.kernels
+from dartsfast.kernels.launch import launch
+
+
+@pytest.fixture(scope="module")
+def examined():
+    return manifest.examine_all()
+
+
+def test_every_variant_compiles(examined):
+    failures = [f"{key}: {future.exception()}" for key, future in examined.items() if future.exception()]
+    assert not failures, "\n".join(failures)
+
+
+def test_every_kernel_is_compiled_for_every_target(examined):
+    modules = [
+        importlib.import_module(f"dartsfast.kernels.{module.name}")
+        for module in pkgutil.iter_modules(dartsfast.kernels.__path__)
+    ]
+    kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    rows = manifest.table(examined)
+    for target in TARGETS:
+        assert kernels == {key.split(": ")[1] for key, targets in rows.items() if target in targets}
+
+
+def test_kernels_do_nothing_that_is_forbidden(examined):
+    found = [text for future in examined.values() for text in future.result().complaints]
+    assert not found, "\n".join(found)
+
+
+def test_kernels_need_no_more_than_the_manifest_says(examined):
+    version, known = manifest.read()
+    if version != triton.__version__:
+        pytest.skip(f"the manifest is of Triton {version}: write it anew with this one, {triton.__version__}")
+    found = manifest.worse(manifest.table(examined), known)
+    assert not found, "\n".join(found)
+
+
+# On AMD it takes a larger tile to run out of registers.
+HEAVY = {
+    target: {"TILE": 128, "n": 64} if target == "gfx942" else {"TILE": 32, "n": 64, "num_warps": 1}
+    for target in TARGETS
+}
+
+
+def toy(kernel, target, n=LARGE, offset=0, **meta):
+    x = torch.empty(LARGE + offset)[offset:]
+    (found,) = compiled(lambda: launch(kernel, (1,), x, x, n, **meta), target)
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_right_kernel_has_no_complaints(target):
+    kernel = toy(toys.double_kernel, target, BLOCK=1024)
+    used = usage(kernel)
+    assert complaints(kernel, wide=True) == []
+    assert used.registers < 40 and used.shared == 0 and used.occupancy > 0.9
+    assert used.narrow == 0 and set(used.loads) == set(used.stores) == {16}
+    assert kernel.name == "double_kernel" and kernel.constants == {"BLOCK": 1024}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("kernel", "meta", "complaint"),
+    [
+        (toys.heavy_kernel, HEAVY, "bytes of stack"),
+        (toys.heavy_kernel, HEAVY, "spills"),
+        (toys.wide_kernel, {"BLOCK": 1024}, "float64 instructions"),
+        (toys.atomic_kernel, {"BLOCK": 1024}, "atomic operations"),
+        (toys.double_kernel, {"BLOCK": 1024, "n": 17, "offset": 1}, "-byte load"),
+    ],
+)
+def test_planted_mistakes_are_found(kernel, meta, complaint, target):
+    found = complaints(toy(kernel, target, **meta.get(target, meta)), wide=True)
+    assert any(complaint in text for text in found), found
+
+
+def test_the_driver_is_put_back():
+    before = triton.runtime.driver._active
+    with pytest.raises(ZeroDivisionError):
+        compiled(lambda: 1 / 0, "sm_80")
+    assert triton.runtime.driver._active is before
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared", "share"),
+    [
+        ("sm_80", 4, 32, 0, 1),  # 65536 registers are 64 warps of 32 threads with 32
+        ("sm_80", 4, 33, 0, 0.75),  # 40 a thread: 12 warps a partition, 12 blocks
+        ("sm_80", 8, 255, 0, 0.125),  # 2 warps a partition
+        ("sm_80", 1, 16, 0, 0.5),  # 32 blocks
+        ("sm_80", 4, 16, 40 << 10, 0.25),  # 4 blocks of 41 KiB in 164
+        ("sm_90", 4, 16, 40 << 10, 0.3125),  # 5 in 228
+        ("sm_80", 4, 16, 163 << 10, 0.0625),
+        ("sm_90", 16, 128, 100 << 10, 0.25),
+        ("sm_90", 32, 64, 0, 0.5),
+    ],
+)
+def test_occupancy(target, warps, registers, shared, share):
+    assert occupancy(target, warps, registers, shared) == share
+
+
+def test_a_manifest_tells_what_got_worse():
+    known = {"a": {"sm_80": [32, 0, 1.0, 4]}, "b": {"sm_80": [32, 0, 1.0, 4]}}
+    assert manifest.worse(known, known) == []
+    assert manifest.worse({"a": {"sm_80": [40, 0, 1.0, 0]}}, {"a": known["a"]}) == []
+    found = {"a": {"sm_80": [41, 16, 0.75, 5], "sm_90": [32, 0, 1.0, 4]}}
+    assert manifest.worse(found, known) == [
+        "b is no longer compiled",
+        "a on sm_80: registers 32 before, 41 now",
+        "a on sm_80: bytes of shared memory 0 before, 16 now",
+        "a on sm_80: occupancy 1.0 before, 0.75 now",
+        "a on sm_80: narrow accesses 4 before, 5 now",
+        "a on sm_90 is not in the manifest",
+    ]

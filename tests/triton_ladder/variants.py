@@ -1,0 +1,86 @@
+"""What the kernels are compiled for: the operators' calls at real sizes, on memory that nothing touches."""
+
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from aot import LARGE, TARGETS
+from op_cases import EDGE, Alphas, Conv, Mix, Node, Pool, Sampler, Vectors
+
+from dartsfast.kernels import OPERATORS
+from dartsfast.ops.contract import CONTRACTS
+
+BATCH = 64
+CELLS = ((16, 32), (32, 16), (64, 8))  # channels and size of the images of a search network's cells
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The calls of a case, with its large tensors stored as ``dtype`` and the others as float32."""
+
+    case: object
+    dtype: torch.dtype = torch.float32
+    targets: tuple = tuple(TARGETS)
+
+    @property
+    def wide(self):
+        """Whether all rows of images start at multiples of 16 bytes."""
+        names = ("H",) if isinstance(self.case, Node) else ("C", "Ci", "Co")
+        rows = [getattr(self.case, name) for name in names if hasattr(self.case, name)]
+        return all(row * self.dtype.itemsize % 16 == 0 for row in rows)
+
+    def calls(self):
+        """Return the operators' names and arguments that have kernels."""
+
+        def tensor(sampler, *shape):
+            stored = self.dtype if torch.Size(shape).numel() >= LARGE else torch.float32
+            return torch.empty(shape, dtype=stored)
+
+        with mock.patch.object(Sampler, "tensor", tensor):
+            return [(name, args) for name, args in self.case.calls() if name in OPERATORS]
+
+    def launch(self):
+        """Call the operators' functions, as the dispatcher does."""
+        for name, args in self.calls():
+            OPERATORS[name](CONTRACTS[name](*args), *args)
+
+
+def _cases():
+    for C, size in CELLS:
+        image = BATCH, size, size
+        yield f"edge C={C}", Conv(*image, C, C, 1, EDGE, False, True)
+        yield f"1x1 {4 * C} to C={C}", Conv(*image, 4 * C, C, 1, (), False, True)
+        yield f"pool C={C}", Pool(*image, C, 1)
+        yield f"node C={C}", Mix(*image, C, 14, False)
+    image = BATCH, 32, 32
+    yield "normalised C=16", Conv(*image, 16, 16, 1, EDGE[:1], True, True)
+    yield "normalised C=144", Conv(*image, 144, 144, 1, EDGE[:1], True, True)
+    yield "edge C=16 stride 2", Conv(*image, 16, 16, 2, EDGE, False, True)
+    yield "1x1 64 to C=32 stride 2", Conv(*image, 64, 32, 2, (), False, True)
+    yield "pool C=144 stride 2", Pool(*image, 144, 2)
+    yield "node C=144", Mix(*image, 144, 2, True)
+    yield "rnn H=300", Node(8, 256, 300)
+    yield "rnn H=304", Node(2, 256, 304)
+
+
+# One case of a kind in bfloat16 for every target: compiling takes minutes as it is.
+VARIANTS = {
+    **{f"{label} float32": Variant(case) for label, case in _cases()},
+    **{
+        f"{label} bfloat16": Variant(
+            case, torch.bfloat16, tuple(TARGETS) if label.endswith("C=16") else ("sm_80",)
+        )
+        for label, case in _cases()
+    },
+    "edge C=5 float32": Variant(Conv(2, 7, 9, 5, 5, 1, EDGE, True, True, "slice")),
+    "pool C=5 float32": Variant(Pool(2, 7, 9, 5, 1, "slice")),
+    "node C=5 float32": Variant(Mix(2, 7, 9, 5, 3, True, "slice")),
+    "one pixel float32": Variant(Conv(1, 1, 1, 1, 1, 1, EDGE[:1], True, True)),
+    "one pixel pool float32": Variant(Pool(1, 1, 1, 1, 1)),
+    "one pixel node float32": Variant(Mix(1, 1, 1, 1, 1, True)),
+    "one row rnn float32": Variant(Node(1, 1, 1)),
+    "alphas float32": Variant(Alphas(((14, 8), (14, 8)))),
+    "one alpha float32": Variant(Alphas(((1, 1),))),
+    "parameters float32": Variant(Vectors(1_930_624)),
+    "one parameter float32": Variant(Vectors(1)),
+}
