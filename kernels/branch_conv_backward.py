@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.branch_conv import PRECISION, convolved, norm_rows, place, source, tile
+from dartsfast.kernels.branch_conv import PRECISION, convolved, norm_rows, place, source, tile, uneven
 from dartsfast.kernels.launch import accumulator, all_dense, dense, launch
 from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
@@ -307,7 +307,8 @@ class Gradient:
         launch(
             pointwise_adjoint_kernel,
             (triton.cdiv(self.pixels, self.tile["BP"]) * self.branches, self.blocks),
-            *self.dz, self.pointwise, dt, self.pixels, Ho, Wo, Ci, self.Co, **self.options, **self.tile,
+            *self.dz, self.pointwise, dt, self.pixels, Ho, Wo, Ci, self.Co, many_registers=Ci > 64,
+            **self.options, **self.tile,
         )  # fmt: skip
         return dt
 
@@ -322,7 +323,7 @@ class Gradient:
             input_gradient_kernel, (tiles, self.blocks),
             *self.dz, *self.source, self.depthwise, self.pointwise, self.dt,
             base, None if base is None else base.stride()[:3], dx, partial, pixels, *self.sizes, self.Co,
-            **self.taps, RELU=self.relu, **self.options, **shape,
+            **self.taps, RELU=self.relu, many_registers=not self.depthwise, **self.options, **shape,
         )  # fmt: skip
         if means.numel():
             ordered_sum(partial, means, pixels)
@@ -336,14 +337,16 @@ class Gradient:
             pointwise_gradient_kernel,
             (splits * self.branches, triton.cdiv(self.Co, self.tile["BO"]), self.blocks),
             *self.dz, *self.source, self.depthwise, partial[: self.branches], self.pixels, span,
-            *self.sizes, self.Co, **self.taps, RELU=self.relu, **self.options, **self.tile,
+            *self.sizes, self.Co, **self.taps, RELU=self.relu, many_registers=True,
+            **self.options, **self.tile,
         )  # fmt: skip
         if self.depthwise:
             shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, RELU=self.relu, BT=4, ACC=self.options["ACC"], **shape,
+                **self.taps, RELU=self.relu, BT=4, ACC=self.options["ACC"],
+                many_registers=uneven(self.sizes[-1]), **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(

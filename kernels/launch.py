@@ -11,9 +11,21 @@ import triton.language as tl
 from torch import Tensor
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-    """Run ``kernel`` over ``grid``, without contraction: the order of operations is part of a contract."""
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, many_registers: bool = False, **meta: Any) -> None:
+    """Run ``kernel`` over ``grid``, without contraction: the order of operations is part of a contract.
+
+    Left to itself NVIDIA's assembler aims at a round number of registers and may spill a few for it;
+    with ``many_registers`` it takes what it needs.
+    """
+    if many_registers and _on_nvidia():
+        meta["maxnreg"] = 255
     kernel[grid](*args, enable_fp_fusion=False, **meta)
+
+
+def _on_nvidia() -> bool:
+    if triton.knobs.runtime.interpret:
+        return False
+    return triton.runtime.driver.active.get_current_target().backend == "cuda"
 
 
 def accumulator(tensor: Tensor) -> tl.dtype:

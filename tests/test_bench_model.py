@@ -9,13 +9,14 @@ import torch
 
 pytest.importorskip("triton")
 
+from dartsfast.kernels import fd_hvp, reduce
+
 from bench import counting, model
 from bench.cnn_peers import CNN, Size
 from bench.costs import OPERATIONS, Launch, extent, kernel_launch, touched
 from bench.counting import META, kept_bytes, pretending
 from bench.peers import REFERENCE
 from dartsfast import kernels
-from dartsfast.kernels import fd_hvp, reduce
 
 
 def meta(*shape, dtype=torch.float32):

@@ -33,8 +33,8 @@ def large_tiles(monkeypatch):
     if triton_backend.INTERPRETED:
         from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
 
-        def tile(Ci, Co, tile=branch_conv.tile):
-            return {**tile(Ci, Co), "BP": 1024}
+        def tile(*sizes, tile=branch_conv.tile):
+            return {**tile(*sizes), "BP": 1024}
 
         monkeypatch.setattr(branch_conv, "tile", tile)
         monkeypatch.setattr(branch_conv_backward, "tile", tile)

@@ -28,10 +28,10 @@ from unittest import mock
 import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
+from dartsfast.kernels import OPERATORS
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from dartsfast.kernels import OPERATORS
 from dartsfast.ops.contract import CONTRACTS
 
 ORDERS = ("forward", "reverse", "random")

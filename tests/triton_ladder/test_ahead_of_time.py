@@ -11,14 +11,13 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 makes kernels that cannot be compiled", allow_module_level=True)
 
+import dartsfast.kernels
 import manifest
 import toys
 from aot import LARGE, TARGETS, compiled
+from dartsfast.kernels.launch import launch
 from machine_code import complaints, usage
 from occupancy import occupancy
-
-import dartsfast.kernels
-from dartsfast.kernels.launch import launch
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ if not triton.knobs.runtime.interpret:
 
 import toys
 from checked import ORDERS, Checked, KernelError
+from dartsfast.kernels.launch import launch
 from mended import mended
 
-from dartsfast.kernels.launch import launch
 from dartsfast.oracle import arithmetic
 
 N, BLOCK = 45, 16

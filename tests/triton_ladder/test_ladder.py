@@ -9,11 +9,10 @@ if not triton.knobs.runtime.interpret:
     pytest.skip("kernels run in Triton's interpreter: set TRITON_INTERPRET=1", allow_module_level=True)
 
 from checked import ORDERS, run
+from dartsfast.kernels import OPERATORS
 from mended import mended
 from op_cases import ALPHAS, EDGE, NODES, SMALL, VECTORS, Conv, Mix, Node, Pool
 from torch.utils._pytree import tree_leaves
-
-from dartsfast.kernels import OPERATORS
 
 CASES = (
     *SMALL,

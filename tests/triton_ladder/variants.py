@@ -5,9 +5,9 @@ from unittest import mock
 
 import torch
 from aot import LARGE, TARGETS
+from dartsfast.kernels import OPERATORS
 from op_cases import EDGE, Alphas, Conv, Mix, Node, Pool, Sampler, Vectors
 
-from dartsfast.kernels import OPERATORS
 from dartsfast.ops.contract import CONTRACTS
 
 BATCH = 64
