@@ -20,8 +20,10 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 search: install
 	$(BIN)/dartsfast search cnn $(SEARCH)
 
+# The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second.
 test: install lint
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels tests/triton_ladder
 
 lint: install
 	$(BIN)/ruff check .
@@ -42,6 +44,6 @@ sanitize-address sanitize-undefined: sanitize-%: install
 
 bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results
-	$(BIN)/python -m bench cnn_step rnn_step hvp --out bench/results
+	$(BIN)/python -m bench cnn_step rnn_step hvp model --out bench/results
 	$(BIN)/python -m bench report bench/results --readme README.md
 	$(BIN)/python -m bench report bench/results --readme docs/performance.md

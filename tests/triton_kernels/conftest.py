@@ -2,12 +2,10 @@
 
 import importlib
 
-import numpy as np
 import pytest
 import torch
 
 from dartsfast import triton_backend
-from dartsfast.oracle.arithmetic import fma
 
 
 @pytest.fixture(autouse=True)
@@ -17,28 +15,15 @@ def no_selfcheck(monkeypatch):
 
 
 @pytest.fixture
-def exact(monkeypatch):
-    """Round as devices do: Triton's interpreter rounds fma of float32 twice and cuts bfloat16 off."""
+def exact():
+    """Round as devices do, which Triton's interpreter does not everywhere."""
     if not triton_backend.INTERPRETED:
+        yield
         return
-    from triton import language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    from mended import mended
 
-    create_fma, cast_impl = InterpreterBuilder.create_fma, InterpreterBuilder.cast_impl
-
-    def rounded_once(self, a, b, c):
-        if a.data.dtype != np.float32:
-            return create_fma(self, a, b, c)
-        return TensorHandle(fma(*(torch.tensor(h.data) for h in (a, b, c))).numpy(), a.dtype.scalar)
-
-    def rounded_to_nearest(self, value, dtype):
-        if (value.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast_impl(self, value, dtype)
-        bits = torch.tensor(value.data).bfloat16().view(torch.uint16).numpy()
-        return TensorHandle(bits, tl.bfloat16)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fma", rounded_once)
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded_to_nearest)
+    with mended():
+        yield
 
 
 @pytest.fixture
