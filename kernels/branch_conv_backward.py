@@ -16,6 +16,8 @@ from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
 
 SPLITS = 64
+TAPS = 1024
+"""Numbers of a block where there is no matrix product: 8 a thread."""
 
 
 @triton.jit
@@ -295,8 +297,7 @@ class Gradient:
         self.options = {"PRECISION": PRECISION, "ACC": accumulator(x)}
         self.tile = tile(self.Ci, self.Co, bool(depthwise))
         self.blocks = triton.cdiv(self.Ci, self.tile["BC"])
-        # Where there is no matrix product: 8 numbers a thread.
-        self.tap_tile = {**self.tile, "BP": 1024 // self.tile["BC"], "num_warps": 4}
+        self.tap_tile = {**self.tile, "BP": TAPS // self.tile["BC"], "num_warps": 4}
         self.relu = relu
         self.dt = self._pointwise_adjoint() if depthwise else None
 

@@ -30,16 +30,22 @@ VALUE, GRADIENT = 2e-6, 5e-5
 @pytest.fixture(autouse=True)
 def large_tiles(monkeypatch):
     """Few programs: the interpreter's time goes by their number, not by their size."""
-    if triton_backend.INTERPRETED:
-        from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
+    if not triton_backend.INTERPRETED:
+        yield
+        return
+    from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
+    from mended import spared
 
-        def tile(*sizes, tile=branch_conv.tile):
-            return {**tile(*sizes), "BP": 1024}
+    def tile(*sizes, tile=branch_conv.tile):
+        return {**tile(*sizes), "BP": 1024}
 
-        monkeypatch.setattr(branch_conv, "tile", tile)
-        monkeypatch.setattr(branch_conv_backward, "tile", tile)
-        monkeypatch.setattr(images, "THREADS", 4096)
-        monkeypatch.setattr(rnn_node, "CHANNELS", 32)
+    monkeypatch.setattr(branch_conv, "tile", tile)
+    monkeypatch.setattr(branch_conv_backward, "tile", tile)
+    monkeypatch.setattr(branch_conv_backward, "TAPS", 1 << 15)
+    monkeypatch.setattr(images, "THREADS", 4096)
+    monkeypatch.setattr(rnn_node, "CHANNELS", 32)
+    with spared():
+        yield
 
 
 def distance(actual, expected):
@@ -88,9 +94,9 @@ def test_rnn_gives_the_original_figures_in_second_order(launches):
     assert {"rnn_node_kernel", "rnn_node_backward_kernel"} <= set(launches)
 
 
-def small(**options):
+def small(backend="triton", **options):
     torch.manual_seed(0)
-    model = Network(4, 5, 3, torch.nn.CrossEntropyLoss(), 2, 2, backend="triton", **options)
+    model = Network(4, 5, 3, torch.nn.CrossEntropyLoss(), 2, 2, backend=backend, **options)
     generator = torch.Generator().manual_seed(1)
     batch = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([1, 4, 0, 2])
     return model.to(DEVICE), there(batch)
@@ -111,15 +117,34 @@ def kept_and_gradients(model, batch):
     return sum(storages.values()), torch.autograd.grad(loss, model.arch_parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_storage_halves_what_is_kept(dtype, launches):
-    full, wanted = kept_and_gradients(*small())
-    half, found = kept_and_gradients(*small(storage_dtype=dtype))
-    print(f"kept: {full} bytes, with {dtype} {half}")
-    assert half <= 0.6 * full
-    for a, b in zip(found, wanted, strict=True):
-        assert a.dtype == torch.float32
-        assert 0 < distance(a, b.cpu()) <= 30 * torch.finfo(dtype).eps
+def rounded(dtype):
+    """Return the gradients of the alphas on stock modules that round what convolutions give a batch norm."""
+    model, batch = small("reference")
+
+    def hook(module, inputs):
+        (z,) = inputs
+        return z + (z.to(dtype).float() - z).detach()
+
+    for module in model.modules():
+        parts = list(module.children())
+        for i, part in enumerate(parts):
+            pooled = i > 0 and isinstance(parts[i - 1], (torch.nn.MaxPool2d, torch.nn.AvgPool2d))
+            if isinstance(part, torch.nn.BatchNorm2d) and not pooled:
+                part.register_forward_pre_hook(hook)
+    return torch.autograd.grad(model._loss(*batch), model.arch_parameters())
+
+
+def test_half_precision_storage_halves_what_is_kept(launches, exact):
+    full, plain = kept_and_gradients(*small())
+    for dtype in (torch.bfloat16, torch.float16):
+        half, found = kept_and_gradients(*small(storage_dtype=dtype))
+        assert half <= 0.6 * full  # of so small a network; of the paper's 0.54
+        for a, b, wanted in zip(found, plain, rounded(dtype), strict=True):
+            assert a.dtype == torch.float32
+            # What is left is rounding of the sources in the backward, which can move the place of a maximum.
+            # Cutting bits off instead of rounding z would be 17 eps away.
+            assert 0 < distance(a, wanted.cpu()) <= 8 * torch.finfo(dtype).eps
+            assert distance(a, wanted.cpu()) < distance(b, wanted.cpu())
     assert "branch_conv_kernel" in launches
 
 
