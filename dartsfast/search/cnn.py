@@ -41,6 +41,7 @@ class CNNSearch(Search):
             nn.CrossEntropyLoss(),
             backend=config.backend,
             memory=config.memory,
+            storage_dtype=None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype),
         )
         self.model = model.to(self.device)
         self.optimizer = torch.optim.SGD(

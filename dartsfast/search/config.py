@@ -75,6 +75,11 @@ class CNNConfig(CommonConfig):
     epochs: int = option(50, "passes over the weights' half of the data")
     init_channels: int = option(16, "channels of the first cells")
     layers: int = option(8, "number of cells")
+    storage_dtype: str = option(
+        "float32",
+        "of what memory=store keeps; half precision needs the triton backend",
+        ("float32", "bfloat16", "float16"),
+    )
     cutout: bool = option(False, "zero a random square of each image")
     cutout_length: int = option(16, "side of that square, in pixels")
     seed: int = option(2, "seed of every random stream")
