@@ -84,7 +84,7 @@ def test_a_convolution_by_hand():
     x, depthwise, pointwise = meta(2, 8, 8, 4), meta(4, 1, 3, 3), meta(80, 4, 1, 1)
     out = meta(1, 2, 8, 8, 80, dtype=torch.bfloat16), meta(1, 2, 80)
     conv, moments = counted(lambda: branch_conv(out, x, None, [depthwise], [pointwise], [1], 1, True))
-    pixels, tiles = 128, 128 // tile(4, 80)["BP"]
+    pixels, tiles = 128, 128 // tile(4, 80, taps=True)["BP"]
     assert conv.name == "branch_conv_kernel" and moments.name == "moments_kernel"
     # two blocks of output channels: the depthwise output is computed twice
     assert conv.operations == 2 * pixels * 4 * 80 + 2 * (2 * pixels * 4 * 9)

@@ -103,7 +103,6 @@ def test_the_core_imports_nothing_that_is_optional():
     code = (
         "import sys, dartsfast, dartsfast.cli, dartsfast.cnn.architect, dartsfast.rnn.architect\n"
         "import dartsfast.cnn.model, dartsfast.cnn.visualize, dartsfast.rnn.data, dartsfast.doctor\n"
-        "import dartsfast.kernels\n"
         "extras = {'torchvision', 'rich', 'matplotlib', 'tensorboard', 'skimage', 'sklearn', 'triton'}\n"
         "print(sorted(extras & set(sys.modules)))"
     )

@@ -46,6 +46,33 @@ def test_without_the_extension_auto_falls_back_and_says_why():
     assert "backend 'cpu' is not available: the native extension was not built" in third
 
 
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+from dartsfast.backends import passed_over, resolve_backend
+from dartsfast.cnn.model_search import Network
+from dartsfast.errors import InputError
+torch.cuda.is_available = lambda: True
+print(resolve_backend("auto", "cuda"), "|", passed_over("cuda")[0].reason)
+try:
+    Network(4, 10, 3, torch.nn.CrossEntropyLoss(), backend="triton")
+except InputError as error:
+    print(error)
+print(Network(4, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)(torch.randn(2, 3, 8, 8)).shape[1])
+"""
+
+
+def test_without_triton_auto_falls_back_and_says_why():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, timeout=120
+    )
+    first, second, third = result.stdout.splitlines()
+    assert first.startswith("reference | Triton cannot be imported"), result.stderr
+    assert "backend 'triton' is not available: Triton cannot be imported" in second
+    assert third == "10"
+
+
 def test_doctor_says_why_there_is_no_cpu_backend():
     assert "the native extension was not built" in without_extension("-m", "dartsfast", "doctor")
 
