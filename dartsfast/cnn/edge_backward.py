@@ -58,7 +58,7 @@ class EdgeBackward:
             dx = self._pools(coef, dx)
         dx, gradients = self._chains(coef, dx)
         if self.input_grad and dx is None:
-            dx = torch.zeros_like(self.x)
+            dx = torch.zeros_like(self.x, dtype=g.dtype)
         gradients += self._reduces(coef[plain - len(edge.reduces) : plain], dx)
         found = [dx, *gradients, *(_scaled(g, scale, None) for scale in scales[edge.skips :])]
         return [d if need else None for d, need in zip(found, self.needed, strict=True)]

@@ -52,7 +52,8 @@ def cell(
     two passes; None: as it is computed.
     """
     states = [_single(m, _nhwc(x), memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
-    stored = [_stored(x, storage) for x in states]
+    kept_as = storage if memory == "store" else None
+    stored = [_stored(x, kept_as) for x in states]
     pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     offset = 0
     for i in range(steps):
@@ -68,7 +69,7 @@ def cell(
             pooled.append(pools[j, op.stride] if edge.pools else None)
         row = weights[offset : offset + count]
         states.append(node(edges, tensors, pooled, row, memory, stored[:count]))
-        stored.append(_stored(states[-1], storage))
+        stored.append(_stored(states[-1], kept_as))
         offset += count
     return _nchw(_Concatenate.apply(*states[-multiplier:]))
 
@@ -135,7 +136,8 @@ def plan(
 
 def _single(module: nn.Module, x: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
-    return node([edge], [tensors], [None], x.new_ones(1, 1), memory, [_stored(x, storage)])
+    stored = [_stored(x, storage if memory == "store" else None)]
+    return node([edge], [tensors], [None], x.new_ones(1, 1), memory, stored)
 
 
 def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:

@@ -81,7 +81,7 @@ class _Node(torch.autograd.Function):
         ctx.edges, ctx.sizes, ctx.memory, ctx.batch = edges, sizes, memory, batch
         ctx.kept = [len(k) for k in kept]
         groups = _groups(tensors, sizes)
-        if stored is not None and memory == "store":
+        if stored is not None:
             groups = [(x, *group[1:]) for x, group in zip(stored, groups, strict=True)]
         ctx.save_for_backward(weights, *(t for part in (*groups, *kept) for t in part))
         return out
