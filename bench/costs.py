@@ -98,6 +98,8 @@ OPERATIONS: dict[str, Operations] = {
     "mixed_sum_kernel": each("z", 4),
     "mixed_sum_backward_kernel": each("z", 5),
     "mixed_sum_means_kernel": each("partial", 1),
+    "norm_stats_kernel": each("stats", 4),
+    "norm_stats_backward_kernel": each("norm", 1),
     "pool3x3_kernel": each("most", 40),  # nine taps, and two halves' statistics
     "pool3x3_place_kernel": each("place", 18),
     "pool3x3_backward_kernel": lambda a, grid: a["dx"].numel() * 12 * (9 if a["STRIDE"] == 1 else 4),

@@ -40,6 +40,12 @@ def _node(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
     return normal(3, 6, 40), normal(3, 6, 20), normal(3, 4)
 
 
+def _norms(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    means, variances = ([normal(12).abs() for _ in range(3)] for _ in range(2))
+    batches = [torch.tensor(count) for count in (0, 3, 8)]
+    return normal(3, 2, 12).abs(), means, variances, batches, None, 1e-5, 50
+
+
 SAMPLES: dict[str, Samples] = {
     "alpha_softmax": lambda normal: ([normal(14, 8), normal(5, 3)],),
     "alpha_softmax_backward": lambda normal: ([normal(14, 8).softmax(1)], [normal(14, 8)]),
@@ -59,6 +65,14 @@ SAMPLES: dict[str, Samples] = {
         normal(2, 5, 6, 12),
         [normal(2, 5, 6, 12) for _ in range(3)],
         *(normal(3, 12) for _ in range(2)),
+    ),
+    "norm_stats_": _norms,
+    "norm_stats_backward": lambda normal: (
+        normal(1, 12).expand(3, 12),
+        normal(3, 12),
+        normal(3, 2, 12),
+        normal(3),
+        torch.tensor([1.0, 0.0, 1.0]),
     ),
     "pool3x3": lambda normal: (normal(2, 5, 6, 12), 2),
     "pool3x3_backward": lambda normal: (
@@ -86,12 +100,14 @@ def difference(name: str, device: torch.device) -> float:
     importlib.import_module("dartsfast.ops")  # which imports this module
     generator = torch.Generator().manual_seed(0)
     args = SAMPLES[name](lambda *shape: torch.randn(shape, generator=generator))
-    module = "fd_hvp" if name.startswith("fd_") else name.removesuffix("_backward")
+    module = "fd_hvp" if name.startswith("fd_") else name.removesuffix("_backward").rstrip("_")
     oracle = importlib.import_module(f"dartsfast.oracle.{module}")
     wanted = tree_leaves(getattr(oracle, name)(*args))
     there = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, args)
-    got = getattr(torch.ops.dartsfast, name)(*there)
-    found = [t.cpu() for t in tree_leaves(there[0] if got is None else got)]
+    op = getattr(torch.ops.dartsfast, name).default
+    got = [op(*there)]
+    got += [t for t, a in zip(there, op._schema.arguments, strict=False) if a.alias_info is not None]
+    found = [t.cpu().to(torch.float64) for t in tree_leaves(got) if t is not None]
     pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if b.numel()]
     return max(((a - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item() for a, b in pairs)
 

@@ -14,6 +14,7 @@ from dartsfast.kernels import (
     branch_conv_backward,
     fd_hvp,
     mixed_sum,
+    norm_stats,
     pool3x3,
     rnn_node,
 )
@@ -29,6 +30,8 @@ OPERATORS: dict[str, Callable[..., None]] = {
     "fd_virtual_step_": fd_hvp.fd_virtual_step_,
     "mixed_sum": mixed_sum.mixed_sum,
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "norm_stats_": norm_stats.norm_stats_,
+    "norm_stats_backward": norm_stats.norm_stats_backward,
     "pool3x3": pool3x3.pool3x3,
     "pool3x3_backward": pool3x3.pool3x3_backward,
     "rnn_node": rnn_node.rnn_node,

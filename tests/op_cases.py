@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from dartsfast.oracle import alpha_softmax, branch_conv, fd_hvp, mixed_sum, pool3x3, rnn_node
+from dartsfast.oracle import alpha_softmax, branch_conv, fd_hvp, mixed_sum, norm_stats, pool3x3, rnn_node
 
 ORACLES = {
     "alpha_softmax": alpha_softmax.alpha_softmax,
@@ -22,6 +22,8 @@ ORACLES = {
     "fd_virtual_step_": fd_hvp.fd_virtual_step_,
     "mixed_sum": mixed_sum.mixed_sum,
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "norm_stats_": norm_stats.norm_stats_,
+    "norm_stats_backward": norm_stats.norm_stats_backward,
     "pool3x3": pool3x3.pool3x3,
     "pool3x3_backward": pool3x3.pool3x3_backward,
     "rnn_node": rnn_node.rnn_node,
@@ -31,15 +33,22 @@ Call = tuple[str, tuple]
 
 
 def call(name, args):
-    """Return what the operator gives; for one in place, what becomes of a copy of its first argument."""
-    op = getattr(torch.ops.dartsfast, name)
-    if not name.endswith("_"):
-        return op(*args)
-    first, *rest = args
-    if isinstance(first, Tensor):
-        first = first.clone()
-    op(first, *rest)
-    return first
+    """Return what the operator gives and, for one in place, what becomes of copies of what it writes."""
+    args, written = spared(name, args)
+    out = getattr(torch.ops.dartsfast, name)(*args)
+    if not written:
+        return out
+    return written[0] if out is None else (out, *written)
+
+
+def spared(name, args):
+    """Return ``args`` with copies in place of what the operator writes, and those copies."""
+    args, written = list(args), []
+    for i, argument in enumerate(getattr(torch.ops.dartsfast, name).default._schema.arguments[: len(args)]):
+        if argument.alias_info is not None:
+            args[i] = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, args[i])
+            written.append(args[i])
+    return args, written
 
 
 def same_bits(got, wanted):
@@ -52,16 +61,21 @@ def same_bits(got, wanted):
 def _same_bits(a, b):
     if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
         return False
+    if a.dtype == torch.int64:
+        return torch.equal(a, b)
     integer = {torch.float32: torch.int32, torch.float64: torch.int64}[a.dtype]
     a, b = (torch.where(t.isnan(), torch.zeros_like(t), t).contiguous().view(integer) for t in (a, b))
     return torch.equal(a, b)
 
 
 def assert_close(got, wanted, tolerance=1e-12, floor=0):
-    """Check float64 tensors against the largest element, or ``floor``, of what is wanted."""
+    """Check float64 against the largest element, or ``floor``, of what is wanted, integers exactly."""
     got, wanted = tree_leaves(got), tree_leaves(wanted)
     assert len(got) == len(wanted)
     for a, b in zip(got, wanted, strict=True):
+        if b.dtype == torch.int64:
+            assert torch.equal(a, b)
+            continue
         assert a.shape == b.shape and a.dtype == b.dtype == torch.float64
         if a.numel():
             assert (a - b).abs().max() <= tolerance * max(b.abs().max(), floor)
@@ -244,6 +258,34 @@ class Vectors:
         ]
 
 
+@dataclass(frozen=True)
+class Norms:
+    norms: int
+    C: int
+    momentum: float | None = 0.1
+    moved: bool = True
+    pixels: int = 50
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        dtype = torch.promote_types(dtype, torch.float32)  # of arithmetic, not of storage
+        sampler = Sampler(dtype)
+        stats, norm = sampler.tensor(self.norms, 2, self.C).abs(), sampler.norm(self.norms, self.C)
+        moved = self.norms if self.moved else 0
+        running = [[sampler.tensor(self.C).abs() for _ in range(moved)] for _ in range(2)]
+        batches = [torch.tensor(7 * i) for i in range(moved)]
+        own = (sampler.tensor(self.norms) > 0).to(dtype)
+        weights = sampler.tensor(2 * self.norms)[::2]
+        shared, means = (
+            sampler.tensor(1, self.C).expand(self.norms, -1),
+            sampler.tensor(self.norms, 2, self.C),
+        )
+        return [
+            ("norm_stats_", (stats, *running, batches, self.momentum, 1e-5, self.pixels)),
+            ("norm_stats_backward", (shared, sampler.tensor(self.norms, self.C), norm, weights, own)),
+            ("norm_stats_backward", (*means.unbind(1), norm[..., : self.C], None, torch.ones_like(own))),
+        ]
+
+
 EDGE = ((3, 1), (5, 1), (3, 2), (5, 2))  # the convolution branches of a DARTS edge
 CONVS = (
     Conv(1, 1, 1, 5, 4, 1, ((3, 1),), False, True),
@@ -292,6 +334,13 @@ NODES = (
     Node(2, 64, 64, "expanded"),
     Node(5, 65, 130, scale=30),
     Node(2, 2, 300),
+)
+NORMS = (
+    Norms(1, 1),
+    Norms(2, 16, None),
+    Norms(4, 5, 0.3, pixels=2),
+    Norms(3, 576, moved=False, pixels=1),
+    Norms(9, 48, 1.0, pixels=2**25 + 1),
 )
 CASES = (*CONVS, *POOLS, *MIXES, *ALPHAS, *NODES)
 # Few elements, every option: for checks that call an operator many times.

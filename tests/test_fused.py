@@ -233,7 +233,7 @@ def test_the_engine_asks_for_what_it_uses(monkeypatch):
         asked.append(args[-1])
         return backward(*args)
 
-    names = ("branch_conv", "mixed_sum", "mixed_sum_backward", "pool3x3", "pool3x3_backward")
+    names = ("mixed_sum", "mixed_sum_backward", "norm_stats_backward", "pool3x3_backward")
     known = {name: getattr(edge_backward.kernels, name) for name in names}
     monkeypatch.setattr(edge_backward, "kernels", SimpleNamespace(**known, branch_conv_backward=spy))
     model = network("cpu")

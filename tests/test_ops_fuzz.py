@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from op_cases import ORACLES, Alphas, Conv, Mix, Node, Pool, Vectors, assert_close, call, same_bits
+from op_cases import ORACLES, Alphas, Conv, Mix, Node, Norms, Pool, Vectors, assert_close, call, same_bits
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
@@ -49,6 +49,8 @@ def random_call(name, rng):
         case = Alphas(tuple((size(), size()) for _ in range(few())))
     elif name.startswith("fd"):
         case = Vectors(rng.randint(1, 100))
+    elif name.startswith("norm"):
+        case = Norms(few(), size(), rng.choice([None, 0.1]), flag(), rng.randint(2, 99))
     elif name.startswith("rnn"):
         case = Node(few(), size(), size(), rng.choice(["plain", "transposed", "slice", "expanded"]))
     else:
@@ -103,7 +105,7 @@ def other_tensor(t, rng):
             lambda: t.to(torch.complex64),
             lambda: t.to("meta"),
             lambda: t.detach().to_sparse(),
-            lambda: t.detach().clone().requires_grad_(),
+            lambda: t.detach().clone().requires_grad_(t.is_floating_point()),
             lambda: torch._neg_view(t),
             lambda: resized(t, rng),
             lambda: resized(t, rng),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.op_cases.case import OURS, STOCK, STOCK_LAST, WITH_SUMS, Case, Peers, Timed
 from bench.op_cases.cnn import cnn_cases, pool_case
+from bench.op_cases.norms import norm_cases
 from bench.op_cases.rnn import rnn_cases
 from bench.op_cases.vectors import vector_cases
 
@@ -22,4 +23,5 @@ __all__ = [
 
 def all_cases(batch: int, *, quick: bool = False) -> list[Case]:
     """Return every case at the sizes of the searches, the CNN's with ``batch`` images, or at a tiny one."""
-    return [*cnn_cases(batch, quick=quick), *rnn_cases(quick=quick), *vector_cases(quick=quick)]
+    cnn = [*cnn_cases(batch, quick=quick), *norm_cases(quick=quick)]
+    return [*cnn, *rnn_cases(quick=quick), *vector_cases(quick=quick)]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.cnn.statistics import normalise
 
 kernels = torch.ops.dartsfast
@@ -108,8 +107,8 @@ def columns(ops: tuple[int, ...], device: torch.device) -> Tensor:
 
 @functools.cache
 def batch_norms(flags: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return [norms, 1], 1 where a norm is the batch's own."""
-    return torch.tensor(flags, dtype=dtype, device=device)[:, None]
+    """Return [norms], 1 where a norm is the batch's own."""
+    return torch.tensor(flags, dtype=dtype, device=device)
 
 
 @functools.cache
@@ -136,7 +135,8 @@ def run(
     """Compute every z of an edge and its norms; given ``known`` norms, for the second time, only the z."""
     x, first_weights, second_weights, reduce_weights, _ = edge.split(tensors)
     count = len(edge.separable)
-    z = Kept(x, x) if known is None else Kept(known.inner, known.final)
+    none = x.new_empty(0)
+    z = Kept(none, none) if known is None else Kept(known.inner, known.final)
     flags = Flags()
     single, finals = None, []
 
@@ -180,7 +180,7 @@ def run(
         plain = edge.skips + edge.extras
         finals += [no_norm(plain, _channels(z, tensors), z.inner.dtype, x.device)] if plain else []
         flags.final += (False,) * plain
-        z.final = torch.cat(finals) if finals else x.new_empty(0)
+        z.final = torch.cat(finals) if finals else none
     return z, flags
 
 

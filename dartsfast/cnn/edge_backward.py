@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dartsfast.cnn.edge import Edge, Flags, Kept, arguments, batch_norms, columns, no_norm, shifted, summed
+from dartsfast.cnn.edge import Edge, Flags, Kept, arguments, batch_norms, no_norm, shifted, summed
 
 kernels = torch.ops.dartsfast
 
@@ -36,21 +36,19 @@ class EdgeBackward:
         self.input_grad = needed[0]
         self.weight_grads = any(needed[1 : len(needed) - edge.extras])
 
-    def run(self, row: Tensor, d_row: Tensor) -> list[Tensor | None]:
-        """Return the gradients of the edge's tensors; write that of the mixing weights to ``d_row``."""
+    def run(self, weights: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of the mixing weights [operations] and of the edge's tensors."""
         edge, g = self.edge, self.g
         if not edge.ops:
-            return [None] * len(self.tensors)
+            return weights, [None] * len(self.tensors)
         mean, rstd = self.kept.final.unbind(1)
-        index = columns(edge.ops, g.device)
-        d, means = kernels.mixed_sum_backward(g, summed(edge, self.kept, self.tensors), mean, rstd)
-        d_row[index] = d
-        w = row[index][:, None]
+        d_weights, means = kernels.mixed_sum_backward(g, summed(edge, self.kept, self.tensors), mean, rstd)
         batch = batch_norms(self.flags.final, g.dtype, g.device)
-        # dz = k * ((g - m) - (z - mu) * r); m and r are 0 where mean and variance are not the batch's
-        coef = torch.stack([means[0] * batch, mean, means[1:] * rstd * batch, w * rstd], 1)
+        coef = kernels.norm_stats_backward(
+            means[:1].expand(len(mean), -1), means[1:], self.kept.final, weights, batch
+        )
         plain = len(edge.ops) - edge.skips - edge.extras
-        scales = list(w[plain:])
+        scales = list(weights[plain:, None])
         dx = None
         if self.input_grad:
             for scale in scales[: edge.skips]:
@@ -61,7 +59,7 @@ class EdgeBackward:
             dx = torch.zeros_like(self.x, dtype=g.dtype)
         gradients += self._reduces(coef[plain - len(edge.reduces) : plain], dx)
         found = [dx, *gradients, *(_scaled(g, scale, None) for scale in scales[edge.skips :])]
-        return [d if need else None for d, need in zip(found, self.needed, strict=True)]
+        return d_weights, [d if need else None for d, need in zip(found, self.needed, strict=True)]
 
     def _pools(self, coef: Tensor, dx: Tensor | None) -> Tensor | None:
         if not self.edge.pools:
@@ -80,23 +78,23 @@ class EdgeBackward:
         if not edge.first or not (self.input_grad or self.weight_grads):
             return dx, [None] * weights
         count = len(edge.separable)
-        gs, coefs, second = [], [], []
-        batch = batch_norms(self.flags.inner, coef.dtype, coef.device)
+        gs, inner, second = [], [], []
         for b, (_, stage) in enumerate(edge.separable):
             dn, d_depthwise, d_pointwise, means = kernels.branch_conv_backward(
                 [self.g], [kept.second[b]], coef[b : b + 1], kept.first[b], kept.inner[b],
                 *arguments([self.second[b]], [stage]), 1, True, None, True, self.weight_grads,
             )  # fmt: skip
-            mu, rho = kept.inner[b]
             gs.append(dn)
-            coefs.append(torch.stack([means[0] * batch[b], mu, means[1] * rho * batch[b], rho]))
+            inner.append(means)
             second += [*d_depthwise, *d_pointwise]
         gs += [self.g] * len(edge.single)
-        both = (
-            torch.cat([torch.stack(coefs), coef[count : len(edge.first)]])
-            if coefs
-            else coef[: len(edge.first)]
-        )
+        both = coef[count : len(edge.first)]
+        if inner:
+            batch = batch_norms(self.flags.inner, coef.dtype, coef.device)
+            g_mean, g_zhat_mean = torch.stack(inner, 1)
+            both = torch.cat(
+                [kernels.norm_stats_backward(g_mean, g_zhat_mean, kept.inner, None, batch), both]
+            )
         new, d_depthwise, d_pointwise, _ = kernels.branch_conv_backward(
             gs, list(kept.first.unbind()), both, self.x, None, *arguments(self.first, edge.first),
             edge.stride, edge.relu, dx, self.input_grad, self.weight_grads,

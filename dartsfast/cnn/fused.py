@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.node import node
@@ -21,6 +22,9 @@ from dartsfast.ops import alpha_softmax, pool3x3
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 
 __all__ = ["alpha_softmax", "cell", "stem"]
+
+# What is kept of an image that lives: two cells read the outputs of one.
+_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
@@ -33,7 +37,7 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)], storage=storage)
     stored = [_stored(patches, storage)]
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)
-    return _nchw(out * norm.weight + norm.bias)
+    return _nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
 
 
 def cell(
@@ -51,7 +55,7 @@ def cell(
     What is kept for the backward is kept as ``storage``, with ``memory="recompute"`` only what lies between
     two passes; None: as it is computed.
     """
-    states = [_single(m, _nhwc(x), memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
+    states = [_single(m, x, memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
     kept_as = storage if memory == "store" else None
     stored = [_stored(x, kept_as) for x in states]
     pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -72,6 +76,28 @@ def cell(
         stored.append(_stored(states[-1], kept_as))
         offset += count
     return _nchw(_Concatenate.apply(*states[-multiplier:]))
+
+
+class _Affine(torch.autograd.Function):
+    """x * weight + bias, with [C] both; keeps x as it is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, storage: torch.dtype | None) -> Tensor:
+        ctx.save_for_backward(_stored(x, storage), weight)
+        return x * weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        pixels = (0, 1, 2)
+        return (
+            g * weight if needed[0] else None,
+            (g * x).sum(pixels) if needed[1] else None,
+            g.sum(pixels) if needed[2] else None,
+            None,
+        )
 
 
 class _Concatenate(torch.autograd.Function):
@@ -134,15 +160,21 @@ def plan(
     return edge, [x, *weights, *(image for _, image in kinds["extra"])]
 
 
-def _single(module: nn.Module, x: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
+def _single(module: nn.Module, image: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
+    x = _nhwc(image)
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
-    stored = [_stored(x, storage if memory == "store" else None)]
+    stored = [_nhwc(_stored(image, storage if memory == "store" else None))]
     return node([edge], [tensors], [None], x.new_ones(1, 1), memory, stored)
 
 
 def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
-    """Return ``x`` as it is kept for the backward: one copy for all nodes that read it."""
-    return x if storage is None else x.detach().to(storage)
+    """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
+    if storage is None:
+        return x
+    copy = _copies.get(x)
+    if copy is None or copy.dtype != storage:
+        copy = _copies[x] = x.detach().to(storage)
+    return copy
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from dartsfast.cnn.edge_backward import EdgeBackward
 from dartsfast.errors import InputError
 
 kernels = torch.ops.dartsfast
+# Within a node autograd has nothing to record: its part of every operator, in Python, is left out.
+_nothing_to_record = torch._C._AutoDispatchBelowAutograd
 
 
 def node(
@@ -64,18 +66,22 @@ class _Node(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         out, kept, batch = None, [], []
-        for edge, pool, row, group in zip(edges, pooled, weights, _groups(tensors, sizes), strict=True):
-            found, own = run(edge, group, pool)
-            if edge.ops:
-                mean, rstd = found.final.unbind(1)
-                out = kernels.mixed_sum(
-                    summed(edge, found, group), mean, rstd, row[columns(edge.ops, row.device)], out
-                )
-            if memory == "recompute":
-                found = Kept(found.inner, found.final)
-            found.pooled = None  # cheaper to compute again than to keep
-            kept.append(found.tensors())
-            batch.append(own)
+        ctx.shape, ctx.mixed = weights.shape, [len(edge.ops) for edge in edges]
+        places = tuple(i * weights.shape[1] + op for i, edge in enumerate(edges) for op in edge.ops)
+        ctx.places = columns(places, weights.device)
+        weights = weights.flatten()[ctx.places]  # in the order of the sums
+        rows = weights.split(ctx.mixed)
+        with _nothing_to_record():
+            for edge, pool, row, group in zip(edges, pooled, rows, _groups(tensors, sizes), strict=True):
+                found, own = run(edge, group, pool)
+                if edge.ops:
+                    mean, rstd = found.final.unbind(1)
+                    out = kernels.mixed_sum(summed(edge, found, group), mean, rstd, row, out)
+                if memory == "recompute":
+                    found = Kept(found.inner, found.final)
+                found.pooled = None  # cheaper to compute again than to keep
+                kept.append(found.tensors())
+                batch.append(own)
         if out is None:
             raise InputError("a node needs an operation other than none on one of its edges")
         ctx.edges, ctx.sizes, ctx.memory, ctx.batch = edges, sizes, memory, batch
@@ -93,16 +99,21 @@ class _Node(torch.autograd.Function):
         count = sum(ctx.sizes)
         groups, kept = _groups(saved[:count], ctx.sizes), _groups(saved[count:], ctx.kept)
         needed = _groups(ctx.needs_input_grad[6:], ctx.sizes)
-        d_weights = torch.zeros_like(weights)
+        d_rows: list[Tensor] = []
         gradients: list[Tensor | None] = []
-        for i, edge in enumerate(ctx.edges):
-            found = Kept.of(edge, kept[i])
-            if ctx.memory == "recompute":
-                found, _ = run(edge, groups[i], None, found)
-            elif edge.pools:
-                found.pooled, _ = kernels.pool3x3(groups[i][0], edge.stride)
-            backward = EdgeBackward(edge, found, ctx.batch[i], groups[i], needed[i], g)
-            gradients += backward.run(weights[i], d_weights[i])
+        with _nothing_to_record():
+            for i, (edge, row) in enumerate(zip(ctx.edges, weights.split(ctx.mixed), strict=True)):
+                found = Kept.of(edge, kept[i])
+                if ctx.memory == "recompute":
+                    found, _ = run(edge, groups[i], None, found)
+                elif edge.pools:
+                    found.pooled, _ = kernels.pool3x3(groups[i][0], edge.stride)
+                backward = EdgeBackward(edge, found, ctx.batch[i], groups[i], needed[i], g)
+                d_row, d_tensors = backward.run(row)
+                d_rows.append(d_row)
+                gradients += d_tensors
+        d_weights = weights.new_zeros(ctx.shape)
+        d_weights.view(-1)[ctx.places] = torch.cat(d_rows)
         return None, None, None, None, None, d_weights, *gradients
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.errors import InputError
 
 
@@ -22,45 +23,23 @@ def normalise(norms: Sequence[Any], stats: Tensor, pixels: int) -> tuple[Tensor,
     Raises:
         InputError: batch statistics of a single value.
     """
-    own = tuple(norm.training or norm.running_mean is None for norm in norms)
-    if any(own):
-        if pixels == 1:
-            raise InputError("batch norm over one value a channel: use a larger batch or larger images")
-        _move_running(norms, stats, pixels)
-    if not all(own):
-        rows = [
-            stats[i] if batch else torch.stack([norm.running_mean, norm.running_var])
-            for i, (norm, batch) in enumerate(zip(norms, own, strict=True))
-        ]
-        stats = torch.stack(rows)
-    out = stats.clone()
-    eps = {norm.eps for norm in norms}
-    out[:, 1].add_(eps.pop() if len(eps) == 1 else stats.new_tensor([[norm.eps] for norm in norms]))
-    out[:, 1].sqrt_().reciprocal_()
-    return out, own
-
-
-@torch.no_grad()
-def _move_running(norms: Sequence[Any], stats: Tensor, pixels: int) -> None:
-    moved = [(i, norm) for i, norm in enumerate(norms) if norm.training and norm.track_running_stats]
-    if not moved:
-        return
-    modules = [norm for _, norm in moved]
-    torch._foreach_add_([norm.num_batches_tracked for norm in modules], 1)
-    mean, variance = ([half[i] for i, _ in moved] for half in stats.unbind(1))
-    unbiased = pixels / (pixels - 1)
-    momenta = {norm.momentum for norm in modules}
-    if len(momenta) == 1 and None not in momenta:
-        share = momenta.pop()
-        for running, new, scale in (
-            ([norm.running_mean for norm in modules], mean, share),
-            ([norm.running_var for norm in modules], variance, share * unbiased),
-        ):
-            torch._foreach_mul_(running, 1 - share)
-            torch._foreach_add_(running, new, alpha=scale)
-        return
-    for norm, m, v in zip(modules, mean, variance, strict=True):
-        # momentum=None is the plain average of all batches
-        share = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-        norm.running_mean.mul_(1 - share).add_(m, alpha=share)
-        norm.running_var.mul_(1 - share).add_(v, alpha=share * unbiased)
+    norm = norms[0]
+    if len({(n.training, n.track_running_stats, n.momentum, n.eps) for n in norms}) > 1:
+        parts = [normalise([n], row[None], pixels) for n, row in zip(norms, stats, strict=True)]
+        return torch.cat([found for found, _ in parts]), tuple(own for _, (own,) in parts)
+    own = norm.training or norm.running_mean is None
+    if own and pixels == 1:
+        raise InputError("batch norm over one value a channel: use a larger batch or larger images")
+    if not own:
+        stats = torch.stack([torch.stack([n.running_mean, n.running_var]) for n in norms])
+    moved = norms if norm.training and norm.track_running_stats else []
+    found = torch.ops.dartsfast.norm_stats_(
+        stats,
+        [n.running_mean for n in moved],
+        [n.running_var for n in moved],
+        [n.num_batches_tracked for n in moved],
+        norm.momentum,
+        norm.eps,
+        pixels,
+    )
+    return found, (own,) * len(norms)

@@ -9,6 +9,7 @@ from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.fd_hvp import fd_norm, fd_perturb_, fd_quotient, fd_virtual_step_
 from dartsfast.ops.mixed_sum import mixed_sum
+from dartsfast.ops.norm_stats import norm_stats_, norm_stats_backward
 from dartsfast.ops.pool3x3 import pool3x3
 from dartsfast.ops.rnn_node import rnn_node
 
@@ -23,6 +24,8 @@ __all__ = [
     "fd_quotient",
     "fd_virtual_step_",
     "mixed_sum",
+    "norm_stats_",
+    "norm_stats_backward",
     "pool3x3",
     "rnn_node",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from dartsfast.errors import InputError
 
@@ -57,11 +58,14 @@ def differentiable_once(name: str) -> None:
 
 
 def not_differentiable(name: str) -> None:
-    """Make ``dartsfast::name``, which may write its first argument, refuse tensors that autograd follows."""
+    """Make ``dartsfast::name``, which may write arguments, refuse tensors that autograd follows."""
     op = getattr(torch.ops.dartsfast, name).default
+    written = [
+        i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    ]
 
     def refuse(*args: Any) -> Any:
-        tensors = [t for t in args if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
                 f"dartsfast::{name} has no derivative: give it tensors without requires_grad, "
@@ -69,8 +73,8 @@ def not_differentiable(name: str) -> None:
             )
         with torch._C._AutoDispatchBelowAutograd():
             result = op(*args)
-        if op._schema.is_mutable:
-            torch.autograd.graph.increment_version(args[0])
+        for i in written:
+            torch.autograd.graph.increment_version(args[i])
         return result
 
     torch.library.impl(f"dartsfast::{name}", "Autograd", refuse)

@@ -20,6 +20,7 @@ KERNELS = (
     "branch_conv_backward",
     "fd_hvp",
     "mixed_sum",
+    "norm_stats",
     "pool3x3",
     "rnn_node",
 )
@@ -138,7 +139,7 @@ def test_half_precision_storage_halves_what_is_kept(launches, exact):
     full, plain = kept_and_gradients(*small())
     for dtype in (torch.bfloat16, torch.float16):
         half, found = kept_and_gradients(*small(storage_dtype=dtype))
-        assert half <= 0.6 * full  # of so small a network; of the paper's 0.54
+        assert half <= 0.53 * full  # statistics stay as they are: of the paper's network 0.5001
         for a, b, wanted in zip(found, plain, rounded(dtype), strict=True):
             assert a.dtype == torch.float32
             # What is left is rounding of the sources in the backward, which can move the place of a maximum.

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
 from dartsfast.kernels import OPERATORS
+from op_cases import spared
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -53,15 +54,14 @@ class KernelError(Exception):
 
 def run(name, args, order="forward"):
     """Return what the Triton function of operator ``name`` fills, checked; fully written, or it raises."""
-    in_place = name.endswith("_")
-    if in_place:
-        args = args[0].clone(), *args[1:]
+    args, written = spared(name, args)
+    copies = {id(t) for t in tree_leaves(written)}
     with Checked(order) as memory:
-        memory.protect(args[1:] if in_place else args)
+        memory.protect([t for t in tree_leaves(args) if id(t) not in copies])
         out = CONTRACTS[name](*args)
         OPERATORS[name](out, *args)
         memory.require_written(out)
-    return args[0] if in_place else out
+    return [t for t in tree_leaves([out, written]) if t is not None]
 
 
 class Shadow:

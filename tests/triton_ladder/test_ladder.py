@@ -11,7 +11,7 @@ if not triton.knobs.runtime.interpret:
 from checked import ORDERS, run
 from dartsfast.kernels import OPERATORS
 from mended import mended
-from op_cases import ALPHAS, EDGE, NODES, SMALL, VECTORS, Conv, Mix, Node, Pool
+from op_cases import ALPHAS, EDGE, NODES, NORMS, SMALL, VECTORS, Conv, Mix, Node, Pool
 from torch.utils._pytree import tree_leaves
 
 CASES = (
@@ -25,6 +25,7 @@ CASES = (
     NODES[1],
     Node(2, 9, 20, "expanded"),
     *VECTORS[:4],
+    *NORMS,
 )
 
 

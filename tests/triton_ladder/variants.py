@@ -6,7 +6,7 @@ from unittest import mock
 import torch
 from aot import LARGE, TARGETS
 from dartsfast.kernels import OPERATORS
-from op_cases import EDGE, Alphas, Conv, Mix, Node, Pool, Sampler, Vectors
+from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Vectors
 
 from dartsfast.ops.contract import CONTRACTS
 
@@ -81,6 +81,10 @@ VARIANTS = {
     "one row rnn float32": Variant(Node(1, 1, 1)),
     "alphas float32": Variant(Alphas(((14, 8), (14, 8)))),
     "one alpha float32": Variant(Alphas(((1, 1),))),
+    "norms C=16 float32": Variant(Norms(4, 16)),
+    "norms C=576 float32": Variant(Norms(2, 576, None)),
+    "norms C=5 float32": Variant(Norms(1, 5)),
+    "one norm float32": Variant(Norms(1, 1, moved=False)),
     "parameters float32": Variant(Vectors(1_930_624)),
     "one parameter float32": Variant(Vectors(1)),
 }

@@ -1,0 +1,132 @@
+"""Batch norm from channel statistics: the oracle's bits, stock batch norm's numbers, and good manners."""
+
+import pytest
+import torch
+from op_cases import NORMS, Norms, Sampler, assert_close, call, same_bits
+from torch import nn
+
+import dartsfast.ops as ops
+from dartsfast.backends import availability
+from dartsfast.cnn.statistics import normalise
+from dartsfast.errors import InputError
+from dartsfast.oracle import norm_stats
+
+kernels = torch.ops.dartsfast
+cpu = availability("cpu")
+pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+CALLS = [pytest.param(*one, id=one[0]) for case in (Norms(3, 5), Norms(2, 4, None)) for one in case.calls()]
+
+
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_float32_has_the_bits_of_the_oracle(case):
+    for name, args in case.calls():
+        assert same_bits(call(name, args), getattr(norm_stats, name)(*args))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"momentum": 0.7, "eps": 0.1}, {"track_running_stats": False}],
+    ids=str,
+)
+def test_modules_move_and_normalise_as_stock_ones_do(options, training):
+    sampler = Sampler(torch.float64)
+    ours, stock = ([nn.BatchNorm2d(5, affine=False, **options).double() for _ in range(3)] for _ in range(2))
+    for norm in (*ours, *stock):
+        norm.train(training)
+    for _ in range(3):
+        images = [sampler.tensor(2, 5, 3, 4) for _ in range(3)]
+        stats = torch.stack(
+            [torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)]) for x in images]
+        )
+        found, own = normalise(ours, stats, 24)
+        wanted = [norm(x) for norm, x in zip(stock, images, strict=True)]
+        got = [(x - m[:, None, None]) * r[:, None, None] for x, (m, r) in zip(images, found, strict=True)]
+        assert_close(got, wanted)
+    assert own == (training or not options.get("track_running_stats", True),) * 3
+    for a, b in zip(ours, stock, strict=True):
+        assert a.state_dict().keys() == b.state_dict().keys()
+        for key, value in a.state_dict().items():
+            torch.testing.assert_close(value, b.state_dict()[key], rtol=1e-14, atol=0)
+
+
+def test_modules_of_several_kinds_are_each_their_own():
+    norms = [nn.BatchNorm2d(5, affine=False, eps=0.1), nn.BatchNorm2d(5, affine=False, momentum=0.5)]
+    norms += [nn.BatchNorm2d(5, affine=False).eval()]
+    stats = Sampler().tensor(3, 2, 5).abs()
+    found, own = normalise(norms, stats, 10)
+    assert own == (True, True, False)
+    torch.testing.assert_close(found[0, 1], (stats[0, 1] + 0.1).rsqrt())
+    torch.testing.assert_close(norms[1].running_mean, stats[1, 0] / 2)
+    assert [norm.num_batches_tracked.item() for norm in norms] == [1, 1, 0]
+    torch.testing.assert_close(found[2, 1], torch.ones(5), rtol=1e-5, atol=0)
+
+
+def test_the_coefficients_give_batch_norms_gradient():
+    z = Sampler(torch.float64).tensor(4, 3, 5, 6).requires_grad_()
+    g, w = Sampler(torch.float64, seed=1).tensor(4, 3, 5, 6), torch.tensor([0.3], dtype=torch.float64)
+    mu, variance = z.detach().mean((0, 1, 2)), z.detach().var((0, 1, 2), correction=0)
+    for own in (True, False):
+        norm = nn.BatchNorm2d(6, affine=False, eps=1e-300).double().train(own)
+        norm.running_mean, norm.running_var = mu.clone(), variance.clone()
+        y = norm(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        (wanted,) = torch.autograd.grad((w * y * g).sum(), z)
+        rho = variance.rsqrt()
+        means = g.mean((0, 1, 2)), (g * (z.detach() - mu) * rho).mean((0, 1, 2))
+        args = *(mean[None] for mean in means), torch.stack([mu, rho])[None], w, torch.tensor([float(own)])
+        ((m, center, r, k),) = ops.norm_stats_backward(*(t.double() for t in args))
+        assert_close(k * ((g - m) - (z.detach() - center) * r), wanted)
+
+
+@pytest.mark.parametrize(("name", "args"), CALLS)
+def test_opcheck(name, args):
+    torch.library.opcheck(getattr(kernels, name).default, args)
+
+
+def test_compiled_equals_eager():
+    def both(stats, mean, var, batches):
+        mean, var, batches = ([t.clone() for t in moved] for moved in (mean, var, batches))
+        norm = kernels.norm_stats_(stats, mean, var, batches, 0.1, 1e-5, 50)
+        return norm * 2, mean, var, batches
+
+    args = Norms(3, 5).calls()[0][1][:4]
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert same_bits(compiled(*args), both(*args))
+
+
+def test_written_tensors_have_a_new_version():
+    _, args = Norms(2, 3).calls()[0]
+    before = [[t._version for t in moved] for moved in args[1:4]]
+    kernels.norm_stats_(*args)
+    assert [
+        [t._version - v for t, v in zip(m, b, strict=True)] for m, b in zip(args[1:4], before, strict=True)
+    ] == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize(("name", "args"), CALLS)
+def test_tensors_that_autograd_follows_are_refused(name, args):
+    followed = [args[0].clone().requires_grad_(), *args[1:]]
+    with pytest.raises(RuntimeError, match=f"dartsfast::{name} has no derivative"):
+        call(name, followed)
+    with torch.no_grad():
+        assert same_bits(call(name, followed), call(name, args))
+
+
+def test_bad_arguments_have_clear_messages():
+    stats, three, seen = torch.ones(1, 2, 3), torch.ones(3), torch.tensor(0)
+    moved = [[three], [three], [seen]]
+    refused = [
+        ((stats[0], [], [], [], 0.1, 1e-5, 9), r"stats must be \[norms, 2, C\], not empty, got \[2, 3\]"),
+        ((stats.half(), [], [], [], 0.1, 1e-5, 9), "stats must be float32 or float64"),
+        ((stats, *moved, 0.1, 1e-5, 1), "pixels must be at least 2, got 1"),
+        ((stats, [three], [], [seen], 0.1, 1e-5, 9), "running_var must hold one tensor a norm"),
+        ((stats, [three, three], *moved[1:], 0.1, 1e-5, 9), "running_mean must hold .* got 2 for 1"),
+        ((stats, [torch.ones(6)[::2]], *moved[1:], 0.1, 1e-5, 9), "running_mean must be contiguous"),
+        ((stats, [three.double()], *moved[1:], 0.1, 1e-5, 9), "running_mean must"),
+        ((stats, *moved[:2], [torch.tensor(0.0)], 0.1, 1e-5, 9), "batches must be .*int64"),
+    ]
+    for args, message in refused:
+        with pytest.raises((RuntimeError, InputError), match=message):
+            ops.norm_stats_(*args)
+    with pytest.raises((RuntimeError, InputError), match=r"g_mean must be \[1, 3\], got \[3\]"):
+        ops.norm_stats_backward(three, three[None], stats, None, torch.ones(1))
