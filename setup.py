@@ -6,6 +6,7 @@ the extension is left out aloud, and `dartsfast doctor` says so. DARTSFAST_SANIT
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
@@ -23,10 +24,11 @@ def extension():
 
     class Build(BuildExtension):
         def build_extensions(self):
-            # ninja reports every failure as RuntimeError; an optional extension may only fail to compile.
+            # ninja reports every failure as RuntimeError, and a compiler that cannot say its version fails
+            # as a process; an optional extension may only fail to compile.
             try:
                 super().build_extensions()
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 self.warn(f"dartsfast: building without native kernels: {error}")
 
     sanitize = os.environ.get("DARTSFAST_SANITIZE")

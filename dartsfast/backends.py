@@ -2,12 +2,11 @@
 
 ``reference`` is the networks on stock PyTorch modules. The others run the same mathematics on fused
 kernels and register themselves here; ``auto`` takes the first of :data:`PREFERENCE` that is
-available for the device and keeps the reasons of those it passed over.
+available for the device and says why it passed over others.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -63,8 +62,7 @@ def resolve_backend(
     """Turn a request into the name of a backend that runs ``network`` on ``device``.
 
     An explicit request that cannot be met raises and says why. ``auto`` takes the first of
-    :data:`PREFERENCE` that is available; :func:`passed_over` says why it is not an earlier one, and
-    where the dtype is the reason a warning does.
+    :data:`PREFERENCE` that is available, and warns of each that it passes over, with the reason.
 
     Raises:
         InputError: unknown name, or a backend that is not available here.
@@ -77,21 +75,17 @@ def resolve_backend(
                 "Use backend='auto' or 'reference', and run `dartsfast doctor` for the whole table"
             )
         return backend
-    for found in _candidates(device, network, dtype):
+    for found in candidates(device, network, dtype):
         if found.available:
             return found.backend
-        if dtype not in KERNEL_DTYPES:
-            warnings.warn(f"backend {found.backend} not used: {found.reason}", stacklevel=2)
+        warnings.warn(f"backend {found.backend} not used: {found.reason}", stacklevel=2)
     raise AssertionError("the reference path runs everywhere")
 
 
-def passed_over(device: str | torch.device = "cpu", network: str = "cnn") -> list[Availability]:
-    """Return the backends that ``auto`` would rather use on ``device`` but cannot, with the reasons."""
-    candidates = _candidates(device, network, torch.float32)
-    return list(itertools.takewhile(lambda found: not found.available, candidates))
-
-
-def _candidates(device: str | torch.device, network: str, dtype: torch.dtype) -> list[Availability]:
+def candidates(
+    device: str | torch.device, network: str = "cnn", dtype: torch.dtype = torch.float32
+) -> list[Availability]:
+    """Return the backends that ``auto`` considers for ``device``, the one it would rather take first."""
     names = PREFERENCE.get(torch.device(device).type, ("reference",))
     return [availability(name, network, dtype) for name in names]
 

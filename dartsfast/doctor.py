@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 
 from dartsfast import selfcheck, triton_backend
-from dartsfast.backends import BACKENDS, PREFERENCE, availability, resolve_backend
+from dartsfast.backends import BACKENDS, PREFERENCE, availability, candidates
 
 PACKAGES = (
     "torch",
@@ -39,9 +39,13 @@ def diagnosis() -> list[tuple[str, str]]:
         found = availability(name)
         lines.append((f"backend {name}", f"{'yes' if found.available else 'no'}: {found.reason}"))
     for device in PREFERENCE:
-        taken = ", ".join(f"{net} {resolve_backend('auto', device, net)}" for net in ("cnn", "rnn"))
+        taken = ", ".join(f"{net} {_taken(device, net)}" for net in ("cnn", "rnn"))
         lines.append((f"auto on {device}", taken))
     return lines
+
+
+def _taken(device: str, network: str) -> str:
+    return next(found.backend for found in candidates(device, network) if found.available)
 
 
 def deep_diagnosis() -> list[tuple[str, str]]:

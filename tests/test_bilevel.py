@@ -168,6 +168,78 @@ class BoomError(RuntimeError):
     pass
 
 
+@pytest.mark.parametrize("method", ["finite_difference", "exact"])
+@pytest.mark.parametrize("boom", [False, True])
+def test_a_product_leaves_everything_to_the_bit(boom, method):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 3)
+    ).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(8, 4).double()).sum().backward()
+    optimizer.step()
+    alpha, calls = torch.ones(3, dtype=torch.float64, requires_grad=True), 0
+
+    def loss():
+        nonlocal calls
+        calls += 1
+        out = (model(torch.randn(8, 4).double()) * alpha).square().sum()
+        if boom and calls == (2 if method == "finite_difference" else 1):
+            raise BoomError
+        return out
+
+    def state():
+        tensors = [*model.parameters(), *model.buffers(), alpha, torch.get_rng_state()]
+        return bits(tensors + [s["momentum_buffer"] for s in optimizer.state.values()])
+
+    before, params = state(), list(model.parameters())
+    frozen = [p.requires_grad for p in params]
+    try:
+        (found,) = hvp(loss, params, params, [alpha], method=method, buffers=list(model.buffers()))
+        assert found.abs().sum() > 0
+    except BoomError:
+        assert boom
+    assert calls == (1 if method == "exact" else 2)
+    assert same_bits(before, state()) and frozen == [p.requires_grad for p in params]
+
+
+def test_no_grad_does_not_silence_a_product():
+    model, _, _, train, valid, step = cnn_problem()
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    vector = torch.autograd.grad(valid(), weights)
+    for method in ("finite_difference", "exact"):
+        wanted = hvp(train, weights, vector, alphas, method=method)
+        with torch.no_grad():
+            assert same_bits(hvp(train, weights, vector, alphas, method=method), wanted)
+    with torch.no_grad():
+        step(True)
+    assert all(a.grad.abs().sum() > 0 for a in alphas)
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        step(False)
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_frozen_weights_and_alphas_take_no_part(kind):
+    """As if the frozen ones were constants of the loss."""
+    model, _, _, train, valid, step = PROBLEMS[kind]()
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    frozen = weights[1::3]
+    for w in frozen:
+        w.requires_grad_(False)
+    before = bits(frozen)
+    learning = [w for w in weights if w.requires_grad]
+    virtual = VirtualStep(lr=0.1, weight_decay=0.3)
+    torch.manual_seed(0)
+    wanted = alpha_gradient(learning, alphas, train, valid, virtual)
+    torch.manual_seed(0)
+    for got, g in zip(alpha_gradient(weights, alphas, train, valid, virtual), wanted, strict=True):
+        torch.testing.assert_close(got, g, rtol=1e-11, atol=1e-13)  # a longer vector has a norm of other bits
+    assert same_bits(before, frozen)
+    alphas[0].requires_grad_(False)
+    step(True)
+    assert alphas[0].grad is None
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_a_pass_that_raises_half_way_leaves_the_weights_to_the_bit(kind, at):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dartsfast.backends import availability
+from dartsfast.bilevel import hvp
 from dartsfast.cnn import edge_backward
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
@@ -251,13 +252,20 @@ def test_the_engine_asks_for_what_it_uses(monkeypatch):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_second_derivative_raises():
+@pytest.mark.parametrize("second", ["alphas", "images", "weights"])
+def test_a_second_derivative_raises(second):
+    """By whatever path: a product with the weights' gradient must not come out without its fused part."""
     model = network("cpu")
-    (gradient,) = torch.autograd.grad(
-        model._loss(*batch(torch.float64)), model.alphas_normal, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable|differentiable once"):
-        gradient.sum().backward()
+    x, y = batch(torch.float64)
+    x.requires_grad_()
+    weights, alphas = list(model.parameters()), model.arch_parameters()
+    by = {"alphas": alphas, "images": [x], "weights": weights}[second]
+    for first in (alphas, [x], weights, weights[-3:-2]):
+        found = torch.autograd.grad(model._loss(x, y), first, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiable once.*backend='reference'"):
+            torch.autograd.grad(sum(g.sum() for g in found), by, allow_unused=True)
+    with pytest.raises(RuntimeError, match="differentiable once.*backend='reference'"):
+        hvp(lambda: model._loss(x, y), weights, weights, alphas, method="exact")
 
 
 def test_batch_norm_options_are_those_of_the_modules():

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dartsfast.backends import availability
+from dartsfast.bilevel import hvp
 from dartsfast.errors import InputError
 from dartsfast.rnn import fused, model_search
 from dartsfast.rnn.architect import Architect
@@ -254,11 +255,12 @@ def test_the_engine_asks_for_what_it_uses(monkeypatch):
     assert asked == [True] * 10 + [False] * 10
 
 
+@pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("momentum", [0.3, None])
-def test_running_statistics_are_those_of_the_module(momentum):
+def test_running_statistics_are_those_of_the_module(momentum, tracked):
     def run(backend):
         model = network(backend)
-        model.rnns[0].bn.momentum = momentum
+        model.rnns[0].bn.momentum, model.rnns[0].bn.track_running_stats = momentum, tracked
         for seed in (1, 2):
             torch.manual_seed(0)
             model(text(seed=seed)[0], model.init_hidden(6))
@@ -279,10 +281,33 @@ def test_a_batch_of_one_has_no_statistics():
 
 def test_a_second_derivative_raises():
     model = network("cpu", dropouts=DRY)
-    out, _ = model(text()[0], model.init_hidden(6))
-    (first,) = torch.autograd.grad(out.square().sum(), model.weights, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        torch.autograd.grad(first.sum(), model.weights)
+    cell, alphas = list(model.rnns[0].parameters()), model.arch_parameters()
+    for first, second in ((alphas, alphas), (cell, alphas), (cell, cell), (alphas, cell)):
+        out, _ = model(text()[0], model.init_hidden(6))
+        found = torch.autograd.grad(out.square().sum(), first, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiable once.*backend='reference'"):
+            torch.autograd.grad(sum(g.sum() for g in found), second)
+    x, y = text()
+    for params in (cell, list(model.parameters())):
+        with pytest.raises((RuntimeError, InputError), match="derivative.*backend='reference'"):
+            hvp(lambda: model._loss(model.init_hidden(6), x, y)[0], params, params, alphas, method="exact")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    model = network("cpu")
+    x, y = text(B=6)
+    with pytest.raises(InputError, match=r"states \[B, 12\].*got \[5, 6, 12\] and \[5, 12\]"):
+        model._loss(model.init_hidden(5), x, y)
+    with pytest.raises(InputError, match="T > 0"):
+        model._loss(model.init_hidden(6), x[:0], y[:0])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(12), nn.LayerNorm(12)], ids=str)
+def test_another_norm_is_refused(norm):
+    model = network("cpu")
+    model.rnns[0].bn = norm.double()
+    with pytest.raises(InputError, match="BatchNorm1d without affine.*backend='reference'"):
+        model(text()[0], model.init_hidden(6))
 
 
 LONG_SUMS = """

@@ -11,13 +11,17 @@ from dartsfast import native
 from dartsfast.backends import availability
 
 PROGRAM = """
+import warnings
 import torch
-from dartsfast.backends import passed_over, resolve_backend
+from dartsfast.backends import candidates, resolve_backend
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
-(missing,) = passed_over("cpu")
+missing = candidates("cpu")[0]
 print(resolve_backend("auto"), "|", missing.reason)
-net = Network(4, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    net = Network(4, 10, 3, torch.nn.CrossEntropyLoss(), steps=2, multiplier=2)
+print(heard[0].message)
 print(net.backend, net(torch.randn(2, 3, 8, 8)).shape[1])
 try:
     Network(4, 10, 3, torch.nn.CrossEntropyLoss(), backend="cpu")
@@ -40,8 +44,9 @@ def without_extension(*command, **environment):
 
 
 def test_without_the_extension_auto_falls_back_and_says_why():
-    first, second, third = without_extension("-c", PROGRAM).splitlines()
+    first, warning, second, third = without_extension("-c", PROGRAM).splitlines()
     assert first.startswith("reference | the native extension was not built: install a C++20 compiler")
+    assert warning.startswith("backend cpu not used: the native extension was not built: install a C++20")
     assert second == "reference 10"
     assert "backend 'cpu' is not available: the native extension was not built" in third
 
@@ -50,11 +55,11 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import torch
-from dartsfast.backends import passed_over, resolve_backend
+from dartsfast.backends import candidates, resolve_backend
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 torch.cuda.is_available = lambda: True
-print(resolve_backend("auto", "cuda"), "|", passed_over("cuda")[0].reason)
+print(resolve_backend("auto", "cuda"), "|", candidates("cuda")[0].reason)
 try:
     Network(4, 10, 3, torch.nn.CrossEntropyLoss(), backend="triton")
 except InputError as error:

@@ -35,7 +35,7 @@ class VirtualStep:
         momentum_buffers: SGD's buffers, one a weight, or None before its first step.
         max_norm: clip the training gradient to this L2 norm; None leaves it alone.
         clamp: the clip factor that multiplies the implicit gradient is at most 1.
-        still: indices of weights that the virtual step leaves where they are.
+        still: indices of weights that the virtual step leaves where they are, beside frozen ones.
         vector_max_norm: clip the validation gradient, the vector of the product, to this norm.
         one_mask: both finite-difference passes draw the same random numbers.
     """
@@ -135,7 +135,8 @@ def _move_(
     buffers: Sequence[Tensor | None] = [None] * len(step)
     if virtual.momentum_buffers is not None:
         buffers = flat.gather(virtual.momentum_buffers)
-    with preserved([weights[i] for i in virtual.still]):
+    still = [w for i, w in enumerate(weights) if i in virtual.still or not w.requires_grad]
+    with preserved(still):
         at = flat.vectors()
         for w, g, buffer in zip(at, step, buffers, strict=True):
             fd_virtual_step_(w, g, buffer, scale.to(w), virtual.lr, virtual.momentum, virtual.weight_decay)

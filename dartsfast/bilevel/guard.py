@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dartsfast.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -48,17 +50,25 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def gradient(
     loss_fn: Callable[[], Tensor], wrt: Sequence[Tensor], without: Sequence[Tensor] = ()
 ) -> list[Tensor | None]:
-    """Return the gradient of ``loss_fn()`` by ``wrt``; None where it does not depend on one.
+    """Return the gradient of ``loss_fn()`` by ``wrt``; None by one that is frozen or has no part in it.
 
     Leaves in ``without`` take no part, so that no backward spends time on them. Ctrl-C may strike.
+
+    Raises:
+        InputError: within ``torch.inference_mode()``, where nothing has a gradient.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("a gradient was asked for within torch.inference_mode(): leave it out")
     frozen = [t for t in without if t.requires_grad]
 
     def run() -> list[Tensor | None]:
-        loss = loss_fn()
-        if not loss.requires_grad:
+        with torch.enable_grad():
+            loss = loss_fn()
+        learning = [t for t in wrt if t.requires_grad]
+        if not loss.requires_grad or not learning:
             return [None] * len(wrt)
-        return list(torch.autograd.grad(loss, wrt, allow_unused=True))
+        found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
+        return [next(found) if t.requires_grad else None for t in wrt]
 
     for t in frozen:
         t.requires_grad_(False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dartsfast.bilevel.flat import Flat, norm
-from dartsfast.bilevel.guard import gradient, random_state, set_random_state
+from dartsfast.bilevel.guard import gradient, interruptible, preserved, random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.ops import fd_perturb_, fd_quotient
 
@@ -24,6 +25,7 @@ def hvp(
     method: str = "finite_difference",
     *,
     same_randomness: bool = False,
+    buffers: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Return d/d(wrt) of <d loss / d params, vector>.
 
@@ -31,7 +33,8 @@ def hvp(
     R = ``r`` / ||v|| and returns (plus - minus) / 2R (paper equation 8): two passes, error O(R^2).
     Parameters are moved in place and restored to the bit; as one vector where
     :func:`~dartsfast.bilevel.flatten_` has laid them side by side. ``exact`` differentiates the gradient
-    once more; the loss must be twice differentiable.
+    once more; the loss must be twice differentiable. Random streams and ``buffers`` are restored too, all
+    of it also where the loss raises.
 
     Args:
         loss_fn: a closure that runs the network and returns the scalar loss.
@@ -41,14 +44,17 @@ def hvp(
         r: length of the step along ``vector`` in parameter space.
         method: ``finite_difference`` or ``exact``.
         same_randomness: both passes draw the same random numbers (one dropout mask for the two).
+        buffers: what a pass moves and is to be put back, e.g. ``list(model.buffers())``.
 
     Returns:
         One tensor a member of ``wrt``, of its shape; zeros where the loss does not depend on it.
 
     Raises:
-        InputError: unknown method, a step that is not positive, or a vector that does not fit.
+        InputError: unknown method, a step that is not positive and finite, a vector that does not fit, or a
+            loss that is differentiable once only where ``exact`` is asked for.
         DivergedError: the vector is not finite.
     """
+    params, vector, wrt = list(params), list(vector), list(wrt)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     if [p.shape for p in params] != [v.shape for v in vector]:
@@ -57,10 +63,15 @@ def hvp(
             f"{[tuple(p.shape) for p in params][:4]}..., {len(vector)} tensors "
             f"{[tuple(v.shape) for v in vector][:4]}..."
         )
-    if not r > 0:
+    if not 0 < r < math.inf:
         raise InputError(f"r, the length of the step, must be positive, got {r}")
     flat = Flat(params)
-    found, length = product(loss_fn, flat, flat.gather(vector), wrt, r, method, same_randomness)
+    before = random_state()
+    try:
+        with preserved(buffers):
+            found, length = product(loss_fn, flat, flat.gather(vector), wrt, r, method, same_randomness)
+    finally:
+        set_random_state(before)
     if not length.isfinite():
         raise DivergedError(
             f"the vector of the Hessian-vector product has norm {length.item()}: the loss it comes from has "
@@ -85,7 +96,7 @@ def product(
     """
     length = norm(v)
     if method == "exact":
-        return _exact(loss_fn, flat.tensors, flat.split(v), wrt), length
+        return interruptible(lambda: _exact(loss_fn, flat.tensors, flat.split(v), wrt)), length
 
     def gradient_at(origin: list[Tensor], sign: int) -> list[Tensor | None]:
         at = flat.vectors()
@@ -120,6 +131,12 @@ def _quotient(
 def _exact(
     loss_fn: Callable[[], Tensor], params: Sequence[Tensor], vector: Sequence[Tensor], wrt: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    gradients = torch.autograd.grad(loss_fn(), params, create_graph=True, materialize_grads=True)
-    scalar = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
-    return list(torch.autograd.grad(scalar, wrt, allow_unused=True))  # type: ignore[arg-type]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss_fn(), params, create_graph=True, materialize_grads=True)
+        scalar = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
+    if not isinstance(scalar, Tensor) or not scalar.requires_grad:
+        raise InputError(
+            "method='exact' differentiates the gradient once more, and that of this loss has no derivative: "
+            "use method='finite_difference', or backend='reference'"
+        )
+    return list(torch.autograd.grad(scalar, wrt, allow_unused=True))

@@ -178,15 +178,12 @@ def run(
         norm([module], torch.cat([stats for _, stats in parts], -1), z.reduced[-1])
     if known is None:
         plain = edge.skips + edge.extras
-        finals += [no_norm(plain, _channels(z, tensors), z.inner.dtype, x.device)] if plain else []
+        if plain:
+            C = summed(edge, z, tensors)[0].shape[-1]
+            finals.append(no_norm(plain, C, x.dtype, x.device))
         flags.final += (False,) * plain
         z.final = torch.cat(finals) if finals else none
     return z, flags
-
-
-def _channels(z: Kept, tensors: Sequence[Tensor]) -> int:
-    # Every output of an edge has as many channels, and the source too where there is a skip.
-    return (tensors[0] if z.first is None else z.first).shape[-1]
 
 
 def arguments(

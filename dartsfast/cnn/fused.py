@@ -6,20 +6,20 @@ Images between cells are [N, C, H, W] in channels_last memory, the same memory a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.node import node
-from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
+from dartsfast.cnn.operations import FactorizedReduce
+from dartsfast.cnn.plan import are, nchw, nhwc, plan
 from dartsfast.ops import alpha_softmax, pool3x3
-from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
+from dartsfast.ops.contract import once_differentiable
 
 __all__ = ["alpha_softmax", "cell", "stem"]
 
@@ -28,8 +28,14 @@ _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
-    """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]."""
+    """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is."""
+    if type(module) is not nn.Sequential or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
+        return module(images)
     conv, norm = module
+    shape = conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
+    if not usual or conv.bias is not None or not norm.affine:
+        return module(images)
     H, W = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     patches = torch.cat([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)], -1)
@@ -37,7 +43,7 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)], storage=storage)
     stored = [_stored(patches, storage)]
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)
-    return _nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
+    return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
 
 
 def cell(
@@ -75,7 +81,7 @@ def cell(
         states.append(node(edges, tensors, pooled, row, memory, stored[:count]))
         stored.append(_stored(states[-1], kept_as))
         offset += count
-    return _nchw(_Concatenate.apply(*states[-multiplier:]))
+    return nchw(_Concatenate.apply(*states[-multiplier:]))
 
 
 class _Affine(torch.autograd.Function):
@@ -118,52 +124,10 @@ class _Concatenate(torch.autograd.Function):
         )
 
 
-def plan(
-    modules: Iterable[nn.Module], x: Tensor, stride: int, storage: torch.dtype | None
-) -> tuple[Edge, list[Tensor]]:
-    """Read an edge off its modules: its plan, and its tensors, x [N, H, W, C] first.
-
-    A module that no operator serves runs here and now, and its output joins the sum.
-    """
-    kinds: dict[str, list[tuple[int, Any]]] = {
-        kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
-    }
-    for k, op in enumerate(modules):
-        if isinstance(op, Zero):
-            continue
-        if isinstance(op, Identity):
-            kinds["skip"].append((k, None))
-        elif (stages := _stages(op, stride)) is not None:
-            kinds["separable" if len(stages) == 2 else "single"].append((k, stages))
-        elif (pool := _pool(op, stride)) is not None and pool[0] not in {p[0] for _, p in kinds["pool"]}:
-            kinds["pool"].append((k, pool))
-        elif type(op) is FactorizedReduce and not op.bn.affine:
-            op.check(*x.shape[1:3])
-            kinds["reduce"].append((k, op))
-        else:
-            kinds["extra"].append((k, _nhwc(op(_nchw(x)))))
-    chains = [stages for kind in ("separable", "single") for _, stages in kinds[kind]]
-    edge = Edge(
-        tuple(k for found in kinds.values() for k, _ in found),
-        stride,
-        separable=[(a[0], b[0]) for _, (a, b) in kinds["separable"]],
-        single=[stage for _, [(stage, _)] in kinds["single"]],
-        pools=[pool for _, pool in kinds["pool"]],
-        reduces=[op.bn for _, op in kinds["reduce"]],
-        skips=len(kinds["skip"]),
-        extras=len(kinds["extra"]),
-        storage=storage,
-    )
-    weights = [w for stages in chains for w in stages[0][1]]
-    weights += [w for stages in chains for _, later in stages[1:] for w in later]
-    weights += [w for _, op in kinds["reduce"] for w in (op.conv_1.weight, op.conv_2.weight)]
-    return edge, [x, *weights, *(image for _, image in kinds["extra"])]
-
-
 def _single(module: nn.Module, image: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
-    x = _nhwc(image)
+    x = nhwc(image)
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
-    stored = [_nhwc(_stored(image, storage if memory == "store" else None))]
+    stored = [nhwc(_stored(image, storage if memory == "store" else None))]
     return node([edge], [tensors], [None], x.new_ones(1, 1), memory, stored)
 
 
@@ -175,71 +139,3 @@ def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
     if copy is None or copy.dtype != storage:
         copy = _copies[x] = x.detach().to(storage)
     return copy
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
-def _nchw(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)
-
-
-Found = list[tuple[Stage, list[Tensor]]]
-
-
-def _stages(op: nn.Module, stride: int) -> Found | None:
-    if type(op) not in (SepConv, DilConv, ReLUConvBN):
-        return None
-    part: Any = op.op
-    if type(op) is ReLUConvBN:
-        stages = [_stage(None, part[1], part[2], stride)]
-    else:
-        stages = [_stage(part[1], part[2], part[3], stride)]
-    if type(op) is SepConv:
-        stages.append(_stage(part[5], part[6], part[7], 1))
-    return [stage for stage in stages if stage is not None] if all(stages) else None
-
-
-def _stage(
-    depthwise: nn.Conv2d | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d, stride: int
-) -> tuple[Stage, list[Tensor]] | None:
-    """Return a stage and its weights, or None where the convolutions are not of the operator's kind."""
-    first = pointwise if depthwise is None else depthwise
-    K, D = first.kernel_size[0], first.dilation[0]
-    fits = (
-        first.stride == (stride, stride)
-        and first.kernel_size == (K, K)
-        and first.dilation == (D, D)
-        and K % 2 == 1
-        and K <= LARGEST_KERNEL
-        and D <= LARGEST_DILATION
-        and stride in (1, 2)
-        and first.padding_mode == "zeros"
-        and first.padding == (D * (K - 1) // 2, D * (K - 1) // 2)
-        and (depthwise is None or depthwise.groups == depthwise.in_channels == depthwise.out_channels)
-        and pointwise.kernel_size == (1, 1)
-        and pointwise.groups == 1
-        and (depthwise is None or (pointwise.stride, pointwise.padding) == ((1, 1), (0, 0)))
-        and pointwise.bias is None
-        and first.bias is None
-        and not norm.affine
-    )
-    if not fits:
-        return None
-    weights = [pointwise.weight] if depthwise is None else [depthwise.weight, pointwise.weight]
-    return Stage(len(weights), D, norm), weights
-
-
-def _pool(op: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
-    """Return (0 for maximum or 1 for average, norm), or None for anything else."""
-    if not (isinstance(op, nn.Sequential) and len(op) == 2 and isinstance(op[1], nn.BatchNorm2d)):
-        return None
-    pool, norm = op[0], op[1]
-    if norm.affine or type(pool) not in (nn.MaxPool2d, nn.AvgPool2d):
-        return None
-    if (pool.kernel_size, pool.stride, pool.padding) != (3, stride, 1) or pool.ceil_mode:
-        return None
-    if isinstance(pool, nn.MaxPool2d):
-        return (0, norm) if pool.dilation == 1 and not pool.return_indices else None
-    return (1, norm) if not pool.count_include_pad and pool.divisor_override is None else None

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dartsfast.cnn.edge import Edge, Kept, Pooled, columns, run, summed
 from dartsfast.cnn.edge_backward import EdgeBackward
 from dartsfast.errors import InputError
+from dartsfast.ops.contract import once_differentiable
 
 kernels = torch.ops.dartsfast
 # Within a node autograd has nothing to record: its part of every operator, in Python, is left out.
@@ -66,11 +66,10 @@ class _Node(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         out, kept, batch = None, [], []
-        ctx.shape, ctx.mixed = weights.shape, [len(edge.ops) for edge in edges]
+        ctx.mixed = [len(edge.ops) for edge in edges]
         places = tuple(i * weights.shape[1] + op for i, edge in enumerate(edges) for op in edge.ops)
         ctx.places = columns(places, weights.device)
-        weights = weights.flatten()[ctx.places]  # in the order of the sums
-        rows = weights.split(ctx.mixed)
+        rows = weights.flatten()[ctx.places].split(ctx.mixed)  # in the order of the sums
         with _nothing_to_record():
             for edge, pool, row, group in zip(edges, pooled, rows, _groups(tensors, sizes), strict=True):
                 found, own = run(edge, group, pool)
@@ -101,8 +100,9 @@ class _Node(torch.autograd.Function):
         needed = _groups(ctx.needs_input_grad[6:], ctx.sizes)
         d_rows: list[Tensor] = []
         gradients: list[Tensor | None] = []
+        rows = weights.flatten()[ctx.places].split(ctx.mixed)
         with _nothing_to_record():
-            for i, (edge, row) in enumerate(zip(ctx.edges, weights.split(ctx.mixed), strict=True)):
+            for i, (edge, row) in enumerate(zip(ctx.edges, rows, strict=True)):
                 found = Kept.of(edge, kept[i])
                 if ctx.memory == "recompute":
                     found, _ = run(edge, groups[i], None, found)
@@ -112,7 +112,7 @@ class _Node(torch.autograd.Function):
                 d_row, d_tensors = backward.run(row)
                 d_rows.append(d_row)
                 gradients += d_tensors
-        d_weights = weights.new_zeros(ctx.shape)
+        d_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
         d_weights.view(-1)[ctx.places] = torch.cat(d_rows)
         return None, None, None, None, None, d_weights, *gradients
 

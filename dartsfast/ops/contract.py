@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from dartsfast.errors import InputError
+
+_ONCE = "the fused operators are differentiable once. For second derivatives use backend='reference'"
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What operators take. Kernels for CPUs have the first two."""
@@ -49,12 +52,42 @@ def differentiable_once(name: str) -> None:
     """Make the derivative of ``dartsfast::name``, itself a backward, raise."""
 
     def refuse(ctx: Any, *gradients: Tensor) -> None:
-        raise NotImplementedError(
-            f"dartsfast::{name} has no derivative: the fused operators are differentiable once. "
-            "For second derivatives use backend='reference'"
-        )
+        raise NotImplementedError(f"dartsfast::{name} has no derivative: {_ONCE}")
 
     torch.library.register_autograd(f"dartsfast::{name}", refuse)
+
+
+class _Once(torch.autograd.Function):
+    """The first ``count`` tensors; a derivative of them by any of the others raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError(f"no second derivative: {_ONCE}")
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the gradients that a ``Function.backward`` returns refuse to be differentiated.
+
+    ``torch.autograd.function.once_differentiable`` ties its refusal to nothing, so that a derivative by
+    one of the function's inputs passes it by and comes out without what it should have raised for.
+    """
+
+    @functools.wraps(backward)
+    def first(ctx: Any, *g: Any) -> Any:
+        with torch.no_grad():
+            found = backward(ctx, *g)
+        if not torch.is_grad_enabled():
+            return found
+        given = [t for t in (*g, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad]
+        own = [t for t in found if isinstance(t, Tensor)]
+        tied = iter(_Once.apply(len(own), *own, *given))
+        return tuple(next(tied) if isinstance(t, Tensor) else t for t in found)
+
+    return first
 
 
 def not_differentiable(name: str) -> None:
@@ -96,7 +129,7 @@ def check_images(
         check_dtype(name, x)
         wanted = list(first.shape if shape is None else shape)
         require(list(x.shape) == wanted, f"{name} must be {wanted}, got {list(x.shape)}")
-        require(min(x.shape) > 0, f"{name} must not be empty, got {list(x.shape)}")
+        require(all(n > 0 for n in x.shape), f"{name} must not be empty, got {list(x.shape)}")
         check_like(name, x, first)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.errors import InputError
+from dartsfast.ops.contract import once_differentiable
 
 kernels = torch.ops.dartsfast
 
@@ -44,14 +44,25 @@ def recurrence(
         Ws: [H, 2H] a node.
 
     Raises:
-        InputError: batch statistics of a batch of one.
+        InputError: batch statistics of a batch of one, shapes that do not fit, or another norm.
     """
+    T, B, ninp = x.shape
+    H = Ws[0].shape[0]
+    if type(norm) is not nn.BatchNorm1d or norm.affine:
+        raise InputError(
+            f"the fused cell has a BatchNorm1d without affine, got {norm}: backend='reference' takes any"
+        )
+    if T == 0 or hidden.shape != (B, H) or ninp + H != W0.shape[0]:
+        raise InputError(
+            f"inputs must be [T, B, {W0.shape[0] - H}], T > 0, and states [B, {H}]: "
+            f"got {list(x.shape)} and {list(hidden.shape)}"
+        )
     own = norm.training or norm.running_mean is None
     if own and hidden.shape[0] == 1:
         raise InputError("batch norm over a batch of one: use a larger batch, or eval()")
     given = None if own else torch.stack([norm.running_mean, norm.running_var])  # type: ignore[list-item]
     out, stats = _Recurrence.apply(given, norm.eps, memory, x, hidden, mask, weights, W0, *Ws)
-    if norm.training and norm.running_mean is not None:
+    if norm.training and norm.track_running_stats:
         _move_running(norm, stats.flatten(0, 1), hidden.shape[0])
     return out
 

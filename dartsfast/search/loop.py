@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dartsfast.backends import passed_over
 from dartsfast.bilevel.guard import random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.genotypes import AnyGenotype
@@ -206,8 +205,6 @@ class Search(ABC):
             f"backend {self.model.backend}, {parameters:.3f} M parameters, "
             f"data {self.config.data}, run in {out}"
         )
-        for other in passed_over(self.device, self.kind) if self.config.backend == "auto" else ():
-            report.say(f"backend {other.backend} not used: {other.reason}")
         if self.config.capture and self.device.type != "cuda":
             report.say(f"capture has no effect: there are no CUDA graphs on {self.device}")
         if self.epoch or self.step:
