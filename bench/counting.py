@@ -94,8 +94,11 @@ def _operations(name: str, args: tuple[Any, ...], out: Any) -> int:
     """Return the operations of a stock operator: of products and convolutions, else one an output."""
     if name in ("mm", "bmm"):
         return 2 * out.numel() * args[0].shape[-1]
-    if name == "addmm":
+    if name in ("addmm", "addmm_"):
         return 2 * out.numel() * args[1].shape[-1]
+    if name == "_linear_cross_entropy_batch_chunked":  # logits, and the gradients that are asked for
+        products = 1 + sum(g.numel() > 0 for g in out[1:3])
+        return 2 * args[0].numel() * len(args[1]) * products
     if name == "convolution":
         return 2 * out.numel() * args[1][0].numel()
     if name == "convolution_backward":

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cnn_peers import CNN, Size
 from bench.costs import Launch
 from bench.counting import META, counting, kept_bytes, prepare, pretending
 from bench.options import Options
-from bench.peers import REFERENCE
+from bench.peers import REFERENCE, Workload
+from bench.workloads import WORKLOADS
 
 PEERS = (REFERENCE, "triton store", "triton store bf16", "triton recompute")
-QUICK = Size(batch=2, C=4, layers=1, image=8)
 QUICK_PEERS = (REFERENCE, "triton store")
 DETAILED = "triton store", 2  # has every kernel
 STOCK = "stock operators"
@@ -53,33 +52,39 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         InputError: Triton cannot be imported.
     """
-    size = QUICK if options.quick else CNN.size
-    size = dataclasses.replace(size, batch=options.batch or size.batch)
-    iterations, kernels = [], []
-    for order in (1, 2):
-        for peer in QUICK_PEERS if options.quick else PEERS:
-            print(f"model: {peer}, order {order}", flush=True)
-            launches, kept = count(peer, order, size)
-            row = {"peer": peer, "order": order, **_sums(launches), "kept_gb": kept / 1e9}
-            for name, card in CARDS.items():
-                row[f"eager_ms {name}"] = 1e3 * eager_seconds(launches, card)
-            iterations.append(row)
-            if (peer, order) == DETAILED:
-                kernels = by_kernel(launches)
-    conditions = {
-        **dataclasses.asdict(size),
-        "graph_us": 1e6 * GRAPH_SECONDS,
-        "eager_us": 1e6 * EAGER_SECONDS,
-    }
+    iterations, kernels, sizes = [], [], {}
+    for name, workload in WORKLOADS.items():
+        size = workload.quick if options.quick else workload.size
+        size = dataclasses.replace(size, batch=options.batch or size.batch)
+        sizes[name] = dataclasses.asdict(size)
+        for order in (1, 2):
+            for peer in QUICK_PEERS if options.quick else PEERS:
+                if peer not in workload.peers:
+                    continue
+                print(f"model: {name}, {peer}, order {order}", flush=True)
+                launches, kept = count(workload, peer, order, size)
+                row = {
+                    "network": name,
+                    "peer": peer,
+                    "order": order,
+                    **_sums(launches),
+                    "kept_gb": kept / 1e9,
+                }
+                for card_name, card in CARDS.items():
+                    row[f"eager_ms {card_name}"] = 1e3 * eager_seconds(launches, card)
+                iterations.append(row)
+                if (peer, order) == DETAILED:
+                    kernels += by_kernel(name, launches)
+    conditions = {"graph_us": 1e6 * GRAPH_SECONDS, "eager_us": 1e6 * EAGER_SECONDS}
     cards = {name: dataclasses.asdict(card) for name, card in CARDS.items()}
-    return {"conditions": {**conditions, "cards": cards}, "rows": iterations + kernels}
+    return {"conditions": {**sizes, **conditions, "cards": cards}, "rows": iterations + kernels}
 
 
-def count(peer: str, order: int, size: Size) -> tuple[list[Launch], int]:
+def count(workload: Workload, peer: str, order: int, size: Any) -> tuple[list[Launch], int]:
     """Return the launches of an iteration, and the bytes that a forward keeps for its backward."""
     with pretending():
         with META:
-            iteration = CNN.iteration(CNN.peers[peer], size, device=META)
+            iteration = workload.iteration(workload.peers[peer], size, device=META)
         prepare(iteration)
         with counting() as launches:
             iteration.run(order)
@@ -87,12 +92,12 @@ def count(peer: str, order: int, size: Size) -> tuple[list[Launch], int]:
     return launches, kept
 
 
-def by_kernel(launches: Sequence[Launch]) -> list[dict[str, Any]]:
+def by_kernel(network: str, launches: Sequence[Launch]) -> list[dict[str, Any]]:
     """Return a row a Triton kernel, those that move most first, and one of all stock operators."""
     groups: dict[str, list[Launch]] = {}
     for one in launches:
         groups.setdefault(one.name if one.triton else STOCK, []).append(one)
-    rows = [{"kernel": name, **_sums(group)} for name, group in groups.items()]
+    rows = [{"network": network, "kernel": name, **_sums(group)} for name, group in groups.items()]
     return sorted(rows, key=lambda row: (row["kernel"] == STOCK, -row["gb"]))
 
 
@@ -111,20 +116,39 @@ def _sums(launches: Sequence[Launch]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Return two markdown tables: iterations, and the kernels of one."""
     cards = list(result["conditions"]["cards"])
-    titles = ["order", "peer", "launches (Triton)", "GB moved", "GFLOP", "GB kept for the backward"]
+    titles = [
+        "network",
+        "order",
+        "peer",
+        "launches (Triton)",
+        "GB moved",
+        "GFLOP",
+        "GB kept for the backward",
+    ]
     lines = [_line([*titles, *(f"{card}, ms in a graph (eager)" for card in cards)])]
     lines.append("|---" * (len(titles) + len(cards)) + "|")
     for row in (row for row in result["rows"] if "peer" in row):
-        cells = [str(row["order"]), row["peer"], f"{row['launches']:,} ({row['triton_launches']:,})"]
+        cells = [
+            row["network"],
+            str(row["order"]),
+            row["peer"],
+            f"{row['launches']:,} ({row['triton_launches']:,})",
+        ]
         cells += [f"{row['gb']:.1f}", f"{row['gflop']:,.0f}", f"{row['kept_gb']:.2f}"]
         cells += [f"{row[f'graph_ms {card}']:,.0f} ({row[f'eager_ms {card}']:,.0f})" for card in cards]
         lines.append(_line(cells))
     peer, order = DETAILED
-    titles = [f"kernels of `{peer}`, order {order}", "launches", "GB moved", "GFLOP"]
+    titles = ["network", f"kernels of `{peer}`, order {order}", "launches", "GB moved", "GFLOP"]
     lines += ["", _line([*titles, *(f"{card}, ms in a graph" for card in cards)])]
     lines.append("|---" * (len(titles) + len(cards)) + "|")
     for row in (row for row in result["rows"] if "kernel" in row):
-        cells = [row["kernel"], f"{row['launches']:,}", f"{row['gb']:.3g}", f"{row['gflop']:.3g}"]
+        cells = [
+            row["network"],
+            row["kernel"],
+            f"{row['launches']:,}",
+            f"{row['gb']:.3g}",
+            f"{row['gflop']:.3g}",
+        ]
         lines.append(_line([*cells, *(f"{row[f'graph_ms {card}']:.3g}" for card in cards)]))
     return "\n".join(lines)
 
@@ -136,14 +160,17 @@ def _line(cells: Sequence[str]) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """Say in a sentence what was counted, and that nothing was timed."""
     given: Mapping[str, Any] = result["conditions"]
+    cnn, rnn = given["cnn"], given["rnn"]
     cards = ", ".join(
         f"{name} {card['bandwidth'] / 1e9:,.0f} GB/s and {card['rate'] / 1e12:.1f} TFLOP/s"
         for name, card in given["cards"].items()
     )
     return (
-        f"an ESTIMATE from counts, nothing ran on a GPU. Network(C={given['C']}, {given['classes']} classes, "
-        f"{given['layers']} layers), {given['image']}x{given['image']} images, batch {given['batch']}, "
-        "float32 arithmetic: an alpha step and a weight step. A launch takes the longer of its bytes and its "
-        f"float32 operations at the vendor's figures ({cards}), and {given['graph_us']:g} us more; eager: "
+        f"an ESTIMATE from counts, nothing ran on a GPU. Network(C={cnn['C']}, {cnn['classes']} classes, "
+        f"{cnn['layers']} layers), {cnn['image']}x{cnn['image']} images, batch {cnn['batch']}, and "
+        f"RNNModelSearch(nhid {rnn['nhid']}, vocabulary {rnn['vocabulary']:,}), BPTT {rnn['bptt']}, "
+        f"batch {rnn['batch']}, float32 arithmetic: an alpha and a weight step. A launch takes the longer "
+        f"of its bytes and its float32 operations at the vendor's figures ({cards}), and "
+        f"{given['graph_us']:g} us more; eager: "
         f"that or {given['eager_us']:g} us of the host a launch, whichever adds up to more"
     )

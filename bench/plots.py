@@ -50,7 +50,8 @@ def draw_hvp(result: dict[str, Any], path: Path) -> list[Path]:
 def draw_model(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw the bytes that an iteration moves and what it keeps for the backward."""
     rows = [row for row in result["rows"] if "peer" in row]
-    labels = list(dict.fromkeys(row["peer"] for row in rows))
+    label = lambda row: f"{row['network']}, {row['peer']}"  # noqa: E731
+    labels = list(dict.fromkeys(map(label, rows)))
     panels = []
     for key, title, unit in (
         ("gb", "estimate: GB moved an iteration", "{:.0f}"),
@@ -59,7 +60,7 @@ def draw_model(result: dict[str, Any], path: Path) -> list[Path]:
     ):
         bars: dict[str, dict[str, float]] = {}
         for row in rows:
-            bars.setdefault(f"order {row['order']}", {})[row["peer"]] = row[key]
+            bars.setdefault(f"order {row['order']}", {})[label(row)] = row[key]
         panels.append((title, unit, bars))
     return _draw(panels, labels, path)
 

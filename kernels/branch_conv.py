@@ -137,9 +137,9 @@ def tile(Ci: int, Co: int, taps: bool) -> dict[str, int]:
     return {"BP": 64, "BC": block(Ci, 16, 32 if taps else 16), "BO": BO, "num_warps": warps, "num_stages": 1}
 
 
-def uneven(channels: int) -> bool:
-    """Whether pixels start at addresses of all sorts, which takes more registers."""
-    return channels % 4 != 0
+def crowded(x: Tensor) -> bool:
+    """Whether more registers are needed: pixels at addresses of all sorts, or arithmetic in float64."""
+    return x.shape[-1] % 4 != 0 or x.dtype == torch.float64
 
 
 def branch_conv(
@@ -169,6 +169,6 @@ def branch_conv(
         tuple(w.contiguous() for w in pointwise), z.unbind(), partial, pixels, H, W, Ho, Wo, Ci, Co,
         K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
         D=tuple(dilation) or (1,) * branches, STRIDE=stride, RELU=relu, PRECISION=PRECISION,
-        ACC=accumulator(x), many_registers=uneven(Ci), **shape,
+        ACC=accumulator(x), many_registers=crowded(x), **shape,
     )  # fmt: skip
     moments(partial, pixels, shape["BP"], stats)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.branch_conv import PRECISION, convolved, norm_rows, place, source, tile, uneven
+from dartsfast.kernels.branch_conv import PRECISION, convolved, crowded, norm_rows, place, source, tile
 from dartsfast.kernels.launch import accumulator, all_dense, dense, launch
 from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
@@ -347,7 +347,7 @@ class Gradient:
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
                 **self.taps, RELU=self.relu, BT=4, ACC=self.options["ACC"],
-                many_registers=uneven(self.sizes[-1]), **shape,
+                many_registers=crowded(self.source[0]), **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.images import offset, position, strides, tile, unit
+from dartsfast.kernels.images import VECTOR, offset, position, strides, tile, unit
 from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide
 from torch import Tensor
 
 VECTORS = 2  # a thread of the forward: with one, ptxas spills addresses to get by with 32 registers
 PROGRAMS = 512
-GROUP = 8
+SUMS = 128  # bytes of the branches' sums in registers of a thread: with more, ptxas spills
 PARTS = 128
 
 
@@ -143,8 +143,10 @@ def mixed_sum_backward(
     programs = min(PROGRAMS, triton.cdiv(pixels, BP))
     partial = means.new_empty([programs, *means.shape])
     # Every branch of a program takes a vector of registers: more than a group of them would not fit.
-    for first in range(0, len(z), GROUP):
-        group = z[first : first + GROUP]
+    vector = VECTOR // min(x.element_size() for x in (g, *z))
+    size = SUMS // (vector * means.element_size())
+    for first in range(0, len(z), size):
+        group = z[first : first + size]
         launch(
             mixed_sum_backward_kernel, (programs, triton.cdiv(C, BC)),
             partial, g, tuple(group), mean[first:], rstd[first:],

@@ -16,7 +16,10 @@ from bench.cnn_peers import CNN, Size
 from bench.costs import OPERATIONS, Launch, extent, kernel_launch, touched
 from bench.counting import META, kept_bytes, pretending
 from bench.peers import REFERENCE
+from bench.rnn_peers import RNN
 from dartsfast import kernels
+
+QUICK = Size(batch=2, C=4, layers=1, image=8)
 
 
 def meta(*shape, dtype=torch.float32):
@@ -42,7 +45,7 @@ def test_the_reference_is_counted_as_it_was_by_another_hand():
 
 
 def test_kernels_of_a_tiny_network():
-    launches, kept = model.count("triton store", 1, model.QUICK)
+    launches, kept = model.count(CNN, "triton store", 1, QUICK)
     names = Counter(one.name for one in launches if one.triton)
     # A forward: the stem, two preprocessings, 14 edges of one first and two second stages; the skips of the
     # 8 edges that reduce are two convolutions each.
@@ -52,22 +55,40 @@ def test_kernels_of_a_tiny_network():
     assert names["pointwise_gradient_kernel"] == names["weight_sums_kernel"] == forward
     assert names["alpha_softmax_kernel"] == names["alpha_softmax_backward_kernel"] == 2
     assert not any(name.startswith("fd_") for name in names)
-    less = model.count("triton recompute", 1, model.QUICK)
+    less = model.count(CNN, "triton recompute", 1, QUICK)
     assert less[1] < kept and len(less[0]) > len(launches)
-    half = model.count("triton store bf16", 1, model.QUICK)
+    half = model.count(CNN, "triton store bf16", 1, QUICK)
     assert half[1] < kept and sum(x.bytes for x in half[0]) < sum(x.bytes for x in launches)
 
 
 def test_second_order_has_the_vector_kernels_once_each_over_all_weights():
-    launches, _ = model.count("triton store", 2, model.QUICK)
+    launches, _ = model.count(CNN, "triton store", 2, QUICK)
     found = {one.name: one for one in launches}
     with META:
-        weights = list(CNN.iteration(CNN.peers[REFERENCE], model.QUICK, device=META).model.parameters())
+        weights = list(CNN.iteration(CNN.peers[REFERENCE], QUICK, device=META).model.parameters())
     line = 16  # elements, on which every weight begins
     n = sum(-(-w.numel() // line) * line for w in weights)
     assert found["fd_virtual_step_kernel"].bytes == 4 * (4 * n + 1)  # w twice, g, momentum, and the factor
     assert found["fd_perturb_kernel"].bytes == 4 * (3 * n + 1)
     assert Counter(one.name for one in launches)["fd_perturb_kernel"] == 2
+
+
+def test_the_recurrent_network():
+    """GEMMs by hand, and the design's figures: 5.6 GB kept by the reference, under 1 GB fused."""
+    quick = RNN.quick
+    launches, _ = model.count(RNN, "triton store", 1, quick)
+    names = Counter(one.name for one in launches if one.triton)
+    assert names["rnn_node_kernel"] == 2 * 9 * quick.bptt == names["rnn_node_backward_kernel"]
+    rows, H = quick.bptt * quick.batch, quick.nhid
+    recurrent = 2 * rows * (2 * H * 2 * H + 36 * H * 2 * H)  # 36 edges beside the initial state
+    decoder = 2 * rows * H * quick.vocabulary
+    # Two forwards, a backward of the alphas and one of everything, less d_x of words without a gradient.
+    words = 2 * rows * H * 2 * H
+    names = "mm", "addmm_", "_linear_cross_entropy_batch_chunked"
+    gemms = sum(one.operations for one in launches if one.name in names)
+    assert gemms == pytest.approx(5 * (recurrent + decoder) - words, rel=0.005)
+    kept = {peer: model.count(RNN, peer, 1, RNN.size)[1] for peer in (REFERENCE, "triton store")}
+    assert kept[REFERENCE] == pytest.approx(5.6e9, rel=0.02) and kept["triton store"] < 1e9
 
 
 def test_bytes_and_operations_of_launches_by_hand():
@@ -168,12 +189,12 @@ def test_seconds_are_the_slower_of_bytes_and_operations_and_a_launch():
 
 def test_the_tables_say_that_they_are_estimates():
     launches = [Launch("a_kernel", 3_000, 0, True), Launch("add", 10**9, 0, False)]
-    row = {"peer": "triton store", "order": 2, **model._sums(launches), "kept_gb": 1.5}
+    row = {"network": "cnn", "peer": "triton store", "order": 2, **model._sums(launches), "kept_gb": 1.5}
     row |= {f"eager_ms {card}": 7.0 for card in model.CARDS}
     cards = {name: vars(card) for name, card in model.CARDS.items()}
-    size = vars(Size()) | {"graph_us": 2.0, "eager_us": 6.0, "cards": cards}
-    result = {"conditions": size, "rows": [row, *model.by_kernel(launches)]}
+    sizes = {"cnn": vars(CNN.size), "rnn": vars(RNN.size), "graph_us": 2.0, "eager_us": 6.0, "cards": cards}
+    result = {"conditions": sizes, "rows": [row, *model.by_kernel("cnn", launches)]}
     text = model.table(result)
-    assert "| 2 | triton store | 2 (1) | 1.0 | 0 | 1.50 | 0 (7) | 0 (7) | 3 (7) |" in text
-    assert "| a_kernel | 1 | 3e-06 | 0 | 0.002" in text and "| stock operators | 1 | 1 |" in text
+    assert "| cnn | 2 | triton store | 2 (1) | 1.0 | 0 | 1.50 | 0 (7) | 0 (7) | 3 (7) |" in text
+    assert "| cnn | a_kernel | 1 | 3e-06 | 0 | 0.002" in text and "| cnn | stock operators | 1 | 1 |" in text
     assert model.conditions(result).startswith("an ESTIMATE from counts, nothing ran on a GPU")

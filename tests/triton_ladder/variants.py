@@ -1,14 +1,15 @@
 """What the kernels are compiled for: the operators' calls at real sizes, on memory that nothing touches."""
 
+import contextlib
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 from aot import LARGE, TARGETS
-from dartsfast.kernels import OPERATORS
+from dartsfast.kernels import OPERATORS, branch_conv, branch_conv_backward
 from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Vectors
 
-from dartsfast.ops.contract import CONTRACTS
+from dartsfast.ops.contract import CONTRACTS, accumulated
 
 BATCH = 64
 CELLS = ((16, 32), (32, 16), (64, 8))  # channels and size of the images of a search network's cells
@@ -16,11 +17,12 @@ CELLS = ((16, 32), (32, 16), (64, 8))  # channels and size of the images of a se
 
 @dataclass(frozen=True)
 class Variant:
-    """The calls of a case, with its large tensors stored as ``dtype`` and the others as float32."""
+    """The calls of a case, with its large tensors stored as ``dtype`` and the others as arithmetic has it."""
 
     case: object
     dtype: torch.dtype = torch.float32
     targets: tuple = tuple(TARGETS)
+    precision: str = "ieee"  # of matrix products
 
     @property
     def wide(self):
@@ -33,16 +35,19 @@ class Variant:
         """Return the operators' names and arguments that have kernels."""
 
         def tensor(sampler, *shape):
-            stored = self.dtype if torch.Size(shape).numel() >= LARGE else torch.float32
-            return torch.empty(shape, dtype=stored)
+            large = torch.Size(shape).numel() >= LARGE
+            return torch.empty(shape, dtype=self.dtype if large else accumulated(self.dtype))
 
         with mock.patch.object(Sampler, "tensor", tensor):
             return [(name, args) for name, args in self.case.calls() if name in OPERATORS]
 
     def launch(self):
         """Call the operators' functions, as the dispatcher does."""
-        for name, args in self.calls():
-            OPERATORS[name](CONTRACTS[name](*args), *args)
+        with contextlib.ExitStack() as stack:
+            for module in (branch_conv, branch_conv_backward):
+                stack.enter_context(mock.patch.object(module, "PRECISION", self.precision))
+            for name, args in self.calls():
+                OPERATORS[name](CONTRACTS[name](*args), *args)
 
 
 def _cases():
@@ -72,6 +77,13 @@ VARIANTS = {
         )
         for label, case in _cases()
     },
+    **{
+        f"{label} {str(dtype).removeprefix('torch.')}": Variant(case, dtype, targets)
+        for dtype, targets in ((torch.float16, ("sm_80", "gfx942")), (torch.float64, ("sm_80",)))
+        for label, case in _cases()
+        if label in ("edge C=16", "pool C=16", "node C=16", "rnn H=304")
+    },
+    "edge C=16 tf32": Variant(dict(_cases())["edge C=16"], targets=("sm_80", "sm_90"), precision="tf32"),
     "edge C=5 float32": Variant(Conv(2, 7, 9, 5, 5, 1, EDGE, True, True, "slice")),
     "pool C=5 float32": Variant(Pool(2, 7, 9, 5, 1, "slice")),
     "node C=5 float32": Variant(Mix(2, 7, 9, 5, 3, True, "slice")),
