@@ -131,6 +131,7 @@ def pretending() -> Iterator[None]:
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
     patches = [
         (triton_backend, "missing", lambda: None),
+        (triton_backend, "DEVICES", ("meta",)),
         (engine, "_finite", lambda gradients: gradients),
         # The weights lie where flatten_ would have moved them.
         (flat.Group, "_find_buffer", lambda g: torch.empty(g.size, dtype=g.dtype, device=g.device)),

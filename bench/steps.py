@@ -38,7 +38,7 @@ def run(workload: Workload, options: Options) -> dict[str, Any]:
     device = open_device(options.device)
     chosen = _chosen(workload, options, device)
     for peer in chosen.values():
-        resolve_backend(peer.backend, network=workload.network)
+        resolve_backend(peer.backend)
     refused = {name: reason for name, peer in chosen.items() if (reason := refusal(workload, peer, device))}
     for name, reason in refused.items():
         _say(workload, f"{name} refused: {reason}")

@@ -16,7 +16,11 @@ from dartsfast import native, triton_backend
 from dartsfast.errors import InputError
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+PREFERENCE = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
+    "xpu": ("triton", "reference"),
+}
 MEMORY_MODES = ("store", "recompute")
 KERNEL_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.bfloat16, torch.float16)
@@ -31,8 +35,10 @@ class Availability:
     reason: str
 
 
-def availability(backend: str, network: str = "cnn", dtype: torch.dtype = torch.float32) -> Availability:
-    """Say whether ``backend`` (one of :data:`BACKENDS`) can run ``network`` (cnn or rnn) here, and why.
+def availability(
+    backend: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Availability:
+    """Say whether ``backend`` (one of :data:`BACKENDS`) can run here, on tensors of ``device``, and why.
 
     Raises:
         InputError: unknown name.
@@ -48,18 +54,20 @@ def availability(backend: str, network: str = "cnn", dtype: torch.dtype = torch.
     missing = native.load() if backend == "cpu" else triton_backend.missing()
     if missing is not None:
         return Availability(backend, False, missing)
+    served = ("cpu",) if backend == "cpu" else triton_backend.DEVICES
+    if device is not None and torch.device(device).type not in served:
+        return Availability(
+            backend, False, f"its kernels take tensors on {' or '.join(served)}, not {device}"
+        )
     if backend == "triton":
         return Availability(backend, True, f"Triton kernels, {triton_backend.description()}")
     return Availability(backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}")
 
 
 def resolve_backend(
-    backend: str,
-    device: str | torch.device = "cpu",
-    network: str = "cnn",
-    dtype: torch.dtype = torch.float32,
+    backend: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
-    """Turn a request into the name of a backend that runs ``network`` on ``device``.
+    """Turn a request into the name of a backend that computes on ``device``; None: the CPU, for ``auto``.
 
     An explicit request that cannot be met raises and says why. ``auto`` takes the first of
     :data:`PREFERENCE` that is available, and warns of each that it passes over, with the reason.
@@ -68,26 +76,24 @@ def resolve_backend(
         InputError: unknown name, or a backend that is not available here.
     """
     if backend != "auto":
-        found = availability(backend, network, dtype)
+        found = availability(backend, device, dtype)
         if not found.available:
             raise InputError(
                 f"backend {backend!r} is not available: {found.reason}. "
                 "Use backend='auto' or 'reference', and run `dartsfast doctor` for the whole table"
             )
         return backend
-    for found in candidates(device, network, dtype):
+    for found in candidates(device or "cpu", dtype):
         if found.available:
             return found.backend
         warnings.warn(f"backend {found.backend} not used: {found.reason}", stacklevel=2)
     raise AssertionError("the reference path runs everywhere")
 
 
-def candidates(
-    device: str | torch.device, network: str = "cnn", dtype: torch.dtype = torch.float32
-) -> list[Availability]:
+def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -> list[Availability]:
     """Return the backends that ``auto`` considers for ``device``, the one it would rather take first."""
     names = PREFERENCE.get(torch.device(device).type, ("reference",))
-    return [availability(name, network, dtype) for name in names]
+    return [availability(name, device, dtype) for name in names]
 
 
 def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtype | None:

@@ -39,13 +39,9 @@ def diagnosis() -> list[tuple[str, str]]:
         found = availability(name)
         lines.append((f"backend {name}", f"{'yes' if found.available else 'no'}: {found.reason}"))
     for device in PREFERENCE:
-        taken = ", ".join(f"{net} {_taken(device, net)}" for net in ("cnn", "rnn"))
+        taken = next(found.backend for found in candidates(device) if found.available)
         lines.append((f"auto on {device}", taken))
     return lines
-
-
-def _taken(device: str, network: str) -> str:
-    return next(found.backend for found in candidates(device, network) if found.available)
 
 
 def deep_diagnosis() -> list[tuple[str, str]]:
@@ -65,7 +61,7 @@ def _verdict(name: str, device: torch.device) -> str:
         found = selfcheck.difference(name, device)
     except RuntimeError as error:
         return f"FAILED: {str(error).splitlines()[0]}"
-    return f"{'ok' if found <= selfcheck.TOLERANCE else 'WRONG'}: {found:.1e} from the oracle"
+    return f"{'ok' if found <= selfcheck.tolerance(name) else 'WRONG'}: {found:.1e} from the oracle"
 
 
 def _version(package: str) -> str:

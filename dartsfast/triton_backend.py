@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from dartsfast import selfcheck
 from dartsfast.errors import InputError
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
 
 
@@ -54,19 +55,18 @@ def description() -> str:
 
 
 def _operator(name: str, contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
-    checking = False
+    checking = threading.local()  # a thread that checks calls the operator again
 
     def operator(*args: Any) -> Any:
-        nonlocal checking
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
         out = contract(*args)
-        if not checking:
-            checking = True
+        if not getattr(checking, "now", False):
+            checking.now = True
             try:
                 selfcheck.require(name, tensors[0].device)
             finally:
-                checking = False
-        for t in tensors:
+                checking.now = False
+        for t in (*tensors, *(t for t in tree_leaves(out) if isinstance(t, Tensor))):
             if (
                 t.numel() >= 2**31
                 or sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= 2**31

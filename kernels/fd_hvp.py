@@ -70,7 +70,7 @@ def fd_norm_kernel(partial, v, n, LANES: tl.constexpr, STEPS: tl.constexpr, ACC:
     An element that is not finite makes the high part what the norm is then, inf or NaN.
     """
     first = tl.program_id(0) * LANES * STEPS
-    full = first + LANES * STEPS <= n
+    full = n - first >= LANES * STEPS
     largest = tl.zeros([LANES], ACC)
     wild = tl.zeros([LANES], ACC)
     for step in range(STEPS):
@@ -124,7 +124,7 @@ def fd_norm_join_kernel(out, partial, parts, LANES: tl.constexpr, ACC: tl.conste
 def fd_perturb_kernel(w, w0, v, norm, n, r, sign, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Set w [n] to fma(sign * (r / norm), v, w0), or w0 where r / norm is 0 or not finite."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    full = (tl.program_id(0) + 1) * BLOCK <= n
+    full = n - tl.program_id(0) * BLOCK >= BLOCK
     step = divide(number(r, ACC), tl.load(norm).to(ACC))
     moves = (tl.abs(step) < INFINITY) & (step != 0)
     origin = _load(w0, i, n, full, ACC)
@@ -138,7 +138,7 @@ def fd_virtual_step_kernel(
 ):
     """Move w [n] by a step of SGD on scale * g."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    full = (tl.program_id(0) + 1) * BLOCK <= n
+    full = n - tl.program_id(0) * BLOCK >= BLOCK
     x = _load(w, i, n, full, ACC)
     step = tl.fma(number(weight_decay, ACC), x, tl.load(scale).to(ACC) * _load(g, i, n, full, ACC))
     if momentum_buffer is not None:
@@ -150,7 +150,7 @@ def fd_virtual_step_kernel(
 def fd_quotient_kernel(out, plus, minus, norm, n, r, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Store (plus - minus) / (2 * (r / norm)), out [n]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    full = (tl.program_id(0) + 1) * BLOCK <= n
+    full = n - tl.program_id(0) * BLOCK >= BLOCK
     width = 2.0 * divide(number(r, ACC), tl.load(norm).to(ACC))
     change = _load(plus, i, n, full, ACC) - _load(minus, i, n, full, ACC)
     _store(out, i, n, full, divide(change, tl.full([BLOCK], width, ACC)))

@@ -266,7 +266,7 @@ def test_hvp_rows(folder):
     found = {(row["network"], row["peer"]): row for row in result["rows"]}
     assert set(found) == {(network, peer) for network in ("cnn", "rnn") for peer in (hvp.OURS, hvp.PLAIN)}
     for (network, _), row in found.items():
-        assert row["backend"] == resolve_backend("auto", network=network)
+        assert row["backend"] == resolve_backend("auto")
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
         assert row["share"] == row["ms_p50"] / row["iteration_ms"]
         assert row["speedup"] == found[network, hvp.PLAIN]["ms_p50"] / row["ms_p50"]

@@ -18,6 +18,9 @@ from dartsfast.search import capture
 cpu = availability("cpu")
 
 
+DEVICE = torch.device("cuda:1")
+
+
 class Graph:
     """Stands in for a CUDA graph: a replay runs what was noted while it was recorded."""
 
@@ -59,38 +62,51 @@ def cuda(monkeypatch):
         finally:
             Graph.recording = None
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    made = []
+
+    def new_stream():
+        made.append(SimpleNamespace(wait_stream=lambda other: None))
+        return made[-1]
+
+    stream = new_stream()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: {DEVICE: contextlib.nullcontext()}[device])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return made
 
 
 def test_a_recording_gives_what_the_iterations_give(cuda):
     step, plain = Step(), Step()
-    captured = capture.Captured(step)
-    for i in range(9):
+    captured = capture.Captured(step, DEVICE)
+    for i in range(12):
         x = torch.full((2 if i % 3 else 5,), float(i))
         (got,), (wanted,) = captured(x, numbers=(0.1,)), plain(x)
         assert got == wanted, i
-    # Three to warm up, one recording a shape; the rest are replays, which run no Python.
+    # Three to warm up, both shapes among them, one recording a shape; the rest are replays, without Python.
     assert step.python == capture.WARM_UP + 2 and len(captured.recordings) == 2
+    assert len(cuda) == 2  # one stream beside the current one
 
 
 def test_other_numbers_are_recorded_anew_and_old_recordings_dropped(cuda):
     step = Step()
-    captured = capture.Captured(step)
+    captured = capture.Captured(step, DEVICE)
     for _ in range(capture.WARM_UP):
         captured(torch.zeros(1), numbers=(0.0,))
     for lr in range(1, 8):
         step.factor = float(lr)
         before = step.total.item()
-        captured(torch.ones(1), numbers=(float(lr),))
-        captured(torch.ones(1), numbers=(float(lr),))
-        assert step.total.item() == before + 2 * lr
-    assert step.python == capture.WARM_UP + 7 and len(captured.recordings) == capture.KEPT
+        for _ in range(3):
+            captured(torch.ones(1), numbers=(float(lr),))
+        assert step.total.item() == before + 3 * lr
+    # What is new runs once as it is, is recorded the second time, then replayed.
+    assert step.python == capture.WARM_UP + 2 * 7 and len(captured.recordings) == capture.KEPT
+    captured(torch.ones(1), numbers=(4.0,))  # the oldest: now the last used, so that another goes
+    captured(torch.ones(1), numbers=(3.0,))
+    assert [numbers[0] for numbers, _ in captured.recordings] == [6.0, 7.0, 4.0, 3.0]
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_aloud(cuda, monkeypatch):
@@ -99,14 +115,16 @@ def test_what_cannot_be_recorded_runs_as_it_is_aloud(cuda, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     step = Step()
-    captured = capture.Captured(step)
+    captured = capture.Captured(step, DEVICE)
     for _ in range(capture.WARM_UP):
         captured(torch.ones(1), numbers=())
     with pytest.warns(UserWarning, match="cannot be recorded, so none is: operation not permitted"):
         (out,) = captured(torch.ones(1), numbers=())
     assert out == capture.WARM_UP + 1
-    (out,) = captured(torch.ones(1), numbers=())
-    assert out == capture.WARM_UP + 2 == step.python
+    for i in range(2, 40):
+        (out,) = captured(torch.ones(1), numbers=())
+        assert out == capture.WARM_UP + i == step.python
+    assert len(cuda) == 2 and captured.pool is None and not captured.recordings
 
 
 class Waits(TorchDispatchMode):

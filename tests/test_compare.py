@@ -169,7 +169,7 @@ def test_the_recurrent_data_is_a_text_and_hidden_states_go_on():
         assert hidden[0].abs().sum() > 0 and not hidden[0].requires_grad
 
 
-@pytest.mark.skipif(not availability("cpu", "rnn").available, reason=availability("cpu", "rnn").reason)
+@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_cpu_backend_agrees_on_the_recurrent_network_in_float64(dropout):
     result = compare_rnn(CompareRNNConfig(dtype="float64", dropout=dropout, **TINY_RNN))

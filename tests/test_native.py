@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from dartsfast import native
-from dartsfast.backends import availability
+from dartsfast import native, triton_backend
+from dartsfast.backends import availability, resolve_backend
+from dartsfast.cnn.model_search import Network
+from dartsfast.errors import InputError
 
 PROGRAM = """
 import warnings
@@ -41,6 +43,22 @@ def without_extension(*command, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_a_backend_serves_its_own_devices_only(monkeypatch):
+    monkeypatch.setattr(triton_backend, "missing", lambda: None)
+    monkeypatch.setattr(triton_backend, "DEVICES", ("cuda", "xpu"))
+    assert resolve_backend("auto", "cuda:1") == resolve_backend("auto", "xpu") == "triton"
+    with pytest.raises(
+        InputError, match="'triton' is not available: its kernels take tensors on cuda or xpu"
+    ):
+        resolve_backend("triton", "cpu")
+    network = Network(4, 10, 3, torch.nn.CrossEntropyLoss(), backend="triton")  # may move to a GPU yet
+    with pytest.raises(InputError, match="not cpu"):
+        network(torch.randn(2, 3, 8, 8))
+    if availability("cpu").available:
+        with pytest.raises(InputError, match="'cpu' is not available: its kernels take tensors on cpu"):
+            resolve_backend("cpu", "cuda")
 
 
 def test_without_the_extension_auto_falls_back_and_says_why():

@@ -1,5 +1,6 @@
 """Whole searches: they learn, they leave their files, and a killed one goes on to the same bits."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -181,6 +182,19 @@ def test_cosine_schedule_is_the_originals(tmp_path):
         search.scheduler.step()
     expected = [0.001 + (0.025 - 0.001) * (1 + math.cos(math.pi * e / 5)) / 2 for e in range(5)]
     assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_recorded_run_goes_on_without_recordings(tmp_path):
+    """Adam of a run with CUDA graphs counts its steps on the device: elsewhere it must not."""
+    search = CNNSearch(CNNConfig(**cnn_options(tmp_path)))
+    for alpha in search.model.arch_parameters():
+        alpha.grad = torch.ones_like(alpha)
+    search.architect.optimizer.step()
+    state = copy.deepcopy(search.state())
+    state["arch_optimizer"]["param_groups"][0]["capturable"] = True
+    search.load_state(state)
+    search.architect.optimizer.step()
+    assert not search.architect.optimizer.param_groups[0]["capturable"]
 
 
 def test_the_alphas_see_the_other_half(tmp_path):

@@ -30,6 +30,14 @@ def test_the_cpu_kernels_have_the_bits_of_the_oracle(name):
     assert selfcheck.difference(name, DEVICE) == 0
 
 
+def test_factors_in_tf32_are_allowed_for(monkeypatch):
+    monkeypatch.setenv("DARTSFAST_TF32", "1")
+    assert selfcheck.tolerance("branch_conv") == selfcheck.tolerance("branch_conv_backward") == 2e-3
+    assert selfcheck.tolerance("mixed_sum") == 1e-5
+    monkeypatch.delenv("DARTSFAST_TF32")
+    assert selfcheck.tolerance("branch_conv") == 1e-5
+
+
 @pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 def test_an_operator_that_disagrees_is_refused_by_name(monkeypatch):
     monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)

@@ -41,7 +41,7 @@ class CommonConfig:
         if len(self.backends) != 2:
             raise InputError(f"compare takes two backends, got {list(self.backends)}")
         for backend in self.backends:
-            resolve_backend(backend, network=self.network)
+            resolve_backend(backend)
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
@@ -169,7 +169,7 @@ def comparison(
     return {
         "conditions": {
             **asdict(config),
-            "backends": [resolve_backend(backend, network=config.network) for backend in config.backends],
+            "backends": [resolve_backend(backend) for backend in config.backends],
             **conditions,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

@@ -129,7 +129,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         self._args = args
         self._backend = backend
         self._memory = check_memory(memory)
-        resolve_backend(backend, network="rnn")
+        resolve_backend(backend)
         self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class RNNModelSearch(RNNModel, ArchModule):
     @property
     def backend(self) -> str:
         """The backend that computes where the network lies now."""
-        return resolve_backend(self._backend, self.weights.device, "rnn", self.weights.dtype)
+        return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         for rnn in self.rnns:

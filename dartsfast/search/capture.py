@@ -31,52 +31,69 @@ class Recording:
 class Captured:
     """Runs ``step`` from recordings; runs it as it is, aloud, where it cannot be recorded.
 
+    What is run for the first time, and the first :data:`WARM_UP` iterations, is not recorded: it compiles
+    kernels and makes what later iterations find. Beyond :data:`KEPT` recordings the one that has gone
+    unused for longest is dropped.
+
     Args:
-        step: an iteration on tensors of one CUDA device, without a wait for that device. It may move
-            whatever it likes in place; what it returns is valid until the next call.
+        step: an iteration on tensors of ``device``, without a wait for it. It may move whatever it likes in
+            place; what it returns is valid until the next call.
+        device: a CUDA device.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
         self.ran = 0
-        self.recordings: dict[Hashable, Recording] = {}
+        self.seen: set[Hashable] = set()
+        self.recordings: dict[Hashable, Recording] = {}  # the last used is last
         self.pool: Any = None  # memory that all recordings share, as they run one after the other
+        self.stream: Any = None
         self.possible = True
 
     def __call__(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
         """Run an iteration on ``inputs``; ``numbers`` are those that ``step`` reads from elsewhere."""
-        if not self.possible or self.ran < WARM_UP:
-            self.ran += 1
-            return self._eagerly(inputs)
-        kind = numbers, tuple((x.shape, x.dtype) for x in inputs)
-        if kind not in self.recordings:
-            if len(self.recordings) == KEPT:
-                del self.recordings[next(iter(self.recordings))]
-            try:
-                self.recordings[kind] = self._record(inputs)
-            except RuntimeError as error:
-                self.possible = False
-                warnings.warn(f"capture: an iteration cannot be recorded, so none is: {error}", stacklevel=2)
-                return self.step(*inputs)
-        recording = self.recordings[kind]
-        for ours, given in zip(recording.inputs, inputs, strict=True):
-            ours.copy_(given)
-        recording.graph.replay()
-        return recording.outputs
+        if not self.possible:
+            return self.step(*inputs)
+        with torch.cuda.device(self.device):
+            kind = numbers, tuple((x.shape, x.dtype) for x in inputs)
+            recording = self.recordings.pop(kind, None)
+            if recording is None and (self.ran < WARM_UP or kind not in self.seen):
+                self.ran += 1
+                self.seen.add(kind)
+                return self._eagerly(inputs)
+            if recording is None:
+                try:
+                    recording = self._record(inputs)
+                except RuntimeError as error:
+                    return self._give_up(error, inputs)
+            self.recordings[kind] = recording
+            for ours, given in zip(recording.inputs, inputs, strict=True):
+                ours.copy_(given)
+            recording.graph.replay()
+            return recording.outputs
 
     def _eagerly(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # What is to be recorded warms up on a stream of its own.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             outputs = self.step(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Recording:
+        if len(self.recordings) == KEPT:
+            del self.recordings[next(iter(self.recordings))]
         own = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self.pool):
             outputs = self.step(*own)
         return Recording(graph, own, outputs)
+
+    def _give_up(self, error: RuntimeError, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.possible = False
+        self.recordings.clear()
+        self.pool = self.stream = None
+        warnings.warn(f"capture: an iteration cannot be recorded, so none is: {error}", stacklevel=3)
+        return self.step(*inputs)

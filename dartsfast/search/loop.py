@@ -75,13 +75,24 @@ class Search(ABC):
 
     def run_iteration(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
         """Run :meth:`iteration`, with ``capture`` from a recording, which is of these ``numbers``."""
-        if not self.config.capture or self.device.type != "cuda":
+        if not self._captures:
             return self.iteration(*inputs)
         if self.captured is None:
-            for group in self.architect.optimizer.param_groups:
-                group["capturable"] = True  # Adam counts its steps on the device
-            self.captured = Captured(self.iteration)
+            self._count_steps_where_they_run()
+            self.captured = Captured(self.iteration, self.device)
         return self.captured(*inputs, numbers=numbers)
+
+    @property
+    def _captures(self) -> bool:
+        return self.config.capture and self.device.type == "cuda"
+
+    def _count_steps_where_they_run(self) -> None:
+        """Let Adam count its steps on the device, as recordings need, or on the host, as others do."""
+        optimizer = self.architect.optimizer
+        for group in optimizer.param_groups:
+            group["capturable"] = self._captures
+        for state in optimizer.state.values():
+            state["step"] = state["step"].to(self.device if self._captures else "cpu")
 
     @abstractmethod
     def iteration(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -160,6 +171,7 @@ class Search(ABC):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.architect.optimizer.load_state_dict(state["arch_optimizer"])
+        self._count_steps_where_they_run()
         for name in ("epoch", "step", "sums", "count", "seconds", "history"):
             setattr(self, name, state[name])
         self.load_extra_state(state["extra"])
@@ -205,7 +217,7 @@ class Search(ABC):
             f"backend {self.model.backend}, {parameters:.3f} M parameters, "
             f"data {self.config.data}, run in {out}"
         )
-        if self.config.capture and self.device.type != "cuda":
+        if self.config.capture and not self._captures:
             report.say(f"capture has no effect: there are no CUDA graphs on {self.device}")
         if self.epoch or self.step:
             report.say(f"going on from epoch {self.epoch + 1}, iteration {self.step}")
