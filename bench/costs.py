@@ -75,12 +75,12 @@ def _depthwise(a: Arguments) -> int:
     weights = a.get("depthwise", True)
     if weights is None or isinstance(weights, tuple) and weights[0] is None:
         return 0
-    return 2 * a["pixels"] * a["Ci"] * sum(K * K for K in a["K"])
+    return 2 * a["pixels"] * a["Ci"] * a["UI"] * sum(K * K for K in a["K"])
 
 
 def _pointwise(a: Arguments) -> int:
     """A pointwise convolution of every branch, its adjoint or the gradient of its weights."""
-    return 2 * a["pixels"] * a["Ci"] * a["Co"] * _branches(a)
+    return 2 * a["pixels"] * a["Ci"] * a["UI"] * a["Co"] * a["UO"] * _branches(a)
 
 
 OPERATIONS: dict[str, Operations] = {

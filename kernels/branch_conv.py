@@ -11,11 +11,13 @@ decimal digits.
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
 import triton
 import triton.language as tl
+from dartsfast.kernels.images import LARGEST_UNIT, scaled, strides, unit
 from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide, moments
 from torch import Tensor
@@ -113,9 +115,14 @@ def forward_tile(
 def branch_conv_kernel(
     x, strides, norm, norm_stride, depthwise, pointwise, z, partial, pixels, H, W, Ho, Wo, Ci, Co,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, UO: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill z, a tuple of [pixels, Co], and partial [tiles, branches, 2, Co]; grid (tiles * branches, Co)."""
+    """Fill z, a tuple of [pixels, Co], and partial [tiles, branches, 2, Co]; grid (tiles * branches, Co).
+
+    Ci and the strides of x and norm come in units of UI, Co in units of UO.
+    """
+    Ci, Co, strides, norm_stride = Ci * UI, Co * UO, scaled(strides, UI), norm_stride * UI
     BRANCHES: tl.constexpr = len(pointwise)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
@@ -130,16 +137,18 @@ def tile(Ci: int, Co: int, taps: bool) -> dict[str, int]:
     """Return pixels, input channels and output channels of a block of a matrix product, and warps.
 
     With depthwise taps a thread has at least 8 numbers of t [BP, BC]: two loads of 16 bytes a tap.
-    Without them narrow blocks do: what is chosen here spills nothing on sm_80 and sm_90.
+    Without them narrow blocks do, and where pixels start at addresses of all sorts: what is chosen here
+    spills nothing on sm_80 and sm_90.
     """
-    BO = block(Co, 16, 64)
+    BO = block(Co, 16, 64 if Co % 4 == 0 else 32)
     warps = 8 if taps and BO == 64 else 4
     return {"BP": 64, "BC": block(Ci, 16, 32 if taps else 16), "BO": BO, "num_warps": warps, "num_stages": 1}
 
 
 def crowded(x: Tensor) -> bool:
-    """Whether more registers are needed: pixels at addresses of all sorts, or arithmetic in float64."""
-    return x.shape[-1] % 4 != 0 or x.dtype == torch.float64
+    """Whether more registers are needed: pixels at addresses of all sorts, float64, wide blocks of halves."""
+    channels, size = x.shape[-1], x.element_size()
+    return channels % 4 != 0 or size == 8 or (size == 2 and channels > 32)
 
 
 def branch_conv(
@@ -159,16 +168,17 @@ def branch_conv(
     _, H, W, Ci = x.shape
     pixels = N * Ho * Wo
     x, norm = dense(x), None if norm is None else dense(norm)
+    ui, uo = unit(x) if norm is None else unit(x, norm), math.gcd(LARGEST_UNIT, Co)
     shape = tile(Ci, Co, bool(depthwise))
     tiles = triton.cdiv(pixels, shape["BP"])
     partial = stats.new_empty([tiles, branches, 2, Co])
     launch(
         branch_conv_kernel, (tiles * branches, triton.cdiv(Co, shape["BO"])),
-        x, x.stride()[:3], norm, 0 if norm is None else norm.stride(0),
+        x, strides(x, ui), norm, 0 if norm is None else norm.stride(0) // ui,
         tuple(w.contiguous() for w in depthwise) or (None,) * branches,
-        tuple(w.contiguous() for w in pointwise), z.unbind(), partial, pixels, H, W, Ho, Wo, Ci, Co,
-        K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
+        tuple(w.contiguous() for w in pointwise), z.unbind(), partial, pixels, H, W, Ho, Wo, Ci // ui,
+        Co // uo, K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
         D=tuple(dilation) or (1,) * branches, STRIDE=stride, RELU=relu, PRECISION=PRECISION,
-        ACC=accumulator(x), many_registers=crowded(x), **shape,
+        UI=ui, UO=uo, ACC=accumulator(x), many_registers=crowded(x), **shape,
     )  # fmt: skip
     moments(partial, pixels, shape["BP"], stats)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from dartsfast.kernels.branch_conv import PRECISION, convolved, crowded, norm_rows, place, source, tile
+from dartsfast.kernels.images import scaled, strides, unit
 from dartsfast.kernels.launch import accumulator, all_dense, dense, launch
 from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
@@ -54,10 +55,16 @@ def pointwise_adjoint(
 
 @triton.jit
 def pointwise_adjoint_kernel(
-    g, g_strides, z, z_strides, coef, pointwise, dt, pixels, Ho, Wo, Ci, Co,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+    g, g_strides, z, z_strides, coef, pointwise, dt, pixels, Ho, Wo, Ci, Co, PRECISION: tl.constexpr,
+    UI: tl.constexpr, UO: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill dt, a tuple of [pixels, Ci]; grid (tiles * branches, blocks of Ci)."""
+    """Fill dt, a tuple of [pixels, Ci]; grid (tiles * branches, blocks of Ci).
+
+    As in all kernels here Ci and the strides of x, norm and base come in units of UI, Co and the strides of
+    g and z in units of UO.
+    """
+    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     BRANCHES: tl.constexpr = len(pointwise)
     p = tl.program_id(0) // BRANCHES * BP + tl.arange(0, BP)
     n, y, column = place(p, Ho, Wo)
@@ -94,14 +101,18 @@ def depthwise_adjoint(
     return s
 
 
-@triton.jit
+# Of channels of one unit the compiler would make a constant, unroll, and take half as many registers again.
+@triton.jit(do_not_specialize=["Ci", "Co"])
 def input_gradient_kernel(
     g, g_strides, z, z_strides, coef, x, x_strides, norm, norm_stride, depthwise, pointwise, dt,
     base, base_strides, dx, partial, pixels, H, W, Ho, Wo, Ci, Co,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, UO: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx [pixels, Ci] and, with norm, partial [tiles, 2, Ci]: the sums of s and of s * norm(x)."""
+    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     there = p < pixels
@@ -133,6 +144,7 @@ def input_gradient_kernel(
             tl.store(to, tl.sum(tl.where(inside, s, 0.0), 0), c < Ci)
             tl.store(to + Ci, tl.sum(tl.where(inside, s * v, 0.0), 0), c < Ci)
     if base is not None:
+        base_strides = scaled(base_strides, UI)
         at = (n * base_strides[0] + y * base_strides[1] + column * base_strides[2])[:, None] + c[None, :]
         s = tl.load(base + at, inside, 0.0).to(ACC) + s
     tl.store(dx + p[:, None] * Ci + c[None, :], s.to(dx.dtype.element_ty), inside)
@@ -143,12 +155,15 @@ def pointwise_gradient_kernel(
     g, g_strides, z, z_strides, coef, x, x_strides, norm, norm_stride, depthwise, partial,
     pixels, span, H, W, Ho, Wo, Ci, Co,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, UO: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill partial, a tuple of [splits, Co, Ci]: dz^T t of ``span`` pixels a split.
 
     Grid (splits * branches, blocks of Co, blocks of Ci).
     """
+    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     BRANCHES: tl.constexpr = len(partial)
     split = tl.program_id(0) // BRANCHES
     o = tl.program_id(1) * BO + tl.arange(0, BO)
@@ -201,12 +216,13 @@ def depthwise_gradient(
 def depthwise_gradient_kernel(
     dt, x, strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill partial, a tuple of [splits, Ci, K * K]; grid (splits * branches, blocks of Ci).
 
     A program goes through its pixels again for every block of taps: they stay in the first cache.
     """
+    Ci, strides, norm_stride = Ci * UI, scaled(strides, UI), norm_stride * UI
     BRANCHES: tl.constexpr = len(partial)
     split = tl.program_id(0) // BRANCHES
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -227,7 +243,7 @@ def weight_sums_kernel(
     """Add every partial [parts, size] of a tuple over its parts; grid (blocks of the largest, tuple)."""
     for i in tl.static_range(len(partial)):
         if tl.program_id(1) == i:
-            sum_kernel(partial[i], out[i], parts, sizes[i], one, PARTS, COLUMNS, ACC)
+            sum_kernel(partial[i], out[i], parts, sizes[i], one, 1, PARTS, COLUMNS, ACC)
 
 
 def branch_conv_backward(
@@ -278,15 +294,17 @@ class Gradient:
         relu: bool,
     ) -> None:
         (self.N, Ho, Wo, self.Co), (_, H, W, self.Ci) = g[0].shape, x.shape
-        self.sizes = H, W, Ho, Wo, self.Ci
         self.branches, self.pixels = len(g), self.N * Ho * Wo
         self.scratch = means.new_empty
         g = all_dense(g)
         z = g if coef is None else all_dense(z)  # without coef z is not read
         coef = None if coef is None else coef.contiguous()  # [branches, 4, Co]
-        self.dz = tuple(g), g[0].stride()[:3], tuple(z), z[0].stride()[:3], coef
         x, norm = dense(x), None if norm is None else dense(norm)
-        self.source = x, x.stride()[:3], norm, 0 if norm is None else norm.stride(0)
+        ui, uo = unit(x) if norm is None else unit(x, norm), unit(g[0], z[0])
+        self.dz = tuple(g), strides(g[0], uo), tuple(z), strides(z[0], uo), coef
+        self.source = x, strides(x, ui), norm, 0 if norm is None else norm.stride(0) // ui
+        self.sizes = H, W, Ho, Wo, self.Ci // ui
+        self.units = {"UI": ui, "UO": uo}
         self.depthwise = tuple(w.contiguous() for w in depthwise) or None
         self.pointwise = tuple(w.contiguous() for w in pointwise)
         self.taps = {
@@ -304,12 +322,12 @@ class Gradient:
     def _pointwise_adjoint(self) -> tuple[Tensor, ...]:
         """Return dt of every branch, [pixels, Ci]."""
         _, _, Ho, Wo, Ci = self.sizes
-        dt = self.scratch([self.branches, self.pixels, Ci]).unbind()
+        dt = self.scratch([self.branches, self.pixels, self.Ci]).unbind()
         launch(
             pointwise_adjoint_kernel,
             (triton.cdiv(self.pixels, self.tile["BP"]) * self.branches, self.blocks),
-            *self.dz, self.pointwise, dt, self.pixels, Ho, Wo, Ci, self.Co, many_registers=Ci > 64,
-            **self.options, **self.tile,
+            *self.dz, self.pointwise, dt, self.pixels, Ho, Wo, Ci, self.Co // self.units["UO"],
+            many_registers=self.Ci > 64, **self.options, **self.units, **self.tile,
         )  # fmt: skip
         return dt
 
@@ -318,13 +336,17 @@ class Gradient:
         shape = self.tap_tile if self.depthwise else self.tile
         pixels = self.N * self.sizes[0] * self.sizes[1]
         tiles = triton.cdiv(pixels, shape["BP"])
-        base = None if base is None else dense(base)
+        u = self.units["UI"]
+        if base is not None:
+            base = dense(base)
+            base = base if unit(base) % u == 0 else base.contiguous()
         partial = self.scratch([tiles, *means.shape])
         launch(
             input_gradient_kernel, (tiles, self.blocks),
             *self.dz, *self.source, self.depthwise, self.pointwise, self.dt,
-            base, None if base is None else base.stride()[:3], dx, partial, pixels, *self.sizes, self.Co,
-            **self.taps, RELU=self.relu, many_registers=not self.depthwise, **self.options, **shape,
+            base, None if base is None else strides(base, u), dx, partial, pixels, *self.sizes,
+            self.Co // self.units["UO"], **self.taps, RELU=self.relu, many_registers=not self.depthwise,
+            **self.options, **self.units, **shape,
         )  # fmt: skip
         if means.numel():
             ordered_sum(partial, means, pixels)
@@ -338,15 +360,15 @@ class Gradient:
             pointwise_gradient_kernel,
             (splits * self.branches, triton.cdiv(self.Co, self.tile["BO"]), self.blocks),
             *self.dz, *self.source, self.depthwise, partial[: self.branches], self.pixels, span,
-            *self.sizes, self.Co, **self.taps, RELU=self.relu, many_registers=True,
-            **self.options, **self.tile,
+            *self.sizes, self.Co // self.units["UO"], **self.taps, RELU=self.relu, many_registers=True,
+            **self.options, **self.units, **self.tile,
         )  # fmt: skip
         if self.depthwise:
             shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, RELU=self.relu, BT=4, ACC=self.options["ACC"],
+                **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, ACC=self.options["ACC"],
                 many_registers=crowded(self.source[0]), **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)

@@ -12,6 +12,7 @@ from torch import Tensor
 CHANNELS = 64
 THREADS = 128
 VECTOR = 16  # bytes
+LARGEST_UNIT = 16
 
 
 def unit(*tensors: Tensor) -> int:
@@ -19,7 +20,7 @@ def unit(*tensors: Tensor) -> int:
 
     Kernels take them in units of it: so the compiler knows how wide an access may be.
     """
-    return math.gcd(16, *(n for x in tensors for n in (x.shape[-1], *_strides(x))))
+    return math.gcd(LARGEST_UNIT, *(n for x in tensors for n in (x.shape[-1], *_strides(x))))
 
 
 def strides(tensor: Tensor, unit: int) -> tuple[int, ...]:
@@ -31,6 +32,12 @@ def tile(*images: Tensor) -> tuple[int, int]:
     """Return pixels and channels of a program's tile: a vector of the narrowest image for every thread."""
     channels = block(images[0].shape[-1], most=CHANNELS)
     return THREADS * VECTOR // min(x.element_size() for x in images) // channels, channels
+
+
+@triton.jit
+def scaled(strides, UNIT: tl.constexpr):
+    """Return strides of an image from those in units."""
+    return strides[0] * UNIT, strides[1] * UNIT, strides[2] * UNIT
 
 
 @triton.jit

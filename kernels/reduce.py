@@ -6,8 +6,11 @@ tree of fixed shape within a block.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
+from dartsfast.kernels.images import LARGEST_UNIT
 from dartsfast.kernels.launch import accumulator, block, launch
 from torch import Tensor
 
@@ -26,13 +29,14 @@ def divide(a, b):
 
 @triton.jit(do_not_specialize=["pixels"])
 def moments_kernel(
-    partial, out, parts, pixels, C,
+    partial, out, parts, pixels, units, UNIT: tl.constexpr,
     R: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Combine mean and sum of squared deviations of tiles (Chan, Golub and LeVeque 1979).
 
     partial [parts, R, 2, C]; a part covers TILE pixels, the last what is left; out [R, 2, C].
     """
+    C = units * UNIT
     row = tl.program_id(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], ACC)
@@ -60,10 +64,11 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=["divisor"])
 def sum_kernel(
-    partial, out, parts, size, divisor,
+    partial, out, parts, units, divisor, UNIT: tl.constexpr,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Add partial [parts, size] over its parts, divide, and store as out [size]."""
+    size = units * UNIT
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], ACC)
     for start in range(0, parts, PARTS):
@@ -83,9 +88,9 @@ def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
         out: what is filled.
     """
     parts, R, _, C = partial.shape
-    columns = block(C, most=COLUMNS)
+    columns, u = block(C, most=COLUMNS), math.gcd(LARGEST_UNIT, C)
     launch(
-        moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, C,
+        moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, C // u, UNIT=u,
         R=R, TILE=tile, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
     )  # fmt: skip
 
@@ -93,8 +98,8 @@ def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
 def ordered_sum(partial: Tensor, out: Tensor, divisor: int = 1) -> None:
     """Fill ``out`` with the sum of ``partial`` [parts, *out.shape] over its parts, over ``divisor``."""
     size = out.numel()
-    columns = block(size, most=COLUMNS)
+    columns, u = block(size, most=COLUMNS), math.gcd(LARGEST_UNIT, size)
     launch(
-        sum_kernel, (triton.cdiv(size, columns),), partial, out, partial.shape[0], size, divisor,
-        PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
+        sum_kernel, (triton.cdiv(size, columns),), partial, out, partial.shape[0], size // u, divisor,
+        UNIT=u, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
     )  # fmt: skip

@@ -56,6 +56,7 @@ def complaints(kernel, wide):
         f"{used.stack} bytes of stack": used.stack,
         f"{used.atomics} atomic operations": used.atomics,
         f"{used.double} float64 instructions": used.double and not float64,
+        "contraction is on": kernel.metadata.enable_fp_fusion,
         f"no {width}-byte load": wide and kernel.large and not any(n >= width for n in used.loads),
     }
     return [f"{kernel.name} {kernel.constants} on {kernel.target}: {what}" for what in wrong if wrong[what]]

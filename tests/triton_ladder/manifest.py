@@ -38,7 +38,10 @@ def examine(label, target):
         used = usage(kernel)
         row = used.registers, used.shared, used.occupancy, used.narrow
         rows[kernel.name] = _worst(row, rows.get(kernel.name, row))
-        wrong += [f"{label}: {text}" for text in complaints(kernel, variant.wide)]
+        found = complaints(kernel, variant.wide)
+        if variant.precision == "ieee" and "tf32" in kernel.asm.get("ptx", ""):
+            found.append(f"{kernel.name} on {target}: products in TF32")
+        wrong += [f"{label}: {text}" for text in found]
     return Examined(rows, wrong)
 
 
