@@ -7,13 +7,12 @@ import threading
 
 import pytest
 import torch
-from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches
+from bilevel_problems import PROBLEMS, BoomError, bits, cnn_problem, rnn_problem, same_bits
+from golden_inputs import cnn_batches, load
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, hvp, preserved
 from dartsfast.bilevel.guard import interruptible
-from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.errors import DivergedError, InputError
-from dartsfast.rnn.architect import Architect as RNNArchitect
 from dartsfast.rnn.model import ACTIVATIONS
 
 
@@ -25,112 +24,8 @@ def ctrl_c_strikes():
     signal.signal(signal.SIGINT, before)
 
 
-def cnn_problem(preset="code"):
-    config = load("cnn_a2")["config"]
-    model, optimizer, args = cnn(config, backend="reference")
-    x, y, xv, yv = cnn_batches(config, 0)
-    architect = CNNArchitect(model, args, preset=preset)
-
-    def step(unrolled):
-        architect.step(x, y, xv, yv, 0.025, optimizer, unrolled)
-
-    return model, optimizer, architect, lambda: model._loss(x, y), lambda: model._loss(xv, yv), step
-
-
-def rnn_problem(preset="code", **dropouts):
-    config = load("rnn_a2")["config"]
-    model, optimizer, args = rnn(config, backend="reference")
-    for name, value in dropouts.items():
-        owner = model.rnns[0] if name in ("dropouth", "dropoutx") else model
-        setattr(owner, name, value)
-    hidden = model.init_hidden(config["B"])
-    x, y, xv, yv = rnn_batches(config, 0)
-    architect = RNNArchitect(model, args, preset=preset)
-
-    def step(unrolled):
-        return architect.step(hidden, x, y, hidden, xv, yv, optimizer, unrolled)
-
-    train = lambda: model._loss(hidden, x, y)[0]  # noqa: E731
-    valid = lambda: model._loss(hidden, xv, yv)[0]  # noqa: E731
-    return model, optimizer, architect, train, valid, step
-
-
-PROBLEMS = {"cnn": cnn_problem, "rnn": rnn_problem}
-
-
-def bits(tensors):
-    return [t.detach().clone() for t in tensors]
-
-
-def same_bits(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 def optimizer_bits(optimizer):
     return copy.deepcopy(optimizer.state_dict())
-
-
-def smooth(model):
-    """Swap every kink for something smooth: the order of the error can then be seen at any step."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.ReLU):
-                setattr(module, name, torch.nn.Softplus(beta=4))
-            if isinstance(child, torch.nn.MaxPool2d):
-                setattr(module, name, torch.nn.AvgPool2d(3, child.stride, padding=1))
-
-
-def relative_errors(model, train, valid, steps):
-    weights, alphas = list(model.parameters()), model.arch_parameters()
-    vector = torch.autograd.grad(valid(), weights)
-    exact = torch.cat([t.flatten() for t in hvp(train, weights, vector, alphas, method="exact")])
-    for r in steps:
-        product = torch.cat([t.flatten() for t in hvp(train, weights, vector, alphas, r=r)])
-        yield ((product - exact).norm() / exact.norm()).item()
-
-
-@pytest.mark.parametrize("kind", PROBLEMS)
-def test_the_error_of_the_finite_difference_is_of_second_order(kind, monkeypatch):
-    monkeypatch.setitem(ACTIVATIONS, "relu", lambda x: torch.nn.functional.softplus(x, beta=4))
-    model, _, _, train, valid, _ = PROBLEMS[kind]()
-    smooth(model)
-    errors = list(relative_errors(model, train, valid, (8e-3, 4e-3, 2e-3)))
-    assert errors[-1] < 0.01, errors
-    for wide, narrow in zip(errors, errors[1:], strict=False):
-        assert 3.5 < wide / narrow < 4.5, errors
-
-
-@pytest.mark.parametrize("kind", PROBLEMS)
-def test_finite_difference_agrees_with_the_exact_product_between_kinks(kind):
-    # Double backward sees no kink of ReLU or max pooling, a wide difference averages over many: the
-    # step must be short enough to cross none.
-    model, _, _, train, valid, _ = PROBLEMS[kind]()
-    (error,) = relative_errors(model, train, valid, (1e-8,))
-    assert error < 1e-4
-
-
-def test_exact_product_of_a_polynomial():
-    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-    a = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
-    v = [torch.tensor([0.5, -1.0], dtype=torch.float64)]
-    # d/da <d(a w0^2 + a^2 w1)/dw, v> = 2 w0 v0 + 2 a v1
-    expected = torch.tensor([1.0 - 6.0], dtype=torch.float64)
-    for method in ("exact", "finite_difference"):
-        (product,) = hvp(lambda: (a * w[0] ** 2 + a**2 * w[1]).sum(), [w], v, [a], method=method)
-        torch.testing.assert_close(product, expected)
-
-
-def test_product_with_nothing_is_nothing_and_bad_vectors_are_refused():
-    w = torch.ones(3, requires_grad=True)
-    a = torch.ones(1, requires_grad=True)
-    loss = lambda: (a * w.sum() ** 2).sum()  # noqa: E731
-    assert hvp(loss, [w], [torch.zeros(3)], [a])[0].item() == 0
-    with pytest.raises(InputError, match="one tensor a parameter"):
-        hvp(loss, [w], [torch.zeros(2)], [a])
-    with pytest.raises(DivergedError, match="norm nan"):
-        hvp(loss, [w], [torch.full((3,), float("nan"))], [a])
-    with pytest.raises(InputError, match="unknown method"):
-        hvp(loss, [w], [torch.zeros(3)], [a], method="magic")
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
@@ -162,60 +57,6 @@ def test_an_optimizer_without_state_gets_none():
     _, optimizer, _, _, _, step = cnn_problem()
     step(True)
     assert len(optimizer.state) == 0
-
-
-class BoomError(RuntimeError):
-    pass
-
-
-@pytest.mark.parametrize("method", ["finite_difference", "exact"])
-@pytest.mark.parametrize("boom", [False, True])
-def test_a_product_leaves_everything_to_the_bit(boom, method):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 3)
-    ).double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    model(torch.randn(8, 4).double()).sum().backward()
-    optimizer.step()
-    alpha, calls = torch.ones(3, dtype=torch.float64, requires_grad=True), 0
-
-    def loss():
-        nonlocal calls
-        calls += 1
-        out = (model(torch.randn(8, 4).double()) * alpha).square().sum()
-        if boom and calls == (2 if method == "finite_difference" else 1):
-            raise BoomError
-        return out
-
-    def state():
-        tensors = [*model.parameters(), *model.buffers(), alpha, torch.get_rng_state()]
-        return bits(tensors + [s["momentum_buffer"] for s in optimizer.state.values()])
-
-    before, params = state(), list(model.parameters())
-    frozen = [p.requires_grad for p in params]
-    try:
-        (found,) = hvp(loss, params, params, [alpha], method=method, buffers=list(model.buffers()))
-        assert found.abs().sum() > 0
-    except BoomError:
-        assert boom
-    assert calls == (1 if method == "exact" else 2)
-    assert same_bits(before, state()) and frozen == [p.requires_grad for p in params]
-
-
-def test_no_grad_does_not_silence_a_product():
-    model, _, _, train, valid, step = cnn_problem()
-    weights, alphas = list(model.parameters()), model.arch_parameters()
-    vector = torch.autograd.grad(valid(), weights)
-    for method in ("finite_difference", "exact"):
-        wanted = hvp(train, weights, vector, alphas, method=method)
-        with torch.no_grad():
-            assert same_bits(hvp(train, weights, vector, alphas, method=method), wanted)
-    with torch.no_grad():
-        step(True)
-    assert all(a.grad.abs().sum() > 0 for a in alphas)
-    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
-        step(False)
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
