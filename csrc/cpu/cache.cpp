@@ -11,6 +11,7 @@ namespace dartsfast {
 namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
+constexpr size_t kLargestRatio = 8;       // of a block to what it is taken for
 
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
 // most that was ever in use.
@@ -22,8 +23,12 @@ class Cache {
     used_ += bytes;
     most_ = std::max(most_, used_);
     auto found = idle_.find(bytes);
+    // Rather a block that is too large than to give one back and have another's pages filled with zeros.
+    if (found == idle_.end() && used_ + idle_bytes_ > most_) found = idle_.lower_bound(bytes);
     void* block = nullptr;
-    if (found != idle_.end()) {
+    if (found != idle_.end() && found->first <= kLargestRatio * bytes) {
+      used_ += found->first - bytes;
+      bytes = found->first;
       block = found->second.back();
       pop(found);
     } else {
