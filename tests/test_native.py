@@ -111,3 +111,21 @@ def test_the_instruction_set_can_be_chosen():
             torch.ops.dartsfast.set_cpu_instruction_set("mmx")
     finally:
         torch.ops.dartsfast.set_cpu_instruction_set(chosen)
+
+
+@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+def test_large_memory_is_used_again():
+    """The same size from the same place, a smaller one too, but not a piece of something far too large."""
+    kernels, like = torch.ops.dartsfast, torch.zeros(1)
+    kernels.empty_cache()
+    large = kernels.empty(like, [1 << 22])  # 16 MB
+    place = large.data_ptr()
+    del large
+    again = kernels.empty(like, [1 << 22])
+    assert again.data_ptr() == place
+    del again
+    smaller = kernels.empty(like, [1 << 20])
+    assert smaller.data_ptr() == place and smaller.shape == (1 << 20,)
+    smaller.fill_(1.0)
+    del smaller
+    assert kernels.empty(like, [1 << 18]).data_ptr() != place
