@@ -7,20 +7,32 @@ namespace dartsfast {
 
 constexpr int kMaxTaps = 15 * 15;
 
+// The taps of an output pixel, in order: offsets into the image, and their places in the kernel.
+struct Taps {
+  int64_t kernel;
+  int64_t distance;  // pixels of the image between neighbouring taps; 0 if not all are there
+  int64_t count;
+  bool adjoint;
+  int64_t offset[kMaxTaps];  // pixels
+  int64_t weight[kMaxTaps];
+};
+
 // One branch. Packed arrays have their channels padded with zeros to a multiple of 16: Ci' and Co'.
 template <class T>
 struct Branch {
   int64_t kernel, dilation;  // 1 without depthwise
   const T* taps;             // [K*K, Ci'], null without depthwise
-  const T* pointwise;    // [Ci, Co']
-  const T* transposed;   // [Co, Ci'], backward
-  T* z;                  // [N, Ho, Wo, Co], forward
-  T* moments;            // [N * chunks, 2, Co'], forward
-  Image<const T> g;      // backward
-  Image<const T> saved;  // z of the forward, backward; null data: g is dz itself
-  const T* coef;         // [4, Co']: m, mu, r, k of dz = k * ((g - m) - (z - mu) * r)
-  T* taps_grad;          // [N, K*K, Ci'], null if not asked for
-  T* pointwise_grad;     // [N, Ci, Co'], null if not asked for
+  const Taps* forward;       // of the depthwise output
+  const Taps* adjoint;       // [stride, stride], of an input pixel by its place in the stride, backward
+  const T* pointwise;        // [Ci, Co']
+  const T* transposed;       // [Co, Ci'], backward
+  T* z;                      // [N, Ho, Wo, Co], forward
+  T* moments;                // [N * chunks, 2, Co'], forward
+  Image<const T> g;          // backward
+  Image<const T> saved;      // z of the forward, backward; null data: g is dz itself
+  const T* coef;             // [4, Co']: m, mu, r, k of dz = k * ((g - m) - (z - mu) * r)
+  T* taps_grad;              // [N, K*K, Ci'], null if not asked for
+  T* pointwise_grad;         // [N, Ci, Co'], null if not asked for
 };
 
 template <class T>
@@ -50,12 +62,18 @@ int64_t border(const BranchConv<T>& a) {
   return P;
 }
 
+// Zero pixels around a gradient of the output that serve every tap that reaches an input pixel.
+template <class T>
+int64_t output_border(const BranchConv<T>& a) {
+  return border(a) / a.stride + 1;
+}
+
 // Elements of scratch memory that a thread needs for one image; the places in it are Scratch's.
 template <class T>
 int64_t scratch_size(const BranchConv<T>& a) {
-  const int64_t Ci = padded(a.Ci), Co = padded(a.Co), P = border(a);
-  const int64_t Q = P / a.stride + 1, tile = chunk_rows(a.Wo) * a.Wo;
-  return (a.H + 2 * P) * (a.W + 2 * P) * Ci + (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
+  const int64_t Ci = padded(a.Ci), Co = padded(a.Co), P = border(a), Q = output_border(a);
+  const int64_t tile = chunk_rows(a.Wo) * a.Wo;
+  return (a.H + 2 * P) * (a.W + 2 * P) * Ci + a.branches * (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
          tile * (2 * Ci + Co);
 }
 

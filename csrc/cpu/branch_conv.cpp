@@ -7,6 +7,7 @@
 #include "cache.h"
 #include "kernels.h"
 #include "moments.h"
+#include "tap_lists.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -49,6 +50,7 @@ template <class T>
 struct Call {
   BranchConv<T> args{};
   std::vector<Branch<T>> branch;
+  std::vector<Taps> taps;  // forward, then [stride, stride] of the adjoint, of every branch
   Tensors kept;
   Tensor x;
 
@@ -71,6 +73,21 @@ struct Call {
       const int64_t K = depthwise[b].size(2);
       branch[b].kernel = K, branch[b].dilation = dilation[b];
       branch[b].taps = keep(pad_channels(transposed(values<T>(depthwise[b]), K * K), Ci));
+    }
+    if (!depthwise.empty()) list_taps();
+  }
+  void list_taps() {
+    const int64_t P = border(args), Q = output_border(args), S = args.stride, each = 1 + S * S;
+    taps.reserve(branch.size() * each);
+    for (const Branch<T>& b : branch) {
+      taps.push_back(forward_taps(b.kernel, b.dilation, P, args.W + 2 * P));
+      for (int64_t i = 0; i < S * S; ++i) {
+        taps.push_back(adjoint_taps(b.kernel, b.dilation, S, i / S, i % S, Q, args.Wo + 2 * Q));
+      }
+    }
+    for (size_t b = 0; b < branch.size(); ++b) {
+      branch[b].forward = taps.data() + b * each;
+      branch[b].adjoint = branch[b].forward + 1;
     }
   }
   T* fresh(int64_t n) {

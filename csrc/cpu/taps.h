@@ -7,47 +7,6 @@
 
 namespace dartsfast::DARTSFAST_ISA {
 
-// The taps of an output pixel, in order: offsets into the image, and their places in the kernel.
-struct Taps {
-  int64_t kernel;
-  int64_t distance;  // pixels of the image between neighbouring taps; 0 if not all are there
-  int64_t count = 0;
-  bool adjoint;
-  int64_t offset[kMaxTaps];  // pixels
-  int64_t weight[kMaxTaps];
-};
-
-// Taps of the output at (y * stride, x * stride) of an image padded by P, `width` pixels a padded row.
-inline Taps forward_taps(int64_t K, int64_t D, int64_t P, int64_t width) {
-  Taps taps{K, D};
-  taps.adjoint = false;
-  const int64_t shift = P - halo(K, D);
-  for (int64_t ky = 0; ky < K; ++ky) {
-    for (int64_t kx = 0; kx < K; ++kx, ++taps.count) {
-      taps.offset[taps.count] = (ky * D + shift) * width + kx * D + shift;
-      taps.weight[taps.count] = taps.count;
-    }
-  }
-  return taps;
-}
-
-// Taps that reach input pixels of the parity (py, px): those outputs, padded by Q, that used them.
-inline Taps adjoint_taps(int64_t K, int64_t D, int64_t stride, int64_t py, int64_t px, int64_t Q, int64_t width) {
-  Taps taps{K, 0};
-  taps.adjoint = true;
-  const int64_t P = halo(K, D);
-  for (int64_t ky = 0; ky < K; ++ky) {
-    for (int64_t kx = 0; kx < K; ++kx) {
-      const int64_t y = py + P - ky * D, x = px + P - kx * D;
-      if (y % stride || x % stride) continue;
-      taps.offset[taps.count] = (y / stride + Q) * width + x / stride + Q;
-      taps.weight[taps.count++] = ky * K + kx;
-    }
-  }
-  if (taps.count == K * K) taps.distance = D / stride;
-  return taps;
-}
-
 // What a row of pixels needs: weights [K*K] with C' elements between taps.
 template <class T>
 struct TapsRow {
@@ -63,49 +22,69 @@ struct TapsRow {
 
 template <class T, int U>
 void finish_block(const TapsRow<T>& r, int64_t x, Vec<T> (&acc)[U]) {
-  T* out = r.out + x * r.out_step;
-#pragma GCC unroll 8
-  for (int u = 0; u < U; ++u) {
-    if (r.add) acc[u] = Vec<T>::load(out + u * r.out_step) + acc[u];
-    acc[u].store(out + u * r.out_step);
+  const int64_t step = r.out_step;
+  T* out = r.out + x * step;
+  if (r.add) {
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u) acc[u] = Vec<T>::load(out + u * step) + acc[u];
   }
+#pragma GCC unroll 16
+  for (int u = 0; u < U; ++u) acc[u].store(out + u * step);
 }
 
 template <class T, int U, int S>
 void listed_block(const TapsRow<T>& r, int64_t x) {
   using V = Vec<T>;
   V acc[U];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int u = 0; u < U; ++u) acc[u] = V::zero();
   const T* in = r.in + x * S * V::size;
   for (int64_t t = 0; t < r.taps->count; ++t) {
     const V w = V::load(r.w + r.taps->weight[t] * r.ldw);
     const T* p = in + r.taps->offset[t] * V::size;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + u * S * V::size), w, acc[u]);
   }
   finish_block<T, U>(r, x, acc);
 }
 
-// D is the distance between taps, negative for the adjoint.
+// A row of K taps for U pixels; D is the distance between taps, negative for the adjoint.
+template <class T, int U, int S, int K, int D>
+void add_taps(const T* p, const T* w, int64_t ldw, Vec<T> (&acc)[U]) {
+  using V = Vec<T>;
+  constexpr int first = D < 0 ? (K - 1) * D : 0, span = (U - 1) * S + (K - 1) * (D < 0 ? -D : D) + 1;
+  if constexpr (S == 1 && U > 1 && U + span + 1 <= kRegisters) {
+    // Every pixel is read once for all the taps that take it.
+    V in[span];
+#pragma GCC unroll 32
+    for (int i = 0; i < span; ++i) in[i] = V::load(p + (first + i) * V::size);
+#pragma GCC unroll 7
+    for (int kx = 0; kx < K; ++kx) {
+      const V wv = V::load(w + kx * ldw);
+#pragma GCC unroll 16
+      for (int u = 0; u < U; ++u) acc[u] = V::fma(in[u + kx * D - first], wv, acc[u]);
+    }
+  } else {
+#pragma GCC unroll 7
+    for (int kx = 0; kx < K; ++kx) {
+      const V wv = V::load(w + kx * ldw);
+#pragma GCC unroll 16
+      for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + (kx * D + u * S) * V::size), wv, acc[u]);
+    }
+  }
+}
+
 template <class T, int U, int S, int K, int D>
 void unrolled_block(const TapsRow<T>& r, int64_t x) {
   using V = Vec<T>;
   V acc[U];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int u = 0; u < U; ++u) acc[u] = V::zero();
+  const int64_t pitch = D * r.width * V::size, ldw = r.ldw;
   const T* p = r.in + (x * S + r.taps->offset[0]) * V::size;
   const T* w = r.w;
-  const int64_t pitch = D * r.width * V::size;
 #pragma GCC unroll 3
-  for (int ky = 0; ky < K; ++ky, p += pitch) {
-#pragma GCC unroll 7
-    for (int kx = 0; kx < K; ++kx, w += r.ldw) {
-      const V wv = V::load(w);
-#pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + (kx * D + u * S) * V::size), wv, acc[u]);
-    }
-  }
+  for (int ky = 0; ky < K; ++ky, p += pitch, w += K * ldw) add_taps<T, U, S, K, D>(p, w, ldw, acc);
   finish_block<T, U>(r, x, acc);
 }
 
@@ -122,6 +101,7 @@ void taps_row(const TapsRow<T>& r, int64_t count) {
         else listed_block<T, U, S>(r, x);
       }
     };
+    if constexpr (kRegisters == 32) all(Int<16>());
     all(Int<8>());
     all(Int<4>());
     all(Int<1>());
