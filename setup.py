@@ -39,7 +39,7 @@ def extension():
         sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp")),
         depends=sorted(str(path) for path in ROOT.glob("csrc/**/*.[hi]*")),
         # No contraction and no fast-math: the order of operations is part of each op's contract.
-        extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", *extra],
+        extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-g0", *extra],
         extra_link_args=extra[:1],
         define_macros=[("TORCH_TARGET_VERSION", "0x020d000000000000"), ("Py_LIMITED_API", "0x030A0000")],
         py_limited_api=True,

@@ -73,8 +73,8 @@ template <class T>
 int64_t scratch_size(const BranchConv<T>& a) {
   const int64_t Ci = padded(a.Ci), Co = padded(a.Co), P = border(a), Q = output_border(a);
   const int64_t tile = chunk_rows(a.Wo) * a.Wo;
-  return (a.H + 2 * P) * (a.W + 2 * P) * Ci + a.branches * (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + a.H * a.W * Ci +
-         tile * (2 * Ci + Co);
+  return (a.H + 2 * P) * (a.W + 2 * P) * Ci + a.branches * (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + tile * (Ci + Co) +
+         a.H * a.W * Ci;
 }
 
 }  // namespace dartsfast

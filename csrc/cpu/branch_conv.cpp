@@ -51,7 +51,7 @@ struct Call {
   BranchConv<T> args{};
   std::vector<Branch<T>> branch;
   std::vector<Taps> taps;  // forward, then [stride, stride] of the adjoint, of every branch
-  Tensors kept;
+  std::vector<Memory<T>> kept;
   Tensor x;
 
   Call(const Tensor& input, const std::optional<Tensor>& norm, const Tensors& depthwise, const Tensors& pointwise,
@@ -61,18 +61,17 @@ struct Call {
     args.N = x.size(0), args.H = x.size(1), args.W = x.size(2), args.Ci = Ci, args.Co = Co;
     args.stride = stride, args.Ho = (args.H - 1) / stride + 1, args.Wo = (args.W - 1) / stride + 1;
     args.x = image<T>(x), args.relu = relu;
-    args.norm = norm ? keep(pad_channels(values<T>(*norm), Ci)) : nullptr;
+    args.norm = norm ? keep(packed<T>(*norm, Ci)) : nullptr;
     args.branches = static_cast<int64_t>(branch.size()), args.branch = branch.data();
     for (size_t b = 0; b < branch.size(); ++b) {
-      const std::vector<T> weight = values<T>(pointwise[b]);  // [Co, Ci]
       branch[b] = {};
       branch[b].kernel = branch[b].dilation = 1;
-      branch[b].pointwise = keep(pad_channels(transposed(weight, Ci), Co));
-      branch[b].transposed = keep(pad_channels(weight, Ci));
+      branch[b].pointwise = keep(packed<T, true>(pointwise[b], Ci));
+      branch[b].transposed = keep(packed<T>(pointwise[b], Ci));
       if (depthwise.empty()) continue;
       const int64_t K = depthwise[b].size(2);
       branch[b].kernel = K, branch[b].dilation = dilation[b];
-      branch[b].taps = keep(pad_channels(transposed(values<T>(depthwise[b]), K * K), Ci));
+      branch[b].taps = keep(packed<T, true>(depthwise[b], K * K));
     }
     if (!depthwise.empty()) list_taps();
   }
@@ -90,12 +89,8 @@ struct Call {
       branch[b].adjoint = branch[b].forward + 1;
     }
   }
-  T* fresh(int64_t n) {
-    return static_cast<T*>(kept.emplace_back(empty(x, {n})).mutable_data_ptr());
-  }
-  T* keep(const std::vector<T>& v) {
-    return static_cast<T*>(std::memcpy(fresh(v.size()), v.data(), v.size() * sizeof(T)));
-  }
+  T* fresh(int64_t n) { return keep(memory<T>(n)); }
+  T* keep(Memory<T> one) { return kept.emplace_back(std::move(one)).get(); }
 };
 
 // Multiplications of an image.
@@ -179,7 +174,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
     const int64_t Ci = padded(a.Ci), C = padded(a.Co), count = chunks(a.H, a.W);
     Tensors dense;
     const auto keep = [&](const Tensor& t) { return image<T>(dense.emplace_back(by_row(t))); };
-    const T* k = coef ? call.keep(pad_channels(values<T>(*coef), a.Co)) : nullptr;
+    const T* k = coef ? call.keep(packed<T>(*coef, a.Co)) : nullptr;
     for (size_t b = 0; b < B; ++b) {
       Branch<T>& branch = call.branch[b];
       branch.g = keep(g[b]);

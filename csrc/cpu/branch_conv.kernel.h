@@ -1,6 +1,6 @@
 // branch_conv, one image at a time, tile by tile: every branch of an edge from one padded copy of its input,
-// made as the tiles reach its rows. Images and tiles in scratch memory are blocked: [C' / lanes, height,
-// width, lanes].
+// made as the tiles reach its rows. Images in scratch memory are blocked, [C' / lanes, height, width, lanes];
+// tiles are [pixels, C'].
 #pragma once
 
 #include "../branch_conv.h"
@@ -10,32 +10,47 @@
 
 namespace dartsfast::DARTSFAST_ISA {
 
+// Blocks of an image with a border of zeros.
+template <class T>
+struct Padded {
+  static constexpr int64_t L = Vec<T>::size;
+  T* data;
+  int64_t H, W, border, width, block;  // width: pixels of a padded row; block: elements
+
+  Padded(T* data, int64_t H, int64_t W, int64_t border)
+      : data(data), H(H), W(W), border(border), width(W + 2 * border), block((H + 2 * border) * width * L) {}
+  T* corner(int64_t c) const { return data + c / L * block; }
+  T* pixel(int64_t c, int64_t y) const { return corner(c) + ((y + border) * width + border) * L; }
+  void zero_border(int64_t channels) const {
+    for (int64_t c = 0; c < channels; c += L) {
+      const int64_t edge = (border * width + border) * L * sizeof(T);
+      __builtin_memset(corner(c), 0, edge);
+      // What is right of a row and left of the next.
+      for (int64_t y = 0; y + 1 < H; ++y) __builtin_memset(pixel(c, y) + W * L, 0, 2 * border * L * sizeof(T));
+      __builtin_memset(pixel(c, H - 1) + W * L, 0, edge);
+    }
+  }
+};
+
 // The places in a thread's scratch memory.
 template <class T>
 struct Scratch {
-  static constexpr int64_t L = Vec<T>::size;
-  int64_t Ci, Co, P, Q, Wp, Wq, tile;
-  int64_t x_block, d_block, s_block;  // elements from one block of channels to the next
-  T *x, *d, *s, *t, *dt, *z;
+  int64_t Ci, Co;
+  Padded<T> x;  // relu(norm(x))
+  Padded<T> d;  // gradients of the depthwise outputs, branch after branch
+  T *t, *z, *s;
 
-  Scratch(const BranchConv<T>& a, T* memory) : Ci(padded(a.Ci)), Co(padded(a.Co)), P(border(a)), Q(output_border(a)) {
-    Wp = a.W + 2 * P;
-    Wq = a.Wo + 2 * Q;
-    tile = chunk_rows(a.Wo) * a.Wo * L;
-    x_block = (a.H + 2 * P) * Wp * L;
-    d_block = (a.Ho + 2 * Q) * Wq * L;
-    s_block = a.H * a.W * L;
-    x = memory;                 // [H + 2P, W + 2P] relu(norm(x)), zero border
-    t = x + x_block * Ci / L;   // [tile] depthwise output
-    z = t + tile * Ci / L;      // [tile] dz; or z, [pixels, Co']
-    dt = z + tile * Co / L;     // [tile] gradient of the depthwise output
-    d = dt + tile * Ci / L;     // [branches, Ho + 2Q, Wo + 2Q] the same of the image, zero border
-    s = d + a.branches * d_block * Ci / L;  // [H, W] gradient of relu's output, all branches
+  Scratch(const BranchConv<T>& a, T* memory)
+      : Ci(padded(a.Ci)),
+        Co(padded(a.Co)),
+        x(memory, a.H, a.W, border(a)),
+        d(x.corner(Ci), a.Ho, a.Wo, output_border(a)) {
+    const int64_t pixels = chunk_rows(a.Wo) * a.Wo;
+    t = d.corner(a.branches * Ci);  // [pixels, Ci'] depthwise output
+    z = t + pixels * Ci;            // [pixels, Co'] z, or dz
+    s = z + pixels * Co;            // [Ci' / lanes, H, W, lanes] gradient of relu's output, all branches
   }
-  // What must be zero before the first image: borders, and lanes beyond the channels.
-  int64_t zeros(bool backward) const { return (backward ? s : dt) - x; }
-  T* pixel(int64_t c, int64_t y) const { return x + c / L * x_block + ((y + P) * Wp + P) * L; }
-  T* gradient(int64_t branch, int64_t c) const { return d + (branch * Ci + c) / L * d_block; }
+  T* sum(int64_t c, int64_t y) const { return s + (c / Vec<T>::size * x.H + y) * x.W * Vec<T>::size; }
 };
 
 // How many rows of x the output rows before `end` read, and of how many they are all that read them.
@@ -50,11 +65,11 @@ int64_t rows_complete(const BranchConv<T>& a, int64_t P, int64_t end) {
   return end == a.Ho ? a.H : rows > 0 ? rows : 0;
 }
 
-// to[u] = f(from[u]) over the pixels of a row; `left` channels of `from`, `step` elements a pixel.
+// to[u] = f(from[u]) over the pixels of a row, a register of channels, `left` of them in `from`.
 template <class T, class Left, class F>
-void map_row(int64_t pixels, const T* from, int64_t step, Left left, T* to, F f) {
+void map_row(int64_t pixels, const T* from, int64_t from_step, Left left, T* to, int64_t to_step, F f) {
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, from += step, to += Vec<T>::size) f(load_channels(from, left)).store(to);
+  for (int64_t u = 0; u < pixels; ++u, from += from_step, to += to_step) f(load_channels(from, left)).store(to);
 }
 
 // Copy rows of x into the padded image through norm and relu.
@@ -65,39 +80,36 @@ void load_rows(const BranchConv<T>& a, int64_t n, const Scratch<T>& m, int64_t f
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
       const T* row = a.x.at(n, y) + c;
-      T* out = m.pixel(c, y);
+      T* out = m.x.pixel(c, y);
       if (a.norm) {
         const V mean = V::load(a.norm + c), rstd = V::load(a.norm + m.Ci + c);
-        if (a.relu) map_row(W, row, step, left, out, [=](V v) { return ((v - mean) * rstd).relu(); });
-        else map_row(W, row, step, left, out, [=](V v) { return (v - mean) * rstd; });
+        if (a.relu) map_row(W, row, step, left, out, V::size, [=](V v) { return ((v - mean) * rstd).relu(); });
+        else map_row(W, row, step, left, out, V::size, [=](V v) { return (v - mean) * rstd; });
       } else if (a.relu) {
-        map_row(W, row, step, left, out, [](V v) { return v.relu(); });
+        map_row(W, row, step, left, out, V::size, [](V v) { return v.relu(); });
       } else {
-        map_row(W, row, step, left, out, [](V v) { return v; });
+        map_row(W, row, step, left, out, V::size, [](V v) { return v; });
       }
     });
   }
-}
-
-template <class T>
-void depthwise_row(const TapsRow<T>& row, int64_t count, int64_t stride) {
-  stride == 1 ? taps_row<T, 1>(row, count) : taps_row<T, 2>(row, count);
 }
 
 // The depthwise output of `rows` output rows from y0 on, to tile t.
 template <class T>
 void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t y0, int64_t rows) {
   using V = Vec<T>;
+  const int64_t pitch = a.stride * m.x.width * V::size;
   for (int64_t c = 0; c < a.Ci; c += V::size) {
+    if (b.taps) {
+      const auto tile = a.stride == 1 ? taps_tile<T, 1> : taps_tile<T, 2>;
+      tile({b.forward, m.x.width, m.x.corner(c) + y0 * pitch, pitch, b.taps + c, m.Ci, m.t + c, a.Wo * m.Ci, m.Ci, false},
+           rows, a.Wo);
+      continue;
+    }
+    T* out = m.t + c;
     for (int64_t y = 0; y < rows; ++y) {
-      T* out = m.t + c / V::size * m.tile + y * a.Wo * V::size;
-      if (b.taps) {
-        const T* in = m.x + c / V::size * m.x_block + (y0 + y) * a.stride * m.Wp * V::size;
-        depthwise_row<T>({b.forward, m.Wp, in, b.taps + c, m.Ci, out, V::size, false}, a.Wo, a.stride);
-        continue;
-      }
-      const T* in = m.pixel(c, (y0 + y) * a.stride);
-      for (int64_t u = 0; u < a.Wo; ++u) V::load(in + u * a.stride * V::size).store(out + u * V::size);
+      const T* in = m.x.pixel(c, (y0 + y) * a.stride);
+      for (int64_t x = 0; x < a.Wo; ++x, out += m.Ci) V::load(in + x * a.stride * V::size).store(out);
     }
   }
 }
@@ -106,12 +118,13 @@ template <class T>
 void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   using V = Vec<T>;
   const Scratch<T> m(a, memory);
-  if (first) __builtin_memset(memory, 0, m.zeros(false) * sizeof(T));
   const int64_t step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo);
+  if (first) m.x.zero_border(a.Ci);
+  if (first) __builtin_memset(m.z, 0, step * a.Wo * m.Co * sizeof(T));
   int64_t loaded = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y = k * step, rows = y + step <= a.Ho ? step : a.Ho - y, pixels = rows * a.Wo;
-    const int64_t needed = rows_read(a, m.P, y + rows);
+    const int64_t needed = rows_read(a, m.x.border, y + rows);
     load_rows(a, n, m, loaded, needed);
     loaded = needed;
     for (int64_t i = 0; i < a.branches; ++i) {
@@ -119,8 +132,8 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
       depthwise_tile(a, b, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
       T* z = a.Co == m.Co ? out : m.z;
-      gemm<T, false>(pixels, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
-                     false);
+      gemm<T>(pixels, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
+              false);
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
       for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * a.Co, z + p * m.Co, a.Co * sizeof(T));
@@ -134,7 +147,7 @@ void gradient_row(int64_t pixels, Image<const T> g, Image<const T> z, const T* c
   using V = Vec<T>;
   const V shift = V::load(coef), mu = V::load(coef + ld), r = V::load(coef + 2 * ld), k = V::load(coef + 3 * ld);
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, g.data += g.w, z.data += z.w, out += V::size) {
+  for (int64_t u = 0; u < pixels; ++u, g.data += g.w, z.data += z.w, out += ld) {
     const V gv = load_channels(g.data, left), zv = load_channels(z.data, left);
     (((gv - shift) - (zv - mu) * r) * k).store(out);
   }
@@ -145,18 +158,17 @@ template <class T>
 void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t n, int64_t y0,
                    int64_t rows) {
   using V = Vec<T>;
-  const int64_t W = a.Wo;
   each_register<T>(a.Co, [&](int64_t c, auto left) {
-    T* out = m.z + c / V::size * m.tile;
-    for (int64_t y = 0; y < rows; ++y, out += W * V::size) {
+    T* out = m.z + c;
+    for (int64_t y = 0; y < rows; ++y, out += a.Wo * m.Co) {
       Image<const T> g = b.g, z = b.saved;
       g.data = g.at(n, y0 + y) + c;
       if (!z.data) {
-        map_row(W, g.data, g.w, left, out, [](V v) { return v; });
+        map_row(a.Wo, g.data, g.w, left, out, m.Co, [](V v) { return v; });
         continue;
       }
       z.data = z.at(n, y0 + y) + c;
-      gradient_row(W, g, z, b.coef + c, m.Co, left, out);
+      gradient_row(a.Wo, g, z, b.coef + c, m.Co, left, out);
     }
   });
 }
@@ -167,32 +179,24 @@ template <class T>
 void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int64_t n, int64_t y0, int64_t rows) {
   using V = Vec<T>;
   const Branch<T>& b = a.branch[i];
-  const int64_t row = a.Wo * V::size, pixels = rows * a.Wo;
   T* taps_sum = b.taps_grad ? b.taps_grad + n * b.kernel * b.kernel * m.Ci : nullptr;
   T* pointwise_sum = b.pointwise_grad ? b.pointwise_grad + n * a.Ci * m.Co : nullptr;
   if (y0 == 0 && taps_sum) __builtin_memset(taps_sum, 0, b.kernel * b.kernel * m.Ci * sizeof(T));
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   gradient_tile(a, b, m, n, y0, rows);
-  if (a.dx || taps_sum) {
-    gemm<T, false>(pixels, registers<T>(a.Ci), a.Co, {m.z, m.tile}, {b.transposed, m.Ci, V::size},
-                   {m.dt, V::size, m.tile}, false);
+  for (int64_t r = 0; (a.dx || taps_sum) && r < rows; ++r) {
+    gemm<T>(a.Wo, registers<T>(a.Ci), a.Co, {m.z + r * a.Wo * m.Co, m.Co, 1}, {b.transposed, m.Ci, V::size},
+            {m.d.pixel(i * m.Ci, y0 + r), V::size, m.d.block}, false);
   }
   if (pointwise_sum) {
     depthwise_tile(a, b, m, y0, rows);
-    gemm<T, true>(a.Ci, registers<T>(a.Co), pixels, {m.t, m.tile}, {m.z, V::size, m.tile},
-                  {pointwise_sum, m.Co, V::size}, true);
+    gemm<T>(a.Ci, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
+            {pointwise_sum, m.Co, V::size}, true);
   }
-  for (int64_t c = 0; c < a.Ci; c += V::size) {
-    const T* dt = m.dt + c / V::size * m.tile;
-    if (taps_sum) {
-      const T* x = m.x + c / V::size * m.x_block + y0 * a.stride * m.Wp * V::size;
-      const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
-      gradient(*b.forward, m.Wp, rows, a.Wo, x, dt, taps_sum + c, m.Ci);
-    }
-    T* d = m.gradient(i, c) + ((y0 + m.Q) * m.Wq + m.Q) * V::size;
-    for (int64_t r = 0; a.dx && r < rows; ++r) {
-      __builtin_memcpy(d + r * m.Wq * V::size, dt + r * row, row * sizeof(T));
-    }
+  for (int64_t c = 0; taps_sum && c < a.Ci; c += V::size) {
+    const T* x = m.x.corner(c) + y0 * a.stride * m.x.width * V::size;
+    const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
+    gradient(*b.forward, m.x.width, rows, a.Wo, x, m.d.pixel(i * m.Ci + c, y0), m.d.width * V::size, taps_sum + c, m.Ci);
   }
 }
 
@@ -201,15 +205,14 @@ template <class T>
 void adjoint_depthwise(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int64_t from, int64_t to) {
   using V = Vec<T>;
   const Branch<T>& b = a.branch[i];
-  for (int64_t y = from; y < to; ++y) {
-    for (int64_t px = 0; px < a.stride; ++px) {
-      const Taps& taps = b.adjoint[y % a.stride * a.stride + px];
-      const int64_t count = (a.W - px + a.stride - 1) / a.stride;
-      for (int64_t c = 0; c < a.Ci; c += V::size) {
-        const T* d = m.gradient(i, c) + y / a.stride * m.Wq * V::size;
-        T* s = m.s + c / V::size * m.s_block + (y * a.W + px) * V::size;
-        taps_row<T, 1>({&taps, m.Wq, d, b.taps + c, m.Ci, s, a.stride * V::size, i > 0}, count);
-      }
+  const int64_t S = a.stride, pitch = m.d.width * V::size;
+  for (int64_t c = 0; c < a.Ci; c += V::size) {
+    for (int64_t phase = 0; phase < S * S; ++phase) {
+      const int64_t x = phase % S, y = from + (phase / S - from % S + S) % S;
+      if (y >= to || x >= a.W) continue;
+      taps_tile<T, 1>({b.adjoint + phase, m.d.width, m.d.corner(i * m.Ci + c) + y / S * pitch, pitch, b.taps + c, m.Ci,
+                       m.sum(c, y) + x * V::size, S * a.W * V::size, S * V::size, i > 0},
+                      (to - y + S - 1) / S, (a.W - x + S - 1) / S);
     }
   }
 }
@@ -220,10 +223,10 @@ void adjoint_stride(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int6
   using V = Vec<T>;
   for (int64_t y = from; y < to; ++y) {
     for (int64_t c = 0; c < a.Ci; c += V::size) {
-      const T* in = m.gradient(i, c) + ((y / a.stride + m.Q) * m.Wq + m.Q) * V::size;
-      T* out = m.s + c / V::size * m.s_block + y * a.W * V::size;
+      T* out = m.sum(c, y);
       if (i == 0) __builtin_memset(out, 0, a.W * V::size * sizeof(T));
       if (y % a.stride) continue;
+      const T* in = m.d.pixel(i * m.Ci + c, y / a.stride);
       for (int64_t x = 0; x < a.Wo; ++x, in += V::size, out += a.stride * V::size) {
         (V::load(out) + V::load(in)).store(out);
       }
@@ -231,17 +234,15 @@ void adjoint_stride(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int6
   }
 }
 
-// A row of s through relu and onto base, to dx; s keeps the gradient of norm(x).
-template <class T, bool RELU, bool BASE, class Left>
-void finish_row(int64_t pixels, T* s, const T* x, Image<const T> base, Left left, T* dx, int64_t C) {
+// A row of s through relu and onto base, to dx. With a norm, s keeps the gradient of norm(x).
+template <class T, bool RELU, bool NORM, bool BASE, class Left>
+void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T> base, Left left, T* dx, int64_t C) {
   using V = Vec<T>;
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, s += V::size, x += V::size, dx += C) {
+  for (int64_t u = 0; u < pixels; ++u, s += V::size, x += x_step, dx += C) {
     V v = V::load(s);
-    if constexpr (RELU) {
-      v = v.where_positive(V::load(x));
-      v.store(s);
-    }
+    if constexpr (RELU) v = v.where_positive(NORM ? V::load(x) : load_channels(x, left));
+    if constexpr (RELU && NORM) v.store(s);
     if constexpr (BASE) {
       v = load_channels(base.data, left) + v;
       base.data += base.w;
@@ -250,17 +251,17 @@ void finish_row(int64_t pixels, T* s, const T* x, Image<const T> base, Left left
   }
 }
 
-template <class T>
+template <class T, bool RELU, bool NORM>
 void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t from, int64_t to) {
-  using V = Vec<T>;
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
+      using Left = decltype(left);
       Image<const T> base = a.base;
       if (base.data) base.data = base.at(n, y) + c;
-      const auto row = a.relu ? (base.data ? finish_row<T, true, true, decltype(left)> : finish_row<T, true, false, decltype(left)>)
-                              : (base.data ? finish_row<T, false, true, decltype(left)> : finish_row<T, false, false, decltype(left)>);
-      row(a.W, m.s + c / V::size * m.s_block + y * a.W * V::size, m.pixel(c, y), base, left,
-          a.dx + (n * a.H + y) * a.W * a.Ci + c, a.Ci);
+      // Without a norm relu's input is x itself.
+      const T* x = NORM ? m.x.pixel(c, y) : a.x.at(n, y) + c;
+      const auto row = base.data ? finish_row<T, RELU, NORM, true, Left> : finish_row<T, RELU, NORM, false, Left>;
+      row(a.W, m.sum(c, y), x, NORM ? Vec<T>::size : a.x.w, base, left, a.dx + (n * a.H + y) * a.W * a.Ci + c, a.Ci);
     });
   }
 }
@@ -275,17 +276,17 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
     const int64_t y = k * step, pixels = (y + step <= a.H ? step : a.H - y) * a.W;
     T* part = a.norm_sums + (n * count + k) * 2 * m.Ci;
     for (int64_t c = 0; c < a.Ci; c += V::size) {
-      const T* s = m.s + c / V::size * m.s_block + y * a.W * V::size;
+      const T* s = m.sum(c, y);
       interleaved<T>(pixels, [=](int64_t p, V v) { return v + V::load(s + p * V::size); }).store(part + c);
       // Where relu cut, the gradient is zero: relu's output serves for norm(x).
-      const T* x = m.pixel(c, y);
+      const T* x = m.x.pixel(c, y);
       int64_t u = 0;
       const auto product = [&](int64_t p, V v) {
         v = V::fma(V::load(s + p * V::size), V::load(x), v);
         x += V::size;
         if (++u == a.W) {
           u = 0;
-          x += 2 * m.P * V::size;
+          x += 2 * m.x.border * V::size;
         }
         return v;
       };
@@ -297,21 +298,25 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
 template <class T>
 void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   const Scratch<T> m(a, memory);
-  if (first) __builtin_memset(memory, 0, m.zeros(a.dx) * sizeof(T));
+  const bool image = a.norm || a.branch[0].pointwise_grad;  // whether anything but relu's mask needs x
+  if (first && image) m.x.zero_border(a.Ci);
+  if (first && a.dx) m.d.zero_border(a.branches * m.Ci);
+  const auto finish = a.norm ? (a.relu ? finish_rows<T, true, true> : finish_rows<T, false, true>)
+                             : (a.relu ? finish_rows<T, true, false> : finish_rows<T, false, false>);
   const int64_t step = chunk_rows(a.Wo);
   int64_t loaded = 0, done = 0;
   for (int64_t y = 0; y < a.Ho; y += step) {
-    const int64_t rows = y + step <= a.Ho ? step : a.Ho - y, needed = rows_read(a, m.P, y + rows);
-    load_rows(a, n, m, loaded, needed);
+    const int64_t rows = y + step <= a.Ho ? step : a.Ho - y, needed = rows_read(a, m.x.border, y + rows);
+    if (image) load_rows(a, n, m, loaded, needed);
     loaded = needed;
     for (int64_t i = 0; i < a.branches; ++i) branch_gradient(a, i, m, n, y, rows);
     if (!a.dx) continue;
-    const int64_t complete = rows_complete(a, m.P, y + rows);
+    const int64_t complete = rows_complete(a, m.x.border, y + rows);
     for (int64_t i = 0; i < a.branches; ++i) {
       const auto adjoint = a.branch[i].taps ? adjoint_depthwise<T> : adjoint_stride<T>;
       adjoint(a, i, m, done, complete);
     }
-    finish_rows(a, m, n, done, complete);
+    finish(a, m, n, done, complete);
     if (a.norm) norm_gradient(a, m, n, done, complete);
     done = complete;
   }

@@ -33,16 +33,15 @@ struct Call {
   MixedSum<T> args{};
   Tensors dense;
   std::vector<Image<const T>> z;
-  std::vector<T> mean, rstd;
+  Memory<T> mean, rstd;
 
   Call(const Tensors& images, const Tensor& means, const Tensor& rstds)
-      : mean(pad_channels(values<T>(means), images[0].size(3))),
-        rstd(pad_channels(values<T>(rstds), images[0].size(3))) {
+      : mean(packed<T>(means, images[0].size(3))), rstd(packed<T>(rstds, images[0].size(3))) {
     for (const Tensor& t : images) z.push_back(keep(t));
     const Tensor& first = images[0];
     args.N = first.size(0), args.H = first.size(1), args.W = first.size(2), args.C = first.size(3);
     args.branches = static_cast<int64_t>(z.size()), args.z = z.data();
-    args.mean = mean.data(), args.rstd = rstd.data();
+    args.mean = mean.get(), args.rstd = rstd.get();
   }
   Image<const T> keep(const Tensor& t) { return image<T>(dense.emplace_back(by_pixel(t))); }
 };

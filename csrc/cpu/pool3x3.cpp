@@ -71,14 +71,14 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
     using T = decltype(zero);
     Tensors dense = {by_row(input)};
     Pool3x3<T> a = arguments<T>(dense[0], stride);
-    const std::vector<T> k = coef ? pad_channels(values<T>(*coef), C) : std::vector<T>();
+    const Memory<T> k = coef ? packed<T>(*coef, C) : nullptr;
     for (int half = 0; half < 2; ++half) {
       a.g[half] = image<T>(dense.emplace_back(by_row(g[half])));
       if (coef) a.saved[half] = image<T>(dense.emplace_back(by_row(z[half])));
     }
     if (base) a.base = image<T>(dense.emplace_back(by_row(*base)));
     Tensor dx = empty(input, {a.N, a.H, a.W, a.C});
-    a.coef = k.data(), a.dx = static_cast<T*>(dx.mutable_data_ptr());
+    a.coef = k.get(), a.dx = static_cast<T*>(dx.mutable_data_ptr());
     in_parallel(a.N, a.Ho * a.Wo * a.C * 20, [&](int64_t begin, int64_t end) {
       T* sum = scratch<T>((a.H + 2) * (a.W + 2) * padded(C));
       for (int64_t n = begin; n < end; ++n) kernels<T>().pool3x3_backward(a, n, sum);

@@ -23,6 +23,7 @@ Vec<T> interleaved(int64_t pixels, F f) {
 #pragma GCC unroll 8
     for (int k = 0; k < kInterleave; ++k) s[k] = f(p + k, s[k]);
   }
+  if (p == pixels) return fold<T>(s);
 #pragma GCC unroll 8
   for (int k = 0; k < kInterleave; ++k) {
     if (p + k < pixels) s[k] = f(p + k, s[k]);
@@ -51,15 +52,19 @@ void tree_sum(T* rows, int64_t count, int64_t stride, int64_t width) {
 template <class T>
 void chunk_moments(const T* tile, int64_t ld, int64_t pixels, int64_t C, T* part) {
   using V = Vec<T>;
+  // One pass after the other, so that a register's sum need not wait for the mean of the one before.
   for (int64_t c = 0; c < C; c += V::size) {
     const T* z = tile + c;
     const V sum = interleaved<T>(pixels, [=](int64_t p, V s) { return s + V::load(z + p * ld); });
-    const V mean = sum / V::set(static_cast<T>(pixels));
+    (sum / V::set(static_cast<T>(pixels))).store(part + c);
+  }
+  for (int64_t c = 0; c < C; c += V::size) {
+    const T* z = tile + c;
+    const V mean = V::load(part + c);
     const V squares = interleaved<T>(pixels, [=](int64_t p, V s) {
       const V d = V::load(z + p * ld) - mean;
       return V::fma(d, d, s);
     });
-    mean.store(part + c);
     squares.store(part + C + c);
   }
 }

@@ -7,23 +7,23 @@
 
 namespace dartsfast::DARTSFAST_ISA {
 
-// What a row of pixels needs: weights [K*K] with C' elements between taps.
+// What some rows of output pixels need: weights [K*K] with ldw elements between taps.
 template <class T>
-struct TapsRow {
+struct TapsTile {
   const Taps* taps;
   int64_t width;  // of the padded image
   const T* in;
+  int64_t in_row;  // elements of the image from output row to output row
   const T* w;
   int64_t ldw;
   T* out;
-  int64_t out_step;  // elements from pixel to pixel
+  int64_t out_row, out_step;  // elements from row to row, from pixel to pixel
   bool add;
 };
 
 template <class T, int U>
-void finish_block(const TapsRow<T>& r, int64_t x, Vec<T> (&acc)[U]) {
+void finish_block(const TapsTile<T>& r, T* out, Vec<T> (&acc)[U]) {
   const int64_t step = r.out_step;
-  T* out = r.out + x * step;
   if (r.add) {
 #pragma GCC unroll 16
     for (int u = 0; u < U; ++u) acc[u] = Vec<T>::load(out + u * step) + acc[u];
@@ -33,78 +33,107 @@ void finish_block(const TapsRow<T>& r, int64_t x, Vec<T> (&acc)[U]) {
 }
 
 template <class T, int U, int S>
-void listed_block(const TapsRow<T>& r, int64_t x) {
+void listed_block(const TapsTile<T>& r, const T* in, T* out) {
   using V = Vec<T>;
   V acc[U];
 #pragma GCC unroll 16
   for (int u = 0; u < U; ++u) acc[u] = V::zero();
-  const T* in = r.in + x * S * V::size;
   for (int64_t t = 0; t < r.taps->count; ++t) {
     const V w = V::load(r.w + r.taps->weight[t] * r.ldw);
     const T* p = in + r.taps->offset[t] * V::size;
 #pragma GCC unroll 16
     for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + u * S * V::size), w, acc[u]);
   }
-  finish_block<T, U>(r, x, acc);
+  finish_block<T, U>(r, out, acc);
 }
 
-// A row of K taps for U pixels; D is the distance between taps, negative for the adjoint.
+// K*K taps for U pixels of a row, S apart; D is the distance between taps, negative for the adjoint.
 template <class T, int U, int S, int K, int D>
-void add_taps(const T* p, const T* w, int64_t ldw, Vec<T> (&acc)[U]) {
-  using V = Vec<T>;
-  constexpr int first = D < 0 ? (K - 1) * D : 0, span = (U - 1) * S + (K - 1) * (D < 0 ? -D : D) + 1;
-  if constexpr (S == 1 && U > 1 && U + span + 1 <= kRegisters) {
-    // Every pixel is read once for all the taps that take it.
-    V in[span];
-#pragma GCC unroll 32
-    for (int i = 0; i < span; ++i) in[i] = V::load(p + (first + i) * V::size);
-#pragma GCC unroll 7
-    for (int kx = 0; kx < K; ++kx) {
-      const V wv = V::load(w + kx * ldw);
-#pragma GCC unroll 16
-      for (int u = 0; u < U; ++u) acc[u] = V::fma(in[u + kx * D - first], wv, acc[u]);
-    }
-  } else {
-#pragma GCC unroll 7
-    for (int kx = 0; kx < K; ++kx) {
-      const V wv = V::load(w + kx * ldw);
-#pragma GCC unroll 16
-      for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + (kx * D + u * S) * V::size), wv, acc[u]);
-    }
-  }
-}
-
-template <class T, int U, int S, int K, int D>
-void unrolled_block(const TapsRow<T>& r, int64_t x) {
+void unrolled_block(const TapsTile<T>& r, const T* in, T* out) {
   using V = Vec<T>;
   V acc[U];
 #pragma GCC unroll 16
   for (int u = 0; u < U; ++u) acc[u] = V::zero();
   const int64_t pitch = D * r.width * V::size, ldw = r.ldw;
-  const T* p = r.in + (x * S + r.taps->offset[0]) * V::size;
-  const T* w = r.w;
+  const T *p = in + r.taps->offset[0] * V::size, *w = r.w;
 #pragma GCC unroll 3
-  for (int ky = 0; ky < K; ++ky, p += pitch, w += K * ldw) add_taps<T, U, S, K, D>(p, w, ldw, acc);
-  finish_block<T, U>(r, x, acc);
+  for (int ky = 0; ky < K; ++ky, p += pitch) {
+#pragma GCC unroll 7
+    for (int kx = 0; kx < K; ++kx, w += ldw) {
+      const V wv = V::load(w);
+#pragma GCC unroll 16
+      for (int u = 0; u < U; ++u) acc[u] = V::fma(V::load(p + (kx * D + u * S) * V::size), wv, acc[u]);
+    }
+  }
+  finish_block<T, U>(r, out, acc);
 }
 
-// `count` pixels: out[x] (+)= sum over taps, ascending, of in * w.
+// The same for two rows of neighbouring pixels and neighbouring taps: every pixel is read once for all the
+// taps that take it. Rows of the image come in the order in which both output rows take their taps.
+template <class T, int U, int K, int D>
+void two_row_block(const TapsTile<T>& r, const T* in, T* out) {
+  using V = Vec<T>;
+  static_assert(D == 1 || D == -1);
+  constexpr int span = U + K - 1, first = D < 0 ? 1 - K : 0;
+  V acc[2][U];
+#pragma GCC unroll 16
+  for (int u = 0; u < U; ++u) acc[0][u] = acc[1][u] = V::zero();
+  const int64_t pitch = r.width * V::size, ldw = r.ldw;
+  const T* p = in + r.taps->offset[0] * V::size + (D < 0 ? pitch : 0);
+#pragma GCC unroll 8
+  for (int i = 0; i <= K; ++i, p += D * pitch) {
+    V pixel[span];
+#pragma GCC unroll 16
+    for (int s = 0; s < span; ++s) pixel[s] = V::load(p + (first + s) * V::size);
+#pragma GCC unroll 2
+    for (int row = 0; row < 2; ++row) {
+      const int ky = i - (D > 0 ? row : 1 - row);
+      if (ky < 0 || ky == K) continue;
+#pragma GCC unroll 7
+      for (int kx = 0; kx < K; ++kx) {
+        const V wv = V::load(r.w + (ky * K + kx) * ldw);
+#pragma GCC unroll 16
+        for (int u = 0; u < U; ++u) acc[row][u] = V::fma(pixel[u + kx * D - first], wv, acc[row][u]);
+      }
+    }
+  }
+  finish_block<T, U>(r, out, acc[0]);
+  finish_block<T, U>(r, out + r.out_row, acc[1]);
+}
+
+// `rows` x `count` pixels: out (+)= sum over taps, ascending, of in * w; inputs S apart.
 template <class T, int S>
-void taps_row(const TapsRow<T>& r, int64_t count) {
+void taps_tile(const TapsTile<T>& r, int64_t rows, int64_t count) {
+  constexpr int64_t L = Vec<T>::size;
   const auto blocks = [&](auto kernel, auto distance) {
     constexpr int K = decltype(kernel)::value, D = decltype(distance)::value;
-    int64_t x = 0;
-    const auto all = [&](auto size) {
-      constexpr int U = decltype(size)::value;
-      for (; x + U <= count; x += U) {
-        if constexpr (K > 0) unrolled_block<T, U, S, K, D>(r, x);
-        else listed_block<T, U, S>(r, x);
+    // Two rows at once where the pixels of both fit registers beside the sums.
+    constexpr int pair = kRegisters == 32 ? 8 : 4;
+    constexpr bool pairs = S == 1 && (D == 1 || D == -1) && 2 * pair + (pair + K - 1) + 1 <= kRegisters;
+    for (int64_t y = 0; y < rows;) {
+      const T* in = r.in + y * r.in_row;
+      T* out = r.out + y * r.out_row;
+      int64_t x = 0;
+      if constexpr (K > 0 && pairs) {
+        if (y + 2 <= rows && count % pair == 0) {
+          for (; x < count; x += pair) two_row_block<T, pair, K, D>(r, in + x * L, out + x * r.out_step);
+          y += 2;
+          continue;
+        }
       }
-    };
-    if constexpr (kRegisters == 32) all(Int<16>());
-    all(Int<8>());
-    all(Int<4>());
-    all(Int<1>());
+      const auto all = [&](auto size) {
+        constexpr int U = decltype(size)::value;
+        for (; x + U <= count; x += U) {
+          if constexpr (K > 0) unrolled_block<T, U, S, K, D>(r, in + x * S * L, out + x * r.out_step);
+          else listed_block<T, U, S>(r, in + x * S * L, out + x * r.out_step);
+        }
+      };
+      if constexpr (kRegisters == 32) all(Int<16>());
+      all(Int<8>());
+      all(Int<4>());
+      all(Int<1>());
+      ++y;
+    }
   };
   const auto sized = [&](auto kernel) {
     if (r.taps->adjoint) return r.taps->distance == 1 ? blocks(kernel, Int<-1>()) : blocks(kernel, Int<-2>());
@@ -121,7 +150,7 @@ void taps_row(const TapsRow<T>& r, int64_t count) {
 // The gradient of taps [first, first + G), all of them at once in registers.
 template <class T, int G, int S>
 void grad_block(const Taps& taps, int first, int64_t width, int64_t rows, int64_t count, const T* x, const T* d,
-                T* grad, int64_t ldw) {
+                int64_t d_row, T* grad, int64_t ldw) {
   using V = Vec<T>;
   V acc[G];
   const T* tap[G];
@@ -132,8 +161,8 @@ void grad_block(const Taps& taps, int first, int64_t width, int64_t rows, int64_
   }
   for (int64_t y = 0; y < rows; ++y) {
     const int64_t row = y * S * width * V::size;
-    for (int64_t u = 0; u < count; ++u, d += V::size) {
-      const V dv = V::load(d);
+    for (int64_t u = 0; u < count; ++u) {
+      const V dv = V::load(d + y * d_row + u * V::size);
 #pragma GCC unroll 9
       for (int g = 0; g < G; ++g) acc[g] = V::fma(V::load(tap[g] + row + u * S * V::size), dv, acc[g]);
     }
@@ -142,14 +171,14 @@ void grad_block(const Taps& taps, int first, int64_t width, int64_t rows, int64_
   for (int g = 0; g < G; ++g) acc[g].store(grad + (first + g) * ldw);
 }
 
-// grad[t] += sum over pixels, ascending, of x[pixel + tap t] * d[pixel]; d: [rows, count, lanes].
+// grad[t] += sum over pixels, ascending, of x[pixel + tap t] * d[pixel]; d: rows of count pixels, d_row apart.
 template <class T, int S>
-void taps_grad(const Taps& taps, int64_t width, int64_t rows, int64_t count, const T* x, const T* d, T* grad,
-               int64_t ldw) {
+void taps_grad(const Taps& taps, int64_t width, int64_t rows, int64_t count, const T* x, const T* d, int64_t d_row,
+               T* grad, int64_t ldw) {
   for (int t = 0; t < taps.count;) {
     const auto group = [&](auto size) {
       constexpr int G = decltype(size)::value;
-      grad_block<T, G, S>(taps, t, width, rows, count, x, d, grad, ldw);
+      grad_block<T, G, S>(taps, t, width, rows, count, x, d, d_row, grad, ldw);
       t += G;
     };
     // K*K = 1, or 8s until 9s are left: 9 = 9, 25 = 8 + 8 + 9, 49 = 5 * 8 + 9.

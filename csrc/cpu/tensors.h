@@ -82,34 +82,6 @@ Image<const T> image(const Tensor& t) {
   return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(t.size(2) == 1 ? 1 : 2)};
 }
 
-// Elements of a tensor of any layout, in index order.
-template <class T>
-std::vector<T> values(const Tensor& t) {
-  const Tensor dense = torch::stable::contiguous(t);
-  const T* data = static_cast<const T*>(dense.const_data_ptr());
-  return std::vector<T>(data, data + dense.numel());
-}
-
-// [rows, C] to [rows, C'], zeros beyond C.
-template <class T>
-std::vector<T> pad_channels(const std::vector<T>& v, int64_t C) {
-  const int64_t rows = static_cast<int64_t>(v.size()) / C, P = padded(C);
-  std::vector<T> out(rows * P, T(0));
-  for (int64_t r = 0; r < rows; ++r) std::memcpy(out.data() + r * P, v.data() + r * C, C * sizeof(T));
-  return out;
-}
-
-// [rows, columns] to [columns, rows].
-template <class T>
-std::vector<T> transposed(const std::vector<T>& v, int64_t columns) {
-  const int64_t rows = static_cast<int64_t>(v.size()) / columns;
-  std::vector<T> out(v.size());
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) out[c * rows + r] = v[r * columns + c];
-  }
-  return out;
-}
-
 // Memory on cache lines, so that no register's load or store straddles two.
 struct Release {
   void operator()(void* p) const { std::free(p); }
@@ -123,6 +95,29 @@ Memory<T> memory(int64_t n) {
   Memory<T> p(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
   if (!p) throw std::bad_alloc();
   return p;
+}
+
+// Elements of a tensor of any layout, in index order.
+template <class T>
+std::vector<T> values(const Tensor& t) {
+  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
+  const T* data = static_cast<const T*>(dense.const_data_ptr());
+  return std::vector<T>(data, data + dense.numel());
+}
+
+// A tensor's elements as rows of `columns`, to [rows, columns'] with zeros beyond; TRANSPOSED: [columns, rows'].
+template <class T, bool TRANSPOSED = false>
+Memory<T> packed(const Tensor& t, int64_t columns) {
+  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
+  const T* data = static_cast<const T*>(dense.const_data_ptr());
+  const int64_t rows = dense.numel() / columns, R = TRANSPOSED ? columns : rows, C = TRANSPOSED ? rows : columns;
+  Memory<T> out = memory<T>(R * padded(C));
+  T* row = out.get();
+  for (int64_t r = 0; r < R; ++r, row += padded(C)) {
+    for (int64_t c = 0; c < C; ++c) row[c] = data[TRANSPOSED ? c * columns + r : r * columns + c];
+    std::memset(row + C, 0, (padded(C) - C) * sizeof(T));
+  }
+  return out;
 }
 
 // Scratch memory of this thread, as the last call left it.
