@@ -280,6 +280,28 @@ def test_batch_norm_options_are_those_of_the_modules():
         assert relative(states[1][name], value) < 1e-9, name
 
 
+def test_a_classifier_that_is_more_than_linear_runs_as_it_is():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x, _ = batch(torch.float64)
+    logits, seen = {}, []
+    for backend in ("reference", "cpu"):
+        model = network(backend)
+        plain = model(x)
+        handle = model.classifier.register_forward_hook(lambda module, args, out: seen.append(out))
+        assert torch.allclose(model(x), plain, rtol=1e-12)
+        handle.remove()
+        doubled = Doubled(*reversed(model.classifier.weight.shape), dtype=torch.float64)
+        doubled.load_state_dict(model.classifier.state_dict())
+        model.classifier = doubled
+        assert torch.allclose(model(x), 2 * plain, rtol=1e-12)
+        logits[backend] = plain
+    assert len(seen) == 2
+    assert relative(logits["cpu"], logits["reference"]) < 1e-12
+
+
 def test_alphas_of_no_cell_stay_where_they_are():
     model = network("cpu", layers=2)  # two reductions
     before = model.alphas_normal.detach().clone()

@@ -14,7 +14,7 @@ void check_arguments(const Tensors& alphas, const char* name) {
     check(a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::Double, name,
           " must be float32 or float64");
     check_like(a, alphas[0], name);
-    check(a.dim() == 2 && a.size(1) > 0, name, " must be [edges, operations], got ", shape(a));
+    check(a.dim() == 2 && a.size(1) > 0, name, " must be [edges, operations], got ", shape{a});
   }
 }
 

@@ -40,7 +40,7 @@ void check_arguments(const Tensor& x, const std::optional<Tensor>& norm, const T
     check_shape(depthwise[b], {Ci, 1, -1, -1}, "depthwise");
     const int64_t K = depthwise[b].size(2);
     check(K == depthwise[b].size(3) && K % 2 == 1 && K * K <= kMaxTaps,
-          "a depthwise kernel must be square, odd and at most 15x15, got ", shape(depthwise[b]));
+          "a depthwise kernel must be square, odd and at most 15x15, got ", shape{depthwise[b]});
     check(dilation[b] >= 1 && dilation[b] <= 16, "dilation must be 1 to 16, got ", dilation[b]);
   }
 }

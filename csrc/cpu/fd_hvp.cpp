@@ -26,7 +26,7 @@ void check_vector(const Tensor& v, const char* name) {
   check(v.is_cpu(), name, " must be a CPU tensor");
   check(v.scalar_type() == ScalarType::Float || v.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
-  check(v.dim() == 1 && v.size(0) > 0 && v.is_contiguous(), name, " must be [n], contiguous, n > 0, got ", shape(v));
+  check(v.dim() == 1 && v.size(0) > 0 && v.is_contiguous(), name, " must be [n], contiguous, n > 0, got ", shape{v});
 }
 
 void check_vector(const Tensor& v, const Tensor& like, const char* name) {

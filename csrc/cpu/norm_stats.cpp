@@ -15,7 +15,7 @@ void check_norms(const Tensor& norm, const char* name) {
   check(norm.scalar_type() == ScalarType::Float || norm.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
   check(norm.dim() == 3 && norm.size(1) == 2 && norm.numel() > 0, name, " must be [norms, 2, C], not empty, got ",
-        shape(norm));
+        shape{norm});
 }
 
 void check_count(const Tensors& tensors, int64_t norms, const char* name) {
@@ -85,7 +85,7 @@ Tensor norm_stats_backward(const Tensor& g_mean, const Tensor& g_zhat_mean, cons
                            const std::optional<Tensor>& weights, const Tensor& own) {
   check_norms(norm, "norm");
   const int64_t norms = norm.size(0), C = norm.size(2);
-  const auto check_is = [&](const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
+  const auto check_is = [&](const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) {
     check_like(t, norm, name);
     check_shape(t, sizes, name);
   };

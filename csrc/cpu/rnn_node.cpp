@@ -19,9 +19,9 @@ void check_arguments(const Tensor& gates, const Tensor& states, const Tensor& we
   check(states.scalar_type() == ScalarType::Float || states.scalar_type() == ScalarType::Double,
         "states must be float32 or float64");
   check_shape(states, {-1, -1, -1}, "states");
-  for (int64_t i = 0; i < 3; ++i) check(states.size(i) > 0, "states must not be empty, got ", shape(states));
+  for (int64_t i = 0; i < 3; ++i) check(states.size(i) > 0, "states must not be empty, got ", shape{states});
   const int64_t P = states.size(0), B = states.size(1), H = states.size(2);
-  check(1.0 * P * B * H < 1e12, "states is too large: ", shape(states));
+  check(1.0 * P * B * H < 1e12, "states is too large: ", shape{states});
   check_like(gates, states, "gates");
   check_shape(gates, {P, B, 2 * H}, "gates");
   check_like(weights, states, "weights");

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <sstream>
@@ -22,20 +23,26 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class... Message>
-void check(bool good, const Message&... message) {
-  if (good) return;
+[[noreturn]] void fail(const Message&... message) {
   std::ostringstream text;
   text << "dartsfast: ";
   (text << ... << message);
   throw std::runtime_error(text.str());
 }
 
-inline std::string shape(const Tensor& t) {
-  std::ostringstream text;
+template <class... Message>
+void check(bool good, const Message&... message) {
+  if (!good) fail(message...);
+}
+
+// A tensor's shape in a message: written where a check fails, not where it is made.
+struct shape {
+  const Tensor& t;
+};
+inline std::ostream& operator<<(std::ostream& text, const shape& s) {
   text << "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << "]";
-  return text.str();
+  for (int64_t i = 0; i < s.t.dim(); ++i) text << (i ? ", " : "") << s.t.size(i);
+  return text << "]";
 }
 
 inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
@@ -44,24 +51,24 @@ inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
 }
 
 // `sizes` may hold -1 for any size.
-inline void check_shape(const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
+inline void check_shape(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) {
   bool good = t.dim() == static_cast<int64_t>(sizes.size());
+  int64_t i = 0;
+  for (int64_t size : sizes) good = good && (size < 0 || t.size(i) == size), ++i;
+  if (good) return;
   std::ostringstream wanted;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    wanted << (i ? ", " : "") << sizes[i];
-    good = good && (sizes[i] < 0 || t.size(i) == sizes[i]);
-  }
-  check(good, name, " must be [", wanted.str(), "], got ", shape(t));
+  for (int64_t size : sizes) wanted << (wanted.tellp() ? ", " : "") << size;
+  fail(name, " must be [", wanted.str(), "], got ", shape{t});
 }
 
 inline void check_image(const Tensor& x, const char* name) {
   check(x.is_cpu(), name, " must be a CPU tensor");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
-  check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape(x));
-  for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape(x));
+  check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape{x});
+  for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape{x});
   // Far beyond any memory, and far enough from overflow for every size that is computed from it.
-  check(1.0 * x.size(0) * x.size(1) * x.size(2) * x.size(3) < 1e12, name, " is too large: ", shape(x));
+  check(1.0 * x.size(0) * x.size(1) * x.size(2) * x.size(3) < 1e12, name, " is too large: ", shape{x});
 }
 
 // The tensor itself where channels are adjacent and rows follow each other at one pitch, else a copy.

@@ -55,9 +55,10 @@ class EdgeBackward:
                 dx = _scaled(g, scale, dx)
             dx = self._pools(coef, dx)
         dx, gradients = self._chains(coef, dx)
+        dx, reduced = self._reduces(coef[plain - len(edge.reduces) : plain], dx)
+        gradients += reduced
         if self.input_grad and dx is None:
             dx = torch.zeros_like(self.x, dtype=g.dtype)
-        gradients += self._reduces(coef[plain - len(edge.reduces) : plain], dx)
         found = [dx, *gradients, *(_scaled(g, scale, None) for scale in scales[edge.skips :])]
         return d_weights, [d if need else None for d, need in zip(found, self.needed, strict=True)]
 
@@ -105,21 +106,24 @@ class EdgeBackward:
         first = [w for pair in pairs for w in pair]
         return new if self.input_grad else dx, first + second
 
-    def _reduces(self, coef: Tensor, dx: Tensor | None) -> list[Tensor | None]:
-        """Add to dx in place and return the weights' gradients."""
+    def _reduces(self, coef: Tensor, dx: Tensor | None) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return dx on top of the given one, and the weights' gradients."""
         gradients: list[Tensor | None] = []
         if not (self.input_grad or self.weight_grads):
             gradients += [None] * 2 * len(self.reduces)
-            return gradients
+            return dx, gradients
         for k, z, pair in zip(coef, self.kept.reduced, self.reduces, strict=True):
             half = pair[0].shape[0]
             for i, view in enumerate(shifted(self.x)):
                 part = slice(i * half, (i + 1) * half)
+                # The first view is all of x, so that its kernel adds; the second is added to a part of dx.
                 d_view, _, d_weight, _ = kernels.branch_conv_backward(
                     [self.g[..., part]], [z[..., part]], k[None, :, part], view, None, [], [pair[i]], [],
-                    2, True, None, self.input_grad, self.weight_grads,
+                    2, True, None if i else dx, self.input_grad, self.weight_grads,
                 )  # fmt: skip
-                if dx is not None:
+                if self.input_grad and i == 0:
+                    dx = d_view
+                elif dx is not None and self.input_grad:
                     shifted(dx)[i].add_(d_view)
                 gradients += d_weight if self.weight_grads else [None]
-        return gradients
+        return dx, gradients

@@ -18,10 +18,10 @@ from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.node import node
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.cnn.plan import are, nchw, nhwc, plan
-from dartsfast.ops import alpha_softmax, pool3x3
+from dartsfast.ops import alpha_softmax, branch_conv, pool3x3
 from dartsfast.ops.contract import once_differentiable
 
-__all__ = ["alpha_softmax", "cell", "stem"]
+__all__ = ["alpha_softmax", "cell", "linear", "stem"]
 
 # What is kept of an image that lives: two cells read the outputs of one.
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -44,6 +44,21 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     stored = [_stored(patches, storage)]
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)
     return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply an ``nn.Linear`` to [N, Ci]: as a 1x1 convolution of one pixel, in the operators' own order.
+
+    A math library may sum in an order that depends on the number of threads. Anything but a plain
+    ``nn.Linear``, or one with hooks, runs as it is.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    if type(module) is not nn.Linear or hooks or module._backward_pre_hooks:
+        return module(x)
+    weight = module.weight[:, :, None, None]
+    z, _ = branch_conv(x[:, None, None, :], [weight], relu=False)
+    out = z[0, :, 0, 0]
+    return out if module.bias is None else out + module.bias
 
 
 def cell(
@@ -124,8 +139,22 @@ class _Concatenate(torch.autograd.Function):
         )
 
 
+class _ChannelsLast(torch.autograd.Function):
+    """[N, C, H, W] as [N, H, W, C], the same memory; the gradient is one that autograd may add to in place."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> Tensor:
+        return nhwc(image)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
+        # A permuted view would hold on to g, and the sum over the cells that read the image be a new tensor.
+        return (g.detach().transpose_(1, 3).transpose_(2, 3),)
+
+
 def _single(module: nn.Module, image: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
-    x = nhwc(image)
+    x = _ChannelsLast.apply(image)
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
     stored = [nhwc(_stored(image, storage if memory == "store" else None))]
     return node([edge], [tensors], [None], x.new_ones(1, 1), memory, stored)

@@ -243,7 +243,10 @@ class Network(ArchModule):
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)
-        return self.classifier(out.view(out.size(0), -1))
+        features = out.view(out.size(0), -1)
+        if self.backend == "reference":
+            return self.classifier(features)
+        return fused.linear(self.classifier, features)
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         check_range(target, self._num_classes, "label", "{} classes: labels run from 0")
