@@ -140,7 +140,7 @@ class _Concatenate(torch.autograd.Function):
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """[N, C, H, W] as [N, H, W, C], the same memory; the gradient is one that autograd may add to in place."""
+    """[N, C, H, W] as [N, H, W, C], the same memory; autograd may add to the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor) -> Tensor:
