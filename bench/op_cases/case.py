@@ -68,3 +68,13 @@ def no_grad(call: Callable[[], Any]) -> Callable[[], Any]:
             return call()
 
     return without
+
+
+def as_in_a_node(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return ``call`` as a node of the network makes it: below autograd, which records the node alone."""
+
+    def below() -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return call()
+
+    return below

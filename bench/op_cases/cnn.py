@@ -19,6 +19,7 @@ from bench.op_cases.case import (
     Case,
     Peers,
     Timed,
+    as_in_a_node,
     drawing,
     gradients,
     kernels,
@@ -93,8 +94,8 @@ def branch_case(batch: int, C: int, size: int, K: int, D: int) -> Case:
 
 def _branch_ours(x: Tensor, depthwise: Tensor, pointwise: Tensor, g: Tensor, *, D: int) -> dict[str, Peers]:
     x, g = nhwc(x), nhwc(g)
-    call = lambda: branch_conv(x, [pointwise], [depthwise], [D])  # noqa: E731
-    z, stats = call()
+    call = as_in_a_node(lambda: kernels.branch_conv(x, None, [depthwise], [pointwise], [D], 1, True))
+    z, stats = branch_conv(x, [pointwise], [depthwise], [D])
     mean, rstd = stats[0, 0], torch.rsqrt(stats[0, 1] + EPSILON)
 
     def coefficients() -> Tensor:
@@ -109,8 +110,8 @@ def _branch_ours(x: Tensor, depthwise: Tensor, pointwise: Tensor, g: Tensor, *, 
     def timed(weights: bool) -> Peers:
         view = lambda out: [out[0], *out[1], *out[2]]  # noqa: E731
         return {
-            OURS: Timed(lambda: backward(coef, weights), view),
-            WITH_SUMS: Timed(lambda: backward(coefficients(), weights), view),
+            OURS: Timed(as_in_a_node(lambda: backward(coef, weights)), view),
+            WITH_SUMS: Timed(as_in_a_node(lambda: backward(coefficients(), weights)), view),
         }
 
     coef = coefficients()
@@ -181,10 +182,14 @@ def _pool_ours(x: Tensor, g: list[Tensor]) -> dict[str, Peers]:
 
     coef = coefficients()
     return {
-        "forward": {OURS: Timed(lambda: pool3x3(x), lambda out: [*out[0], *out[1].flatten(0, 1)])},
+        "forward": {
+            OURS: Timed(
+                as_in_a_node(lambda: kernels.pool3x3(x, 1)), lambda out: [*out[0], *out[1].flatten(0, 1)]
+            )
+        },
         "backward": {
-            OURS: Timed(lambda: backward(coef), lambda out: [out]),
-            WITH_SUMS: Timed(lambda: backward(coefficients()), lambda out: [out]),
+            OURS: Timed(as_in_a_node(lambda: backward(coef)), lambda out: [out]),
+            WITH_SUMS: Timed(as_in_a_node(lambda: backward(coefficients())), lambda out: [out]),
         },
     }
 
