@@ -228,6 +228,24 @@ def test_gradcheck(case, instruction_set):
     assert torch.autograd.gradcheck(*differentiable(getattr(kernels, name), args))
 
 
+def test_any_of_the_gradients_of_a_convolution():
+    sampler = Sampler(torch.float64)
+    given = [sampler.tensor(*shape) for shape in ([2, 5, 6, 4], [2, 4], [4, 1, 3, 3], [3, 4, 1, 1])]
+
+    def gradients(asked):
+        leaves = [t.clone().requires_grad_(ask) for t, ask in zip(given, asked, strict=True)]
+        x, norm, depthwise, pointwise = leaves
+        z, stats = dartsfast.ops.branch_conv(x, [pointwise], [depthwise], [1], norm=norm)
+        (z.sin().sum() + stats.cos().sum()).backward()
+        return [t.grad for t in leaves]
+
+    every = gradients([True] * 4)
+    for one in range(4):
+        found = gradients([i == one for i in range(4)])
+        assert torch.equal(found[one], every[one])
+        assert all(found[i] is None for i in range(4) if i != one)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_opcheck(case):
     (name, args), *backward = case.calls()

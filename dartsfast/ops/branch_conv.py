@@ -180,6 +180,7 @@ def _backward(ctx: Any, d_z: Tensor, d_stats: Tensor) -> tuple[Any, ...]:
     x, norm, z, stats, *weights = ctx.saved_tensors
     depthwise, pointwise = weights[: ctx.depthwise], weights[ctx.depthwise :]
     coef = moment_gradient(z, stats, d_stats)
+    need_x, need_norm, need_depthwise, need_pointwise, *_ = ctx.needs_input_grad
     dx, d_depthwise, d_pointwise, means = torch.ops.dartsfast.branch_conv_backward(
         list(d_z.unbind()),
         list(z.unbind()),
@@ -192,16 +193,25 @@ def _backward(ctx: Any, d_z: Tensor, d_stats: Tensor) -> tuple[Any, ...]:
         ctx.stride,
         ctx.relu,
         None,
-        True,
-        True,
+        need_x or need_norm,
+        any(need_depthwise) or any(need_pointwise),
     )
     d_norm = None
-    if norm is not None:
+    if norm is not None and (need_x or need_norm):
         pixels = x.shape[0] * x.shape[1] * x.shape[2]
         d_norm = torch.stack([-norm[1] * means[0], means[1] / norm[1]]) * pixels
         dx = dx * norm[1]
     # An empty list counts as a list of tensors, for which autograd wants a list.
-    return dx, d_norm, d_depthwise, d_pointwise, None if ctx.dilation else [], None, None, None
+    return (
+        dx if need_x else None,
+        d_norm,
+        d_depthwise or [None] * ctx.depthwise,
+        d_pointwise or [None] * ctx.branches,
+        None if ctx.dilation else [],
+        None,
+        None,
+        None,
+    )
 
 
 _ARGUMENTS = (
