@@ -199,9 +199,10 @@ def _draw(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> None:
     from dartsfast.doctor import deep_diagnosis, diagnosis
 
-    lines = diagnosis()
-    if args.deep:
-        lines += deep_diagnosis()
+    deep = deep_diagnosis() if args.deep else []
+    lines = [*diagnosis(), *deep]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")
+    if any(not value.startswith("ok") for _, value in deep):
+        raise SystemExit(1)

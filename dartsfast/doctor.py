@@ -57,10 +57,11 @@ def deep_diagnosis() -> list[tuple[str, str]]:
 
 
 def _verdict(name: str, device: torch.device) -> str:
+    failures: tuple[type[Exception], ...] = (RuntimeError, *triton_backend.errors())
     try:
         found = selfcheck.difference(name, device)
-    except RuntimeError as error:
-        return f"FAILED: {str(error).splitlines()[0]}"
+    except failures as error:
+        return f"FAILED: {str(error).strip().splitlines()[0]}"
     return f"{'ok' if found <= selfcheck.tolerance(name) else 'WRONG'}: {found:.1e} from the oracle"
 
 

@@ -47,6 +47,15 @@ def missing() -> str | None:
     return load()
 
 
+def errors() -> tuple[type[Exception], ...]:
+    """Return what Triton raises for a kernel that it cannot compile or launch; nothing without Triton."""
+    if load() is not None:
+        return ()
+    from triton.errors import TritonError
+
+    return (TritonError,)
+
+
 def description() -> str:
     """Return Triton's version and what runs the kernels."""
     import triton

@@ -179,6 +179,7 @@ def branch_conv(
         tuple(w.contiguous() for w in pointwise), z.unbind(), partial, pixels, H, W, Ho, Wo, Ci // ui,
         Co // uo, K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
         D=tuple(dilation) or (1,) * branches, STRIDE=stride, RELU=relu, PRECISION=PRECISION,
-        UI=ui, UO=uo, ACC=accumulator(x), many_registers=crowded(x), **shape,
+        UI=ui, UO=uo, ACC=accumulator(x), **shape,
+        many_registers=crowded(x) or (bool(depthwise) and shape["BC"] > shape["BO"]),
     )  # fmt: skip
     moments(partial, pixels, shape["BP"], stats)

@@ -97,7 +97,10 @@ def depthwise_adjoint(
             at = ((first + right // STRIDE) * Ci)[:, None] + c[None, :]
             d = tl.load(dt + at, seen[:, None] & (c < Ci)[None, :], 0.0)
             w = tl.load(weight + c * (K * K) + ky * K + kx, c < Ci, 0.0).to(ACC)
-            s = tl.fma(d, w[None, :], s)
+            added = tl.fma(d, w[None, :], s)
+            if STRIDE > 1:  # a tap that is not finite has no part in pixels that a stride skips
+                added = tl.where(((down % STRIDE == 0) & (right % STRIDE == 0))[:, None], added, s)
+            s = added
     return s
 
 
@@ -119,11 +122,13 @@ def input_gradient_kernel(
     n, y, column = place(p, H, W)
     for b in tl.static_range(len(pointwise)):
         if depthwise is None:
+            taken = there & (y % STRIDE == 0) & (column % STRIDE == 0)
             part = pointwise_adjoint(
                 g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, pointwise[b],
-                n, y // STRIDE, column // STRIDE, there & (y % STRIDE == 0) & (column % STRIDE == 0),
-                c, Ci, Co, PRECISION, BO, ACC,
+                n, y // STRIDE, column // STRIDE, taken, c, Ci, Co, PRECISION, BO, ACC,
             )  # fmt: skip
+            if STRIDE > 1:  # a weight that is not finite has no part in pixels that a stride skips
+                part = tl.where(taken[:, None], part, 0.0)
         else:
             part = depthwise_adjoint(
                 dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
@@ -316,7 +321,7 @@ class Gradient:
         self.tile = tile(self.Ci, self.Co, bool(depthwise))
         self.blocks = triton.cdiv(self.Ci, self.tile["BC"])
         self.tap_tile = {**self.tile, "BP": TAPS // self.tile["BC"], "num_warps": 4}
-        self.relu = relu
+        self.stride, self.relu = stride, relu
         self.dt = self._pointwise_adjoint() if depthwise else None
 
     def _pointwise_adjoint(self) -> tuple[Tensor, ...]:
@@ -369,7 +374,7 @@ class Gradient:
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
                 **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, ACC=self.options["ACC"],
-                many_registers=crowded(self.source[0]), **shape,
+                many_registers=crowded(self.source[0]) or self.stride > 1, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(

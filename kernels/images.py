@@ -9,7 +9,7 @@ import triton.language as tl
 from dartsfast.kernels.launch import block
 from torch import Tensor
 
-CHANNELS = 64
+LEAST, CHANNELS = 8, 64  # channels of a tile
 THREADS = 128
 VECTOR = 16  # bytes
 LARGEST_UNIT = 16
@@ -30,7 +30,7 @@ def strides(tensor: Tensor, unit: int) -> tuple[int, ...]:
 
 def tile(*images: Tensor) -> tuple[int, int]:
     """Return pixels and channels of a program's tile: a vector of the narrowest image for every thread."""
-    channels = block(images[0].shape[-1], most=CHANNELS)
+    channels = block(images[0].shape[-1], LEAST, CHANNELS)
     return THREADS * VECTOR // min(x.element_size() for x in images) // channels, channels
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from dartsfast.kernels.autotune import tuned
 from torch import Tensor
 
 
@@ -17,9 +18,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, many_registers: bool 
     Left to itself NVIDIA's assembler aims at a round number of registers and may spill a few for it;
     with ``many_registers`` it takes what it needs.
     """
+    meta["enable_fp_fusion"] = False
     if many_registers and _on_nvidia():
         meta["maxnreg"] = 255
-    kernel[grid](*args, enable_fp_fusion=False, **meta)
+    kernel[grid](*args, **{**meta, **tuned(kernel, grid, args, meta)})
 
 
 def _on_nvidia() -> bool:

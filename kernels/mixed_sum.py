@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.images import VECTOR, offset, position, strides, tile, unit
+from dartsfast.kernels.images import CHANNELS, LEAST, VECTOR, offset, position, strides, tile, unit
 from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide
 from torch import Tensor
@@ -156,5 +156,5 @@ def mixed_sum_backward(
         )  # fmt: skip
     launch(
         mixed_sum_means_kernel, (len(means),), partial, d_weights, means, programs, pixels, C // u,
-        UNIT=u, PARTS=PARTS, BC=block(C, most=64), ACC=accumulator(means), num_warps=8,
+        UNIT=u, PARTS=PARTS, BC=block(C, LEAST, CHANNELS), ACC=accumulator(means), num_warps=8,
     )  # fmt: skip

@@ -7,11 +7,12 @@ import math
 import triton
 import triton.language as tl
 from dartsfast.kernels.arithmetic import argument, number, root
-from dartsfast.kernels.launch import accumulator, block, dense, launch
+from dartsfast.kernels.launch import accumulator, dense, launch
 from dartsfast.kernels.reduce import divide
 from torch import Tensor
 
-CHANNELS = 512
+CHANNELS = 128
+"""Of a program at a time: 16 bytes of float32 a thread."""
 WARPS = 1  # another warp could read the count of batches after it was moved
 
 
@@ -95,7 +96,7 @@ def norm_stats_(
     launch(
         norm_stats_kernel, (len(out),), out, stats, tuple(running_mean), tuple(running_var), tuple(batches),
         None if momentum is None else argument(momentum, out), argument(eps, out), pixels, C // u,
-        UNIT=u, BC=block(C, most=CHANNELS), ACC=accumulator(out), num_warps=WARPS,
+        UNIT=u, BC=CHANNELS, ACC=accumulator(out), num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -115,10 +116,9 @@ def norm_stats_backward(
     g_mean, g_zhat_mean, norm = dense(g_mean), dense(g_zhat_mean), dense(norm)
     C = out.shape[-1]
     u = math.gcd(16, C, g_mean.stride(0), g_zhat_mean.stride(0), norm.stride(0), norm.stride(1))
-    BC = block(C, most=CHANNELS)
     launch(
-        norm_stats_backward_kernel, (len(out), triton.cdiv(C, BC)),
+        norm_stats_backward_kernel, (len(out), triton.cdiv(C, CHANNELS)),
         out, g_mean, g_zhat_mean, norm, weights, own.contiguous(),
         g_mean.stride(0) // u, g_zhat_mean.stride(0) // u, (norm.stride(0) // u, norm.stride(1) // u),
-        0 if weights is None else weights.stride(0), C // u, UNIT=u, BC=BC, num_warps=WARPS,
+        0 if weights is None else weights.stride(0), C // u, UNIT=u, BC=CHANNELS, num_warps=WARPS,
     )  # fmt: skip

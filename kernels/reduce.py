@@ -15,7 +15,7 @@ from dartsfast.kernels.launch import accumulator, block, launch
 from torch import Tensor
 
 PARTS = 64
-COLUMNS = 32
+LEAST, COLUMNS = 16, 32  # columns of a block
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
         out: what is filled.
     """
     parts, R, _, C = partial.shape
-    columns, u = block(C, most=COLUMNS), math.gcd(LARGEST_UNIT, C)
+    columns, u = block(C, LEAST, COLUMNS), math.gcd(LARGEST_UNIT, C)
     launch(
         moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, C // u, UNIT=u,
         R=R, TILE=tile, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
@@ -98,7 +98,7 @@ def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
 def ordered_sum(partial: Tensor, out: Tensor, divisor: int = 1) -> None:
     """Fill ``out`` with the sum of ``partial`` [parts, *out.shape] over its parts, over ``divisor``."""
     size = out.numel()
-    columns, u = block(size, most=COLUMNS), math.gcd(LARGEST_UNIT, size)
+    columns, u = block(size, LEAST, COLUMNS), math.gcd(LARGEST_UNIT, size)
     launch(
         sum_kernel, (triton.cdiv(size, columns),), partial, out, partial.shape[0], size // u, divisor,
         UNIT=u, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),

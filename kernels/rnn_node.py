@@ -18,8 +18,8 @@ from dartsfast.kernels.launch import accumulator, block, dense, launch
 from dartsfast.kernels.reduce import divide, ordered_sum
 from torch import Tensor
 
-ROWS = 256
-"""The most rows of a tile; a thread has one of them."""
+WARP, ROWS = 32, 256
+"""Fewest and most rows of a tile; a thread has one of them."""
 CHANNELS = 4
 """Channels of a tile: one load of a thread, 16 bytes of float32."""
 
@@ -174,8 +174,8 @@ def rnn_node_backward_kernel(
 
 def tile(B: int) -> dict[str, int]:
     """Return rows and channels of a tile, and the number of warps."""
-    rows = block(B, most=ROWS)
-    return {"BB": rows, "BH": CHANNELS, "num_warps": max(1, rows // 32)}
+    rows = block(B, WARP, ROWS)
+    return {"BB": rows, "BH": CHANNELS, "num_warps": rows // WARP}
 
 
 def common_divisor(*sizes: int) -> int:

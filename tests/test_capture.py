@@ -208,6 +208,66 @@ def test_an_rnn_iteration_waits_for_no_device(unrolled, memory, monkeypatch, cap
     assert waits.found == []
 
 
+def second_order_rnn(preset):
+    """Return an iteration's alpha step with dropout, and the model."""
+    torch.manual_seed(0)
+    model = RNNModelSearch(11, 6, 6, 6, backend="cpu")
+    sgd = torch.optim.SGD(model.parameters(), 1.0)
+    args = SimpleNamespace(wdecay=5e-7, clip=0.25, arch_lr=3e-3, arch_wdecay=1e-3)
+    architect = rnn_architect.Architect(model, args, preset=preset)
+    words, hidden = torch.randint(11, (4, 3)), model.init_hidden(3)
+
+    def step(words):
+        batch = words[:-1], words[1:]
+        architect.step(hidden, *batch, hidden, *batch, sgd, True)
+        return (model.weights.grad,)
+
+    return step, words, model
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+def test_one_mask_for_two_passes_is_not_recorded_and_says_why(monkeypatch, capturing):
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)  # its own affair
+    step, words, model = second_order_rnn("paper")
+    step(words)
+    weights = [p.clone() for p in model.parameters()]
+    other, *_ = second_order_rnn("code")
+    other(words)
+    capturing()
+    with pytest.raises(RuntimeError, match=r"one mask .*preset='paper'.* cannot be recorded"):
+        step(words)
+    assert all(torch.equal(p, before) for p, before in zip(model.parameters(), weights, strict=True))
+    monkeypatch.setattr(torch, "get_rng_state", None)  # which the other preset does not ask for
+    other(words)
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+def test_what_cannot_be_recorded_leaves_the_search_as_it_was(cuda, monkeypatch):
+    """The paper's second order: the recording fails between the passes, and the iteration runs again."""
+    step, words, _ = second_order_rnn("paper")
+    wanted = [step(words)[0].clone() for _ in range(capture.WARM_UP + 2)]
+    step, words, _ = second_order_rnn("paper")
+    captured = capture.Captured(step, DEVICE)
+    got = [captured(words, numbers=())[0].clone() for _ in range(capture.WARM_UP)]
+
+    @contextlib.contextmanager
+    def recording(graph, pool):
+        stream = torch.get_rng_state()  # a recording that fails draws nothing on a GPU
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            try:
+                yield
+            finally:
+                torch.set_rng_state(stream)
+
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    with pytest.warns(UserWarning, match="so none is: one mask for both"):
+        got.append(captured(words, numbers=())[0].clone())
+    got.append(captured(words, numbers=())[0].clone())
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 def test_waits_are_noticed():
     with Waits() as waits:
         torch.ones(2).sum().item()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dartsfast import selfcheck
+from dartsfast import cli, doctor, selfcheck, triton_backend
 from dartsfast.backends import availability
 from dartsfast.errors import BackendError
 from dartsfast.oracle import mixed_sum
@@ -51,3 +51,33 @@ def test_an_operator_that_disagrees_is_refused_by_name(monkeypatch):
         selfcheck.require("mixed_sum", DEVICE)
     monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
     selfcheck.require("mixed_sum", DEVICE)
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+def test_doctor_checks_every_operator_and_fails_for_one_that_disagrees(monkeypatch, capsys):
+    cli.main(["doctor", "--deep"])
+    lines = dict(doctor.deep_diagnosis())
+    assert lines == {f"{name} on cpu": "ok: 0.0e+00 from the oracle" for name in selfcheck.SAMPLES}
+    assert capsys.readouterr().out.count("0.0e+00 from the oracle") == len(selfcheck.SAMPLES)
+    right = mixed_sum.mixed_sum
+    monkeypatch.setattr(mixed_sum, "mixed_sum", lambda *args: right(*args) * (1 + 1e-4))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["doctor", "--deep"])
+    (wrong,) = (
+        line for line in capsys.readouterr().out.splitlines() if "oracle" in line and "ok:" not in line
+    )
+    assert left.value.code == 1
+    assert " ".join(wrong.split()) == "mixed_sum on cpu WRONG: 1.0e-04 from the oracle"
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+def test_doctor_goes_on_where_a_kernel_does_not_compile(monkeypatch):
+    errors = pytest.importorskip("triton.runtime.errors")
+    if triton_backend.load() is not None:
+        pytest.skip(str(triton_backend.load()))
+
+    def difference(name, device):
+        raise errors.PTXASError("ptxas exited with 255\nmore of it")
+
+    monkeypatch.setattr(selfcheck, "difference", difference)
+    assert {value for _, value in doctor.deep_diagnosis()} == {"FAILED: PTXAS error: ptxas exited with 255"}

@@ -120,7 +120,16 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def random_state() -> list[Tensor]:
-    """Return the states of torch's default generators: the CPU, then each CUDA device in use."""
+    """Return the states of torch's default generators: the CPU, then each CUDA device in use.
+
+    Raises:
+        RuntimeError: a CUDA graph is being recorded.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "one mask for both finite-difference passes (preset='paper') needs the generator of random "
+            "numbers put back, which cannot be recorded: use preset='code', or leave capture out"
+        )
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
 

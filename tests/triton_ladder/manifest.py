@@ -29,16 +29,15 @@ class Examined:
 def examine(label, target):
     """Compile a variant for a target and read the machine code."""
     from aot import compiled
-    from machine_code import complaints, usage
+    from machine_code import complaints, usages
     from variants import VARIANTS
 
     variant, rows, wrong = VARIANTS[label], {}, []
-    kernels = {kernel.hash: kernel for kernel in compiled(variant.launch, target)}
-    for kernel in kernels.values():
-        used = usage(kernel)
+    kernels = list({kernel.hash: kernel for kernel in compiled(variant.launch, target)}.values())
+    for kernel, used in zip(kernels, usages(kernels), strict=True):
         row = used.registers, used.shared, used.occupancy, used.narrow
         rows[kernel.name] = _worst(row, rows.get(kernel.name, row))
-        found = complaints(kernel, variant.wide)
+        found = complaints(kernel, used, variant.wide)
         if variant.precision == "ieee" and "tf32" in kernel.asm.get("ptx", ""):
             found.append(f"{kernel.name} on {target}: products in TF32")
         wrong += [f"{label}: {text}" for text in found]

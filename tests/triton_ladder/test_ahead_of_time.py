@@ -11,12 +11,14 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 makes kernels that cannot be compiled", allow_module_level=True)
 
+import configurations
 import dartsfast.kernels
 import manifest
 import toys
 from aot import LARGE, TARGETS, compiled
+from dartsfast.kernels import rnn_node
 from dartsfast.kernels.launch import launch
-from machine_code import complaints, usage
+from machine_code import complaints, usages
 from occupancy import occupancy
 
 
@@ -39,6 +41,23 @@ def test_every_kernel_is_compiled_for_every_target(examined):
     rows = manifest.table(examined)
     for target in TARGETS:
         assert kernels == {key.split(": ")[1] for key, targets in rows.items() if target in targets}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_configuration_that_heuristics_choose_is_compiled(dtype, target):
+    missing = configurations.reachable(dtype, target) - configurations.compiled(target)
+    assert not missing, "\n".join(map(str, sorted(missing)))
+
+
+def test_a_configuration_that_is_not_compiled_is_noticed(monkeypatch):
+    before = configurations.compiled("sm_80")
+    assert configurations.reachable(torch.float32, "sm_80") <= before
+    monkeypatch.setattr(rnn_node, "ROWS", 512)
+    (missing,) = {name for name, _ in configurations.reachable(torch.float32, "sm_80") - before} - {
+        "rnn_node_kernel"
+    }
+    assert missing == "rnn_node_backward_kernel"
 
 
 def test_kernels_do_nothing_that_is_forbidden(examined):
@@ -70,8 +89,8 @@ def toy(kernel, target, n=LARGE, offset=0, **meta):
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_right_kernel_has_no_complaints(target):
     kernel = toy(toys.double_kernel, target, BLOCK=1024)
-    used = usage(kernel)
-    assert complaints(kernel, wide=True) == []
+    (used,) = usages([kernel])
+    assert complaints(kernel, used, wide=True) == []
     assert used.registers < 40 and used.shared == 0 and used.occupancy > 0.9
     assert used.narrow == 0 and set(used.loads) == set(used.stores) == {16}
     assert kernel.name == "double_kernel" and kernel.constants == {"BLOCK": 1024}
@@ -89,8 +108,17 @@ def test_a_right_kernel_has_no_complaints(target):
     ],
 )
 def test_planted_mistakes_are_found(kernel, meta, complaint, target):
-    found = complaints(toy(kernel, target, **meta.get(target, meta)), wide=True)
+    kernel = toy(kernel, target, **meta.get(target, meta))
+    found = complaints(kernel, *usages([kernel]), wide=True)
     assert any(complaint in text for text in found), found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_are_read_one_by_one(target):
+    """The disassembler gets several at a time: none may be taken for its neighbour."""
+    kernels = [toy(toys.double_kernel, target, BLOCK=1024), toy(toys.atomic_kernel, target, BLOCK=1024)]
+    assert usages(kernels) == [*usages(kernels[:1]), *usages(kernels[1:])]
+    assert [used.atomics > 0 for used in usages([*kernels, kernels[0]])] == [False, True, False]
 
 
 def test_the_driver_is_put_back():

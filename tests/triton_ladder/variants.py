@@ -12,6 +12,7 @@ from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Vector
 from dartsfast.ops.contract import CONTRACTS, accumulated
 
 BATCH = 64
+NVIDIA = ("sm_80", "sm_90")
 CELLS = ((16, 32), (32, 16), (64, 8))  # channels and size of the images of a search network's cells
 
 
@@ -51,16 +52,18 @@ class Variant:
 
 
 def _cases():
+    """Yield what networks launch; four branches take so long to compile that one edge alone has them."""
     for C, size in CELLS:
         image = BATCH, size, size
-        yield f"edge C={C}", Conv(*image, C, C, 1, EDGE, False, True)
-        yield f"1x1 {4 * C} to C={C}", Conv(*image, 4 * C, C, 1, (), False, True)
+        if C != 32:
+            yield f"edge C={C}", Conv(*image, C, C, 1, EDGE if C == 16 else EDGE[3:], False, True)
+            yield f"1x1 {4 * C} to C={C}", Conv(*image, 4 * C, C, 1, (), False, True)
         yield f"pool C={C}", Pool(*image, C, 1)
-        yield f"node C={C}", Mix(*image, C, 14, False)
+        yield f"node C={C}", Mix(*image, C, 14 if C == 16 else 4, False)
     image = BATCH, 32, 32
-    yield "normalised C=16", Conv(*image, 16, 16, 1, EDGE[:1], True, True)
+    yield "normalised C=16", Conv(*image, 16, 16, 1, EDGE[1:2], True, True)
     yield "normalised C=144", Conv(*image, 144, 144, 1, EDGE[:1], True, True)
-    yield "edge C=16 stride 2", Conv(*image, 16, 16, 2, EDGE, False, True)
+    yield "dilated C=16 stride 2", Conv(*image, 16, 16, 2, EDGE[3:], False, True)
     yield "1x1 64 to C=32 stride 2", Conv(*image, 64, 32, 2, (), False, True)
     yield "pool C=144 stride 2", Pool(*image, 144, 2)
     yield "node C=144", Mix(*image, 144, 2, True)
@@ -68,46 +71,56 @@ def _cases():
     yield "rnn H=304", Node(2, 256, 304)
 
 
-# Half precision takes other vectors, not other launch shapes, and compiling takes minutes as it is.
-HALF = {"C=16": ("sm_80", "gfx942"), "C=64": ("sm_90",), "C=144": ("sm_80",), "H=304": ("sm_80",)}
+def _other_blocks():
+    """Yield what heuristics choose of other numbers of channels and rows; configurations.py asks for all."""
+    image = BATCH, 16, 16
+    for Ci, Co in ((16, 32), (16, 64), (32, 16), (32, 32), (36, 36)):
+        yield f"conv {Ci} to {Co}", Variant(Conv(*image, Ci, Co, 1, EDGE[:1], True, True))
+    for Ci, Co in ((31, 16), (31, 32), (31, 64), (15, 64), (96, 16), (96, 32)):  # with another register limit
+        yield f"conv {Ci} to {Co}", Variant(Conv(*image, Ci, Co, 1, EDGE[:1], False, True), targets=NVIDIA)
+    for Co in (33, 64):
+        yield f"1x1 70 to {Co}", Variant(Conv(*image, 70, Co, 1, (), False, True), targets=NVIDIA)
+    for B in (64, 128):
+        yield f"rnn B={B}", Variant(Node(4, B, 304))
+    yield "edge C=5", Variant(Conv(2, 7, 9, 5, 5, 1, EDGE[1:2], True, True, "slice"))
+    yield "pool C=5", Variant(Pool(2, 7, 9, 5, 1, "slice"))
+    yield "node C=5", Variant(Mix(2, 7, 9, 5, 3, True, "slice"))
+    yield "one pixel", Variant(Conv(1, 1, 1, 1, 1, 1, EDGE[:1], True, True), targets=("sm_80",))
+    yield "one pixel pool", Variant(Pool(1, 1, 1, 1, 1))
+    yield "one pixel node", Variant(Mix(1, 1, 1, 1, 1, True))
+    yield "one row rnn", Variant(Node(1, 1, 1))
+    yield "alphas", Variant(Alphas(((14, 8), (14, 8))))
+    yield "one alpha", Variant(Alphas(((1, 1),)))
+    yield "norms C=16", Variant(Norms(4, 16))
+    yield "norms C=576", Variant(Norms(2, 576, None))
+    yield "norms C=5", Variant(Norms(1, 5))
+    yield "one norm", Variant(Norms(1, 1, moved=False))
+    yield "parameters", Variant(Vectors(1_930_624))
+    yield "one parameter", Variant(Vectors(1))
+
+
+def _halves():
+    """Yield launches on bfloat16: of pools and nodes all, as their tiles hold more pixels."""
+    for C in (8, 16, 32, 64):
+        yield f"pool C={C}", Variant(Pool(BATCH, 32, 32, C, 1), torch.bfloat16)
+        yield f"node C={C}", Variant(Mix(BATCH, 32, 32, C, 4, True), torch.bfloat16)
+    yield "parameters", Variant(Vectors(1_930_624), torch.bfloat16)
+    cases = dict(_cases())
+    for label, targets in (
+        *(("edge C=16", ("sm_80",)), ("1x1 64 to C=16", ("gfx942",)), ("1x1 256 to C=64", ("sm_90",))),
+        *(("normalised C=16", ("sm_90", "gfx942")), ("normalised C=144", ("sm_80",)), ("rnn H=304", NVIDIA)),
+    ):
+        yield label, Variant(cases[label], torch.bfloat16, targets)
+
+
 VARIANTS = {
     **{f"{label} float32": Variant(case) for label, case in _cases()},
+    **{f"{label} float32": variant for label, variant in _other_blocks()},
+    **{f"{label} bfloat16": variant for label, variant in _halves()},
     **{
-        f"{label} bfloat16": Variant(case, torch.bfloat16, HALF[label.split()[-1]])
-        for label, case in _cases()
-        if label.split()[-1] in HALF
-    },
-    **{
-        f"{label} {str(dtype).removeprefix('torch.')}": Variant(case, dtype, ("sm_80",))
+        f"{label} {str(dtype).removeprefix('torch.')}": Variant(dict(_cases())[label], dtype, ("sm_80",))
         for dtype in (torch.float16, torch.float64)
-        for label, case in _cases()
-        if label in ("edge C=16", "pool C=16", "node C=16", "rnn H=304")
+        for label in ("normalised C=16", "pool C=16", "node C=16", "rnn H=304")
     },
-    "edge C=16 tf32": Variant(dict(_cases())["edge C=16"], targets=("sm_80",), precision="tf32"),
-    # Channels that are not a power of two, batches of other numbers of warps.
-    "edge C=36 float32": Variant(
-        Conv(BATCH, 32, 32, 36, 36, 1, EDGE, False, True), targets=("sm_80", "gfx942")
-    ),
-    "normalised C=36 float32": Variant(
-        Conv(BATCH, 32, 32, 36, 36, 1, EDGE[1:2], True, True), targets=("sm_90",)
-    ),
-    "1x1 70 to C=33 float32": Variant(Conv(BATCH, 32, 32, 70, 33, 1, (), False, True), targets=("sm_80",)),
-    "node C=36 float32": Variant(Mix(BATCH, 32, 32, 36, 14, False), targets=("sm_80",)),
-    "rnn B=32 float32": Variant(Node(4, 32, 304), targets=("sm_80",)),
-    "rnn B=128 float32": Variant(Node(4, 128, 300), targets=("sm_80",)),
-    "edge C=5 float32": Variant(Conv(2, 7, 9, 5, 5, 1, EDGE, True, True, "slice")),
-    "pool C=5 float32": Variant(Pool(2, 7, 9, 5, 1, "slice")),
-    "node C=5 float32": Variant(Mix(2, 7, 9, 5, 3, True, "slice")),
-    "one pixel float32": Variant(Conv(1, 1, 1, 1, 1, 1, EDGE[:1], True, True)),
-    "one pixel pool float32": Variant(Pool(1, 1, 1, 1, 1)),
-    "one pixel node float32": Variant(Mix(1, 1, 1, 1, 1, True)),
-    "one row rnn float32": Variant(Node(1, 1, 1)),
-    "alphas float32": Variant(Alphas(((14, 8), (14, 8)))),
-    "one alpha float32": Variant(Alphas(((1, 1),))),
-    "norms C=16 float32": Variant(Norms(4, 16)),
-    "norms C=576 float32": Variant(Norms(2, 576, None)),
-    "norms C=5 float32": Variant(Norms(1, 5)),
-    "one norm float32": Variant(Norms(1, 1, moved=False)),
-    "parameters float32": Variant(Vectors(1_930_624)),
-    "one parameter float32": Variant(Vectors(1)),
+    "normalised C=16 tf32": Variant(dict(_cases())["normalised C=16"], targets=("sm_80",), precision="tf32"),
 }
