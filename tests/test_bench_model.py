@@ -47,9 +47,9 @@ def test_the_reference_is_counted_as_it_was_by_another_hand():
 def test_kernels_of_a_tiny_network():
     launches, kept = model.count(CNN, "triton store", 1, QUICK)
     names = Counter(one.name for one in launches if one.triton)
-    # A forward: the stem, two preprocessings, 14 edges of one first and two second stages, the classifier;
-    # the skips of the 8 edges that reduce are two convolutions each.
-    forward = 1 + 2 + 14 * 3 + 1 + 8 * 2
+    # A forward: the stem, two preprocessings, 14 edges of one first and two second stages; the skips of the
+    # 8 edges that reduce are two convolutions each.
+    forward = 1 + 2 + 14 * 3 + 8 * 2
     assert names["branch_conv_kernel"] == 2 * forward
     # Every convolution has an input gradient in both backwards, and weight gradients in the weight step.
     assert names["pointwise_gradient_kernel"] == names["weight_sums_kernel"] == forward
