@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
 
-.PHONY: install search test lint sanitize sanitize-address sanitize-undefined bench
+.PHONY: install search test interpret lint sanitize sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
 # then built with that torch, not with a second copy in a build environment.
@@ -23,7 +23,12 @@ search: install
 # The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second.
 test: install lint
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels tests/triton_ladder
+	$(MAKE) interpret
+
+# The interpreter is Python on one core: two processes.
+interpret: install
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py \
+		tests/triton_kernels tests/triton_ladder
 
 lint: install
 	$(BIN)/ruff check .

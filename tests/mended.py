@@ -3,10 +3,11 @@
 - ``tl.fma`` rounds the product: it becomes one rounding (float32; float64 keeps two).
 - A conversion from float32 to bfloat16 cuts bits off: it becomes rounding to nearest, ties to even, and
   both ways keep NaN and subnormal numbers.
+- ``tl.sum`` adds one element after another, as NumPy does: it becomes a tree of halves.
 - Every call of a device function patches Triton's language anew, half of all time: once a launch is enough.
 
-What is left: ``tl.sum`` and ``tl.dot`` add in numpy's order, not in a device's; ``exp`` and other functions
-are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16 is wrong.
+What is left: a device's tree may be another, and ``tl.dot`` adds in numpy's order; ``exp`` and other
+functions are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16 is wrong.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from dartsfast.oracle import arithmetic
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 original_cast, original_fma, original_rounded = Builder.cast_impl, Builder.create_fma, Builder.create_fp_to_fp
+original_sum = interpreter.ReduceOps.sum
 patched = set()  # device functions whose language the running launch has patched
 
 
@@ -31,6 +33,7 @@ def mended():
         mock.patch.object(Builder, "cast_impl", cast),
         mock.patch.object(Builder, "create_fp_to_fp", rounded),
         mock.patch.object(Builder, "create_fma", fma),
+        mock.patch.object(interpreter.ReduceOps, "sum", tree_sum),
         spared(),
     ):
         yield
@@ -61,6 +64,16 @@ def fma(self, x, y, z):
         return original_fma(self, x, y, z)
     x, y, z = (torch.from_numpy(np.array(v)) for v in np.broadcast_arrays(x.data, y.data, z.data))
     return Handle(arithmetic.fma(x, y, z).numpy(), tl.float32)
+
+
+def tree_sum(self, input):
+    if self.keep_dims:
+        return original_sum(self, input)
+    x = input.handle.data
+    x = x.reshape(-1) if self.axis is None else np.moveaxis(x, self.axis, 0)
+    while len(x) > 1:  # a power of two
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+    return self.to_tensor(x[0], input.dtype)
 
 
 def launching(original):

@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
+from op_backends import instruction_set as instruction_set  # fixtures
+from op_backends import native_only, needs_kernels
+from op_backends import triton_ran as triton_ran
 from op_cases import VECTORS, Sampler, Vectors, assert_close, call, same_bits
 from test_native import without_extension
-from test_ops import instruction_set  # noqa: F401 - a fixture
 
 import dartsfast.ops as ops
-from dartsfast.backends import availability
 from dartsfast.errors import InputError
 from dartsfast.oracle import fd_hvp as oracle
 
 kernels = torch.ops.dartsfast
-cpu = availability("cpu")
-needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+runs_kernels = pytest.mark.usefixtures("triton_ran")
 
 
 def stock_virtual_step(w, g, momentum_buffer, scale, lr, momentum, weight_decay):
@@ -50,31 +50,36 @@ assert torch.equal(call("fd_perturb_", (v, w0, v, v[0], 1.0, 1.0)), w0)
 """
 
 
-@needs_cpu
+@needs_kernels
+@runs_kernels
 @pytest.mark.parametrize("case", VECTORS, ids=str)
-def test_float64_matches_stock_pytorch(case, instruction_set):  # noqa: F811
+def test_float64_matches_stock_pytorch(case, instruction_set):
     for name, args in case.calls(torch.float64):
         assert_close(call(name, args), STOCK[name](*args))
 
 
-@needs_cpu
+@needs_kernels
+@native_only
 @pytest.mark.parametrize("case", VECTORS, ids=str)
-def test_the_order_of_the_norm_is_the_documented_one(case, instruction_set):  # noqa: F811
+def test_the_order_of_the_norm_is_the_documented_one(case, instruction_set):
     """A float32 norm hides it. In float64 the oracle is exact for numbers whose squares are."""
     v = Sampler().tensor(case.n).double()
     assert same_bits(ops.fd_norm(v), oracle.fd_norm(v))
 
 
+@native_only
 def test_without_the_extension_stock_functions_do_the_same(pytestconfig):
     without_extension("-c", WITHOUT, PYTHONPATH=f"{pytestconfig.rootpath}:{pytestconfig.rootpath}/tests")
 
 
+@runs_kernels
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_no_square_overflows_or_vanishes(scale):
     v = torch.full([10_000], scale)
     torch.testing.assert_close(ops.fd_norm(v), 100 * v[0], rtol=1e-6, atol=0)
 
 
+@runs_kernels
 @pytest.mark.parametrize("value", [0.0, 1e-43, torch.inf, torch.nan])
 def test_a_vector_without_a_direction_moves_nothing(value):
     w0 = torch.tensor([1.0, -0.0, 3.0])
@@ -86,11 +91,13 @@ def test_a_vector_without_a_direction_moves_nothing(value):
     assert torch.equal(quotient, torch.zeros(3)) if value < 1 else quotient.isnan().all()
 
 
+@runs_kernels
 @pytest.mark.parametrize(("name", "args"), Vectors(50).calls(), ids=lambda v: v if isinstance(v, str) else "")
 def test_opcheck(name, args):
     torch.library.opcheck(getattr(kernels, name).default, args)
 
 
+@runs_kernels
 def test_compiled_equals_eager():
     def both(w, w0, v, scale):
         w, norm = w.clone(), kernels.fd_norm(v)
@@ -130,7 +137,6 @@ def test_bad_arguments_have_clear_messages():
     refused = [
         (lambda: ops.fd_norm(v[:0]), r"v must be \[n\], contiguous, n > 0, got \[0\]"),
         (lambda: ops.fd_norm(v[::2]), "v must be .* contiguous"),
-        (lambda: ops.fd_norm(v.half()), "v must be float32 or float64"),
         (lambda: ops.fd_perturb_(v, v, v[:2], one, 0.1, 1), r"v must be \[4\], got \[2\]"),
         (lambda: ops.fd_perturb_(v, v, v, v, 0.1, 1), r"norm must be \[\], got \[4\]"),
         (lambda: ops.fd_perturb_(v, v, v, one, 0.0, 1), "r must be positive, got 0"),
@@ -142,7 +148,15 @@ def test_bad_arguments_have_clear_messages():
             call_it()
 
 
-@needs_cpu
+@needs_kernels
+@native_only
+def test_the_cpu_kernels_refuse_half_precision():
+    with pytest.raises((RuntimeError, InputError), match="v must be float32 or float64"):
+        ops.fd_norm(torch.ones(4).half())
+
+
+@needs_kernels
+@native_only
 def test_memory_that_overlaps_with_what_is_written_is_refused():
     memory, one = torch.arange(10.0), torch.tensor(1.0)
     with pytest.raises(RuntimeError, match="w and v must not overlap"):

@@ -2,27 +2,29 @@
 
 import pytest
 import torch
+from op_backends import assert_agrees, needs_kernels
+from op_backends import triton_ran as triton_ran  # a fixture
 from op_cases import NORMS, Norms, Sampler, assert_close, call, same_bits
 from torch import nn
 
 import dartsfast.ops as ops
-from dartsfast.backends import availability
 from dartsfast.cnn.statistics import normalise
 from dartsfast.errors import InputError
-from dartsfast.oracle import norm_stats
 
 kernels = torch.ops.dartsfast
-cpu = availability("cpu")
-pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+pytestmark = needs_kernels
+runs_kernels = pytest.mark.usefixtures("triton_ran")
 CALLS = [pytest.param(*one, id=one[0]) for case in (Norms(3, 5), Norms(2, 4, None)) for one in case.calls()]
 
 
+@runs_kernels
 @pytest.mark.parametrize("case", NORMS, ids=str)
 def test_float32_has_the_bits_of_the_oracle(case):
     for name, args in case.calls():
-        assert same_bits(call(name, args), getattr(norm_stats, name)(*args))
+        assert_agrees(name, args)
 
 
+@runs_kernels
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -50,6 +52,7 @@ def test_modules_move_and_normalise_as_stock_ones_do(options, training):
             torch.testing.assert_close(value, b.state_dict()[key], rtol=1e-14, atol=0)
 
 
+@runs_kernels
 def test_modules_of_several_kinds_are_each_their_own():
     norms = [nn.BatchNorm2d(5, affine=False, eps=0.1), nn.BatchNorm2d(5, affine=False, momentum=0.5)]
     norms += [nn.BatchNorm2d(5, affine=False).eval()]
@@ -62,6 +65,7 @@ def test_modules_of_several_kinds_are_each_their_own():
     torch.testing.assert_close(found[2, 1], torch.ones(5), rtol=1e-5, atol=0)
 
 
+@runs_kernels
 def test_the_coefficients_give_batch_norms_gradient():
     z = Sampler(torch.float64).tensor(4, 3, 5, 6).requires_grad_()
     g, w = Sampler(torch.float64, seed=1).tensor(4, 3, 5, 6), torch.tensor([0.3], dtype=torch.float64)
@@ -78,11 +82,13 @@ def test_the_coefficients_give_batch_norms_gradient():
         assert_close(k * ((g - m) - (z.detach() - center) * r), wanted)
 
 
+@runs_kernels
 @pytest.mark.parametrize(("name", "args"), CALLS)
 def test_opcheck(name, args):
     torch.library.opcheck(getattr(kernels, name).default, args)
 
 
+@runs_kernels
 def test_compiled_equals_eager():
     def both(stats, mean, var, batches):
         mean, var, batches = ([t.clone() for t in moved] for moved in (mean, var, batches))
@@ -94,6 +100,7 @@ def test_compiled_equals_eager():
     assert same_bits(compiled(*args), both(*args))
 
 
+@runs_kernels
 def test_written_tensors_have_a_new_version():
     _, args = Norms(2, 3).calls()[0]
     before = [[t._version for t in moved] for moved in args[1:4]]

@@ -3,30 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from op_backends import INTERPRETED, assert_agrees, native_only, needs_kernels
+from op_backends import instruction_set as instruction_set  # fixtures
+from op_backends import triton_ran as triton_ran
 from op_cases import CASES, ORACLES, SMALL, VECTORS, Mix, Sampler, assert_close, call, same_bits
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops
-from dartsfast.backends import availability
 from dartsfast.oracle import activations
 
 kernels = torch.ops.dartsfast
-cpu = availability("cpu")
-pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def instruction_set(request):
-    before = kernels.cpu_instruction_set()
-    try:
-        kernels.set_cpu_instruction_set(request.param)
-    except RuntimeError as error:
-        if "not one of this processor's" not in str(error):
-            raise
-        pytest.skip(f"this processor has no {request.param}")
-    assert kernels.cpu_instruction_set() == request.param
-    yield
-    kernels.set_cpu_instruction_set(before)
+pytestmark = [needs_kernels, pytest.mark.usefixtures("triton_ran")]
 
 
 @pytest.fixture
@@ -175,17 +162,17 @@ STOCK_BACKWARD = {
 
 
 @pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
-def test_float32_has_the_bits_of_the_oracle(case, instruction_set):
+def test_float32_agrees_with_the_oracle(case, instruction_set):
     for name, args in case.calls(torch.float32):
-        assert same_bits(call(name, args), ORACLES[name](*args)), name
+        assert_agrees(name, args)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float64_matches_stock_pytorch(case, instruction_set):
     (name, args), *others = case.calls(torch.float64)
-    got, wanted = gradients(getattr(kernels, name), args), gradients(STOCK[name], args)
-    assert_close(got, wanted)
+    wanted = gradients(STOCK[name], args)
     assert_close(ORACLES[name](*args), list(wanted[0]))
+    assert_close(gradients(getattr(kernels, name), args), wanted)
     for name, args in others:
         stock = {**STOCK, **STOCK_BACKWARD}.get(name)
         if stock is not None:
@@ -225,7 +212,8 @@ def test_the_first_of_equal_maxima_gets_the_gradient(stride, instruction_set):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradcheck(case, instruction_set):
     name, args = case.calls(torch.float64)[0]
-    assert torch.autograd.gradcheck(*differentiable(getattr(kernels, name), args))
+    # Fast: along one random direction, as the interpreter takes seconds for what takes one run an element.
+    assert torch.autograd.gradcheck(*differentiable(getattr(kernels, name), args), fast_mode=INTERPRETED)
 
 
 def test_any_of_the_gradients_of_a_convolution():
@@ -274,6 +262,7 @@ def test_a_second_derivative_raises(case):
         first.sum().backward()
 
 
+@native_only
 @pytest.mark.parametrize("case", [case for case in [*CASES, *VECTORS] if getattr(case, "N", 3) > 2], ids=str)
 def test_same_bits_for_any_threads_and_every_run(case, threads):
     for name, args in case.calls():
@@ -284,6 +273,7 @@ def test_same_bits_for_any_threads_and_every_run(case, threads):
         assert all(same_bits(result, results[0]) for result in results[1:]), name
 
 
+@native_only  # in the interpreter every test here has memory full of NaN
 @pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
 def test_outputs_never_show_what_was_in_memory(case, instruction_set, threads):
     torch.set_num_threads(1)  # whose scratch memory the calls with NaN have filled
@@ -316,10 +306,9 @@ def spoiled(args, values):
 @pytest.mark.parametrize(
     "values", [[torch.nan], [torch.inf, -torch.inf], [1e-42, -1e-42, 3e38, -0.0]], ids=["nan", "inf", "tiny"]
 )
-def test_unusual_numbers_have_the_bits_of_the_oracle(case, values, instruction_set):
+def test_unusual_numbers_agree_with_the_oracle(case, values, instruction_set):
     for name, args in case.calls():
-        args = spoiled(args, values)
-        assert same_bits(call(name, args), ORACLES[name](*args)), name
+        assert_agrees(name, spoiled(args, values))
 
 
 def test_nan_passes_relu_maximum_and_softmax(instruction_set):
@@ -347,6 +336,7 @@ def test_autocast_takes_float32(case):
     assert all(grad.dtype == torch.bfloat16 for grad in grads)
 
 
+@native_only
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
 def test_activations_are_within_2_ulp(name):
     """Of the oracle, whose bits are those of every instruction set."""

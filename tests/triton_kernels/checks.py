@@ -42,18 +42,6 @@ def oracle(name, args):
     return tree_leaves(ORACLES[name](*args))
 
 
-def spoiled(args, values):
-    """Return ``args`` with ``values`` spread over every tensor, as many as fit."""
-
-    def spoil(t):
-        flat = t.flatten().clone()
-        places = flat[:: max(1, flat.numel() // len(values) - 1)][: len(values)]
-        places.copy_(torch.tensor(values)[: len(places)])
-        return flat.reshape(t.shape)
-
-    return tensors(spoil, args)
-
-
 def assert_sum(got, wanted, magnitude, length):
     """Check sums of ``length`` terms in two orders against the sum ``magnitude`` of absolute values.
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches, rnn_loss
+from op_backends import few_programs
 
 from dartsfast import triton_backend
 from dartsfast.cnn.architect import Architect as CNNArchitect
@@ -29,23 +30,14 @@ VALUE, GRADIENT = 2e-6, 5e-5
 
 
 @pytest.fixture(autouse=True)
-def large_tiles(monkeypatch):
-    """Few programs: the interpreter's time goes by their number, not by their size."""
+def large_tiles():
+    """Few programs, and half the interpreter's time a program."""
     if not triton_backend.INTERPRETED:
         yield
         return
-    from dartsfast.kernels import branch_conv, branch_conv_backward, images, rnn_node
     from mended import spared
 
-    def tile(*sizes, tile=branch_conv.tile):
-        return {**tile(*sizes), "BP": 1024}
-
-    monkeypatch.setattr(branch_conv, "tile", tile)
-    monkeypatch.setattr(branch_conv_backward, "tile", tile)
-    monkeypatch.setattr(branch_conv_backward, "TAPS", 1 << 15)
-    monkeypatch.setattr(images, "THREADS", 4096)
-    monkeypatch.setattr(rnn_node, "CHANNELS", 32)
-    with spared():
+    with few_programs(32), spared():
         yield
 
 
