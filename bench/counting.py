@@ -47,20 +47,22 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        from dartsfast.kernels import OPERATORS
+
         name = func.overloadpacket.__name__
-        if func.namespace == "dartsfast" and name in CONTRACTS:
-            return self._operator(name, args)
+        if func.namespace == "dartsfast" and name in OPERATORS:
+            return self._operator(OPERATORS[name], CONTRACTS[name], args)
         out = func(*args, **(kwargs or {}))
-        if func.namespace != "dartsfast" and name not in FREE:  # the rest of ours only allocates
+        if name not in FREE:
             self._stock(func, name, args, kwargs or {}, out)
         return out
 
-    def _operator(self, name: str, args: tuple[Any, ...]) -> Any:
-        from dartsfast.kernels import OPERATORS
-
-        out = CONTRACTS[name](*args)
+    def _operator(
+        self, fill: Callable[..., None], contract: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        out = contract(*args)
         with self:  # an operator may copy before it launches
-            OPERATORS[name](out, *args)
+            fill(out, *args)
         return out
 
     def _stock(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -70,7 +72,7 @@ class Counter(TorchDispatchMode):
             if argument.is_write:
                 given = _tensors(kwargs.get(argument.name, args[i] if i < len(args) else None))
                 written += given
-                if name in WRITERS or argument.is_out:
+                if name in WRITERS or argument.is_out or (name == "gemm_" and not args[3]):
                     only_written |= {id(t) for t in given}
         own = {storage(t) for t in inputs}
         fresh = [t for t in outputs if storage(t) not in own]
@@ -96,6 +98,8 @@ def _operations(name: str, args: tuple[Any, ...], out: Any) -> int:
         return 2 * out.numel() * args[0].shape[-1]
     if name in ("addmm", "addmm_"):
         return 2 * out.numel() * args[1].shape[-1]
+    if name == "gemm_":  # the library's, on a GPU
+        return 2 * args[1].numel() * args[2].shape[1]
     if name == "_linear_cross_entropy_batch_chunked":  # logits, and the gradients that are asked for
         products = 1 + sum(g.numel() > 0 for g in out[1:3])
         return 2 * args[0].numel() * len(args[1]) * products

@@ -34,7 +34,7 @@ struct Activations {
 
   explicit Activations(V x) : x(x) {
     const V y = x.minus_abs(), least = V::set(A::least);
-    const auto alive = least.beaten_by(y);
+    const auto alive = y.exceeds(least);
     const V clamped = V::select(alive, y, least);
     const V shifted = V::fma(clamped, V::set(static_cast<T>(1.4426950408889634)), V::set(A::round));
     const V minus_n = V::set(A::round) - shifted;
@@ -54,7 +54,7 @@ struct Activations {
   // 1 / (1 + exp(-|x|)), of x <= 0 times exp(-|x|): a quotient and a step of Newton's on what rounding lost.
   V sigmoid() const {
     const V one = V::set(1), sum = one + e, lost = ((one - sum) + e) + rest, inverse = one / sum;
-    const auto positive = V::zero().beaten_by(x);
+    const auto positive = x.exceeds(V::zero());
     const V above = V::select(positive, one, e), above_rest = V::select(positive, V::zero(), rest);
     const V q = above * inverse, minus_q = V::zero() - q;
     return V::fma(V::fma(minus_q, sum, above) + V::fma(minus_q, lost, above_rest), inverse, q);
@@ -62,7 +62,7 @@ struct Activations {
   // From 0.625 on 1 - 2 e^2 / (1 + e^2), with the sign of x.
   V tanh() const {
     const V a = V::zero() - x.minus_abs(), z = a * a, square = V::fma(e, e, (e + e) * rest);
-    const auto large = V::set(static_cast<T>(0.625)).beaten_by(a);
+    const auto large = a.exceeds(V::set(static_cast<T>(0.625)));
     const V above = V::select(large, square + square, (a * z) * polynomial(A::N, A::terms, z));
     const V below = V::select(large, V::set(1) + square, polynomial(A::D, A::terms + 1, z));
     return (V::select(large, V::set(1), a) - above / below).with_sign_of(x);

@@ -20,23 +20,6 @@ torch.library.impl("dartsfast::empty", "CompositeExplicitAutograd", lambda like,
 torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 
-def _keep_order_of_mkl() -> None:
-    """Ask MKL for the same sums whatever the number of threads, unless the user asked for something.
-
-    It splits long sums, such as a decoder's gradient over a vocabulary, by threads. It reads the
-    environment at its first product, and keeps its speed on Intel's own processors.
-    """
-    try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        intel = False
-    if intel:
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-
-
-_keep_order_of_mkl()
-
-
 @functools.cache
 def load() -> str | None:
     """Load the extension once; return None, or why it cannot be used."""

@@ -9,17 +9,29 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dartsfast.oracle import alpha_softmax, branch_conv, fd_hvp, mixed_sum, norm_stats, pool3x3, rnn_node
+from dartsfast.oracle import (
+    alpha_softmax,
+    branch_conv,
+    cross_entropy,
+    fd_hvp,
+    gemm,
+    mixed_sum,
+    norm_stats,
+    pool3x3,
+    rnn_node,
+)
 
 ORACLES = {
     "alpha_softmax": alpha_softmax.alpha_softmax,
     "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
     "branch_conv": branch_conv.branch_conv,
     "branch_conv_backward": branch_conv.branch_conv_backward,
+    "cross_entropy_": cross_entropy.cross_entropy_,
     "fd_norm": fd_hvp.fd_norm,
     "fd_perturb_": fd_hvp.fd_perturb_,
     "fd_quotient": fd_hvp.fd_quotient,
     "fd_virtual_step_": fd_hvp.fd_virtual_step_,
+    "gemm_": gemm.gemm_,
     "mixed_sum": mixed_sum.mixed_sum,
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
     "norm_stats_": norm_stats.norm_stats_,
@@ -259,6 +271,46 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class Product:
+    M: int
+    K: int
+    N: int
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        out = sampler.tensor(self.M, self.N + 3)[:, 1 : self.N + 1]
+        a, b = self.matrix(sampler, self.M, self.K), self.matrix(sampler, self.K, self.N)
+        return [("gemm_", (torch.full_like(out, torch.nan), a, b, False)), ("gemm_", (out, a, b, True))]
+
+    def matrix(self, sampler: Sampler, rows: int, columns: int) -> Tensor:
+        """Return [rows, columns] in this case's layout."""
+        if self.layout == "transposed":
+            return sampler.tensor(columns, rows).T
+        if self.layout == "strided":
+            return sampler.tensor(2 * rows, 3 * columns)[::2, 1::3]
+        if self.layout == "expanded":
+            return sampler.tensor(1, columns).expand(rows, columns)
+        return sampler.tensor(rows, columns)
+
+
+@dataclass(frozen=True)
+class Classes:
+    R: int
+    V: int
+    scale: float = 1
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        logits, bias = self.scale * sampler.tensor(self.R, self.V), sampler.tensor(self.V)
+        labels = torch.randint(self.V, (self.R,), generator=sampler.generator)
+        return [
+            ("cross_entropy_", (logits, None, labels, 1.0)),
+            ("cross_entropy_", (logits, bias, labels, 1 / self.R)),
+        ]
+
+
+@dataclass(frozen=True)
 class Norms:
     norms: int
     C: int
@@ -335,6 +387,16 @@ NODES = (
     Node(5, 65, 130, scale=30),
     Node(2, 2, 300),
 )
+PRODUCTS = (
+    Product(1, 1, 1),
+    Product(7, 5, 3, "transposed"),
+    Product(13, 321, 17),
+    Product(25, 640, 33, "transposed"),
+    Product(5, 9, 1100, "strided"),
+    Product(130, 11, 48, "expanded"),
+    Product(12, 641, 32),
+)
+CLASSES = (Classes(1, 1), Classes(5, 7, 30), Classes(3, 32), Classes(4, 33, 200), Classes(2, 1007))
 NORMS = (
     Norms(1, 1),
     Norms(2, 16, None),

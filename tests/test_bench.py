@@ -30,7 +30,17 @@ from dartsfast.rnn.genotypes import STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
 
 needs_cpu = pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
-OPERATORS = {"alpha_softmax", "branch_conv", "pool3x3", "mixed_sum", "norm_stats", "rnn_node", "fd_hvp"}
+OPERATORS = {
+    "alpha_softmax",
+    "branch_conv",
+    "cross_entropy_",
+    "pool3x3",
+    "mixed_sum",
+    "norm_stats",
+    "rnn_node",
+    "fd_hvp",
+    "gemm_",
+}
 TIMES = ("ms_p20", "ms_p50", "ms_p80")
 
 

@@ -6,7 +6,21 @@ import sys
 
 import pytest
 import torch
-from op_cases import ORACLES, Alphas, Conv, Mix, Node, Norms, Pool, Vectors, assert_close, call, same_bits
+from op_cases import (
+    ORACLES,
+    Alphas,
+    Classes,
+    Conv,
+    Mix,
+    Node,
+    Norms,
+    Pool,
+    Product,
+    Vectors,
+    assert_close,
+    call,
+    same_bits,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
@@ -47,6 +61,10 @@ def random_call(name, rng):
 
     if name.startswith("alpha"):
         case = Alphas(tuple((size(), size()) for _ in range(few())))
+    elif name.startswith("cross"):
+        case = Classes(few(), size(), rng.choice([1, 100]))
+    elif name.startswith("gemm"):
+        case = Product(size(), size(), size(), rng.choice(["plain", "transposed", "strided", "expanded"]))
     elif name.startswith("fd"):
         case = Vectors(rng.randint(1, 100))
     elif name.startswith("norm"):

@@ -1,4 +1,4 @@
-"""The RNN's node, beside the reference cell's formulas on stock PyTorch functions."""
+"""The RNN's node, products and loss, beside the reference's formulas on stock PyTorch functions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,78 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.op_cases.case import OURS, STOCK, Case, Peers, Timed, drawing, gradients, kernels, no_grad
-from dartsfast.ops import rnn_node
+from dartsfast.ops import cross_entropy_, gemm_, rnn_node
 
 EPSILON = 1e-5
 
 
 def rnn_cases(*, quick: bool = False) -> list[Case]:
-    """Return the first and the last node of the paper's cell, or a tiny one."""
-    return [node_case(3, 4, 6)] if quick else [node_case(P, 256, 300) for P in (1, 8)]
+    """Return nodes, their products and the decoder's of the paper's cell, or tiny ones."""
+    if quick:
+        return [node_case(3, 4, 6), product_case(12, 6, 8), loss_case(4, 20)]
+    nodes = [node_case(P, 256, 300) for P in (1, 8)]
+    products = [product_case(*sizes) for sizes in ((256, 300, 600), (2048, 300, 600), (256, 300, 10_000))]
+    return [*nodes, *products, loss_case(256, 10_000)]
+
+
+def product_case(M: int, K: int, N: int) -> Case:
+    """A product [M, K] x [K, N] and those of its gradients, the weight's added to what there is."""
+
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
+        x, w, g = draw(M, K), draw(K, N), draw(M, N)
+        passes = {
+            "forward": (x, w, False),
+            "input gradient": (g, w.T, False),
+            "weight gradient": (x.T, g, True),
+        }
+
+        def peers(a: Tensor, b: Tensor, accumulate: bool) -> Peers:
+            ours, stock = a.new_zeros(len(a), b.shape[1]), a.new_zeros(len(a), b.shape[1])
+
+            def library() -> Tensor:
+                return stock.addmm_(a, b) if accumulate else torch.mm(a, b, out=stock)
+
+            def own() -> Tensor:
+                gemm_(ours, a, b, accumulate)
+                return ours
+
+            return {
+                peer: Timed(no_grad(call), lambda out: [out.clone()])
+                for peer, call in ((OURS, own), (STOCK, library))
+            }
+
+        return {name: peers(*given) for name, given in passes.items()}
+
+    flops = dict.fromkeys(("forward", "input gradient", "weight gradient"), 2 * M * K * N)
+    return Case("gemm_", f"{M} x {K} x {N}", build, flops=flops)
+
+
+def loss_case(R: int, V: int) -> Case:
+    """Cross entropy and its gradient in the place of the logits; stock functions in memory of their own."""
+
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
+        logits, bias, labels = draw(R, V), draw(V), torch.arange(R, device=device) % V
+        place = torch.empty_like(logits)
+
+        def own() -> tuple[Tensor, Tensor]:
+            return cross_entropy_(place.copy_(logits), bias, labels, 1 / R), place
+
+        def stock() -> tuple[Tensor, Tensor]:
+            log_probabilities = torch.add(logits, bias, out=place).log_softmax(1)
+            losses = -log_probabilities.gather(1, labels[:, None])[:, 0]
+            gradient = log_probabilities.exp_() / R
+            gradient[torch.arange(R, device=device), labels] -= 1 / R
+            return losses, gradient
+
+        timed = {
+            peer: Timed(no_grad(call), lambda out: [t.clone() for t in out])
+            for peer, call in ((OURS, own), (STOCK, stock))
+        }
+        return {"loss and gradient": timed}
+
+    return Case("cross_entropy_", f"{R} rows, {V:,} classes", build, bytes={"loss and gradient": 8 * R * V})
 
 
 def node_case(P: int, B: int, H: int) -> Case:

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../branch_conv.h"
-#include "gemm.h"
+#include "gemm_block.h"
 #include "reduce.h"
 #include "taps.h"
 

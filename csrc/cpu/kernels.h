@@ -3,7 +3,9 @@
 #pragma once
 
 #include "../branch_conv.h"
+#include "../cross_entropy.h"
 #include "../fd_hvp.h"
+#include "../gemm.h"
 #include "../mixed_sum.h"
 #include "../pool3x3.h"
 #include "../rnn_node.h"
@@ -19,9 +21,11 @@ struct Kernels {
   void (*pool3x3_backward)(const Pool3x3<T>&, int64_t image, T* scratch);
   void (*mixed_sum)(const MixedSum<T>&, int64_t image, T* scratch);
   void (*mixed_sum_backward)(const MixedSum<T>&, int64_t image, T* scratch);
+  RowLoss<T> (*cross_entropy_row)(const CrossEntropy<T>&, T* row, int64_t label);
   double (*fd_norm_chunk)(const T* v, int64_t n);
   void (*fd_perturb)(const FdPerturb<T>&, int64_t begin, int64_t end);
   void (*fd_virtual_step)(const FdVirtualStep<T>&, int64_t begin, int64_t end);
+  void (*gemm)(const Gemm<T>&, T* scratch);
   void (*rnn_node)(const RnnNode<T>&, int64_t part, T* scratch);
   void (*rnn_node_normalise)(const RnnNode<T>&, int64_t row);
   void (*rnn_node_sums)(const RnnNode<T>&, int64_t part);

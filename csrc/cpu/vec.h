@@ -45,6 +45,8 @@ struct Vec<float> {
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_ps_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   }
+  // Where this is greater, or a NaN takes part.
+  Mask exceeds(Vec o) const { return _mm512_cmp_ps_mask(v, o.v, _CMP_NLE_UQ); }
   Vec minus_abs() const {
     return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(v), _mm512_set1_epi32(INT32_MIN)))};
   }
@@ -87,6 +89,7 @@ struct Vec<double> {
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_pd_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q);
   }
+  Mask exceeds(Vec o) const { return _mm512_cmp_pd_mask(v, o.v, _CMP_NLE_UQ); }
   Vec minus_abs() const {
     return {_mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(v), _mm512_set1_epi64(INT64_MIN)))};
   }
@@ -134,6 +137,7 @@ struct Vec<float> {
   Vec beaten_by(Vec x) const {
     return {_mm256_or_ps(_mm256_cmp_ps(x.v, v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
   }
+  Vec exceeds(Vec o) const { return {_mm256_cmp_ps(v, o.v, _CMP_NLE_UQ)}; }
   Vec minus_abs() const { return {_mm256_or_ps(v, _mm256_set1_ps(-0.0f))}; }
   Vec with_sign_of(Vec x) const {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -173,6 +177,7 @@ struct Vec<double> {
   Vec beaten_by(Vec x) const {
     return {_mm256_or_pd(_mm256_cmp_pd(x.v, v, _CMP_GT_OQ), _mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q))};
   }
+  Vec exceeds(Vec o) const { return {_mm256_cmp_pd(v, o.v, _CMP_NLE_UQ)}; }
   Vec minus_abs() const { return {_mm256_or_pd(v, _mm256_set1_pd(-0.0))}; }
   Vec with_sign_of(Vec x) const {
     const __m256d sign = _mm256_set1_pd(-0.0);
@@ -232,6 +237,9 @@ struct Vec {
   }
   Vec beaten_by(const Vec& x) const {
     return each([&](int i) { return T(x.v[i] > v[i] || x.v[i] != x.v[i]); });
+  }
+  Vec exceeds(const Vec& o) const {
+    return each([&](int i) { return T(!(v[i] <= o.v[i])); });
   }
   Vec minus_abs() const {
     return each([&](int i) { return -(sizeof(T) == 4 ? __builtin_fabsf(v[i]) : __builtin_fabs(v[i])); });

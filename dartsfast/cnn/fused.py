@@ -18,10 +18,10 @@ from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.node import node
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.cnn.plan import are, nchw, nhwc, plan
-from dartsfast.ops import alpha_softmax, branch_conv, pool3x3
+from dartsfast.ops import alpha_softmax, pool3x3
 from dartsfast.ops.contract import once_differentiable
 
-__all__ = ["alpha_softmax", "cell", "linear", "stem"]
+__all__ = ["alpha_softmax", "cell", "stem"]
 
 # What is kept of an image that lives: two cells read the outputs of one.
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -44,21 +44,6 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     stored = [_stored(patches, storage)]
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)
     return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
-
-
-def linear(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply an ``nn.Linear`` to [N, Ci]: as a 1x1 convolution of one pixel, in the operators' own order.
-
-    A math library may sum in an order that depends on the number of threads. Anything but a plain
-    ``nn.Linear``, or one with hooks, runs as it is.
-    """
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    if type(module) is not nn.Linear or hooks or module._backward_pre_hooks:
-        return module(x)
-    weight = module.weight[:, :, None, None]
-    z, _ = branch_conv(x[:, None, None, :], [weight], relu=False)
-    out = z[0, :, 0, 0]
-    return out if module.bias is None else out + module.bias
 
 
 def cell(

@@ -18,6 +18,7 @@ from dartsfast.cnn import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import FactorizedReduce, ReLUConvBN, build_op
 from dartsfast.errors import InputError, check_range
+from dartsfast.linear import linear
 from dartsfast.recompute import recomputed
 
 
@@ -244,8 +245,7 @@ class Network(ArchModule):
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)
         features = out.view(out.size(0), -1)
-        # On a CPU the library's product may depend on the number of threads.
-        return fused.linear(self.classifier, features) if self.backend == "cpu" else self.classifier(features)
+        return linear(self.classifier, features) if self.backend == "cpu" else self.classifier(features)
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         check_range(target, self._num_classes, "label", "{} classes: labels run from 0")

@@ -7,7 +7,9 @@ Kernels register themselves by device: the CPU's with the native extension.
 from dartsfast import native, triton_backend
 from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
+from dartsfast.ops.cross_entropy import cross_entropy_
 from dartsfast.ops.fd_hvp import fd_norm, fd_perturb_, fd_quotient, fd_virtual_step_
+from dartsfast.ops.gemm import gemm_
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.norm_stats import norm_stats_, norm_stats_backward
 from dartsfast.ops.pool3x3 import pool3x3
@@ -19,10 +21,12 @@ triton_backend.missing()
 __all__ = [
     "alpha_softmax",
     "branch_conv",
+    "cross_entropy_",
     "fd_norm",
     "fd_perturb_",
     "fd_quotient",
     "fd_virtual_step_",
+    "gemm_",
     "mixed_sum",
     "norm_stats_",
     "norm_stats_backward",

@@ -54,7 +54,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total
 
 
-def _decay(x: Tensor) -> tuple[Tensor, Tensor]:
+def decay(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return exp(-|x|) and what its rounding lost."""
     k = _CONSTANTS[x.dtype]
     y = -x.abs()
@@ -74,7 +74,7 @@ def _decay(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def sigmoid(x: Tensor) -> Tensor:
     """Return 1 / (1 + exp(-x))."""
-    e, rest = _decay(x)
+    e, rest = decay(x)
     total = 1 + e
     lost = ((1 - total) + e) + rest
     inverse = 1 / total
@@ -90,7 +90,7 @@ def sigmoid(x: Tensor) -> Tensor:
 def tanh(x: Tensor) -> Tensor:
     """Return the hyperbolic tangent."""
     k = _CONSTANTS[x.dtype]
-    a, (e, rest) = x.abs(), _decay(x)
+    a, (e, rest) = x.abs(), decay(x)
     square = fma(e, e, (e + e) * rest)
     z = a * a
     large = ~(a <= 0.625)

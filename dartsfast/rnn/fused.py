@@ -1,6 +1,6 @@
 """The recurrent search cell on the fused operators, all time steps as one autograd node.
 
-Library GEMMs make the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
+A matrix product makes the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
 ``rnn_node`` makes the node from them. Kept a time step: states and gates, or states alone with
 ``memory="recompute"``. The gradients of the weights add up over time steps in place.
 """
@@ -84,7 +84,7 @@ def _move_running(norm: nn.BatchNorm1d, stats: Tensor, batch: int) -> None:
     unbiased = batch / (batch - 1)
     for running, new in ((norm.running_mean, stats[:, 0]), (norm.running_var, stats[:, 1] * unbiased)):
         assert running is not None
-        running.mul_(1 - shares.sum()).add_(shares @ new)
+        running.mul_(1 - shares.sum()).add_((shares[:, None] * new).sum(0))
 
 
 def _edges(node: int) -> slice:
@@ -113,14 +113,16 @@ class _Cell:
 
     def fill_first(self, x: Tensor, h: Tensor, gates: Tensor) -> None:
         """Write the gates of the initial state, those of input and state before, to gates[0] [B, 2H]."""
-        torch.mm(x, self.Wx, out=gates[0]).addmm_(self.masked(h), self.Wh)
+        kernels.gemm_(gates[0], x, self.Wx, False)
+        kernels.gemm_(gates[0], self.masked(h), self.Wh, True)
 
     def fill_gates(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor) -> None:
         """Rebuild all gates [1 + edges, B, 2H] of a time step from its states."""
         self.fill_first(x, h, gates)
         before = self.masked(states[: self.steps])
         for i, W in enumerate(self.Ws):
-            torch.mm(before[: i + 1].flatten(0, 1), W, out=gates[1:][_edges(i)].view(-1, 2 * self.H))
+            own = gates[1:][_edges(i)].view(-1, 2 * self.H)
+            kernels.gemm_(own, before[: i + 1].flatten(0, 1), W, False)
 
     def forward(
         self, x: Tensor, h: Tensor, weights: Tensor, states: Tensor, gates: Tensor, stats: Tensor
@@ -136,7 +138,7 @@ class _Cell:
                 return
             before[i] = self.masked(out)
             own = gates[1:][_edges(i)]
-            torch.mm(before[: i + 1].flatten(0, 1), W, out=own.view(-1, 2 * self.H))
+            kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
             out, found = kernels.rnn_node(own, states[: i + 1], weights[_edges(i)], self.given, self.eps)
 
     def backward(
@@ -156,21 +158,21 @@ class _Cell:
         """
         own = self.given is None
         before = self.masked(states[: self.steps])
-        through = torch.zeros_like(states)  # gradients of the masked states
+        through = torch.empty_like(before)  # gradients of the masked states
         d = (g / self.steps).expand_as(states)
         for i in reversed(range(self.steps)):
-            edges = _edges(i)
+            edges, last = _edges(i), i == self.steps - 1
             # Nothing but nodes are averaged: the initial state has no share in g.
-            base = d[: i + 1] if i < self.steps - 1 else torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]])
+            base = torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]]) if last else d[: i + 1]
             d_gates, d, found = kernels.rnn_node_backward(
-                d[i + 1] + self.masked(through[i + 1]), states[i + 1], stats[i + 1, 1], gates[1:][edges],
-                states[: i + 1], weights[edges], self.eps, own, base,
+                d[i + 1] if last else d[i + 1] + self.masked(through[i + 1]), states[i + 1], stats[i + 1, 1],
+                gates[1:][edges], states[: i + 1], weights[edges], self.eps, own, base,
             )  # fmt: skip
             d_weights[edges] += found
             flat = d_gates.view(-1, 2 * self.H)
-            through[: i + 1].flatten(0, 1).addmm_(flat, self.Ws[i].T)
+            kernels.gemm_(through[: i + 1].flatten(0, 1), flat, self.Ws[i].T, not last)
             if d_Ws is not None:
-                d_Ws[i].addmm_(before[: i + 1].flatten(0, 1).T, flat)
+                kernels.gemm_(d_Ws[i], before[: i + 1].flatten(0, 1).T, flat, True)
         d_first, d_h, _ = kernels.rnn_node_backward(
             d[0] + self.masked(through[0]), states[0], stats[0, 1], gates[:1], h[None], self.init,
             self.eps, own, None,
@@ -228,10 +230,12 @@ class _Recurrence(torch.autograd.Function):
                 cell.fill_gates(x[t], h, states[t], rebuilt)
             gates = kept[t] if rebuilt is None else rebuilt
             d_first, d_h = cell.backward(g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws)
-            d_h = d_h + cell.masked(d_first @ cell.Wh.T)
+            through = torch.empty_like(d_h)
+            kernels.gemm_(through, d_first, cell.Wh.T, False)
+            d_h = d_h + cell.masked(through)
             if d_x is not None:
-                torch.mm(d_first, cell.Wx.T, out=d_x[t])
+                kernels.gemm_(d_x[t], d_first, cell.Wx.T, False)
             if d_W0 is not None:
-                d_W0[: len(cell.Wx)].addmm_(x[t].T, d_first)
-                d_W0[len(cell.Wx) :].addmm_(cell.masked(h).T, d_first)
+                kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, d_first, True)
+                kernels.gemm_(d_W0[len(cell.Wx) :], cell.masked(h).T, d_first, True)
         return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))

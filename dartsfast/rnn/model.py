@@ -180,11 +180,15 @@ class RNNModel(nn.Module):
         the cell, each a list of [T, B, nhid].
         """
         output, new_hidden, raw_outputs = self._features(input, hidden)
-        logit = self.decoder(output.view(-1, self.ninp))
+        logit = self._decode(output.view(-1, self.ninp))
         log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
         if return_h:
             return log_prob, new_hidden, raw_outputs, [output]
         return log_prob, new_hidden
+
+    def _decode(self, rows: Tensor) -> Tensor:
+        """Map [R, ninp] to logits [R, ntoken]."""
+        return self.decoder(rows)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return what the decoder reads [T, B, ninp], the new hidden states, and the cell's raw outputs."""

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.errors import check_range
+from dartsfast.linear import linear
 from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
 from dartsfast.recompute import recomputed
 from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
+from dartsfast.rnn.loss import linear_cross_entropy
 from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
 
 # Rows of logits that the fused path holds at a time: [256, vocabulary].
@@ -144,6 +146,9 @@ class RNNModelSearch(RNNModel, ArchModule):
             rnn.weights, rnn.fused = self.weights, self.backend != "reference"  # type: ignore[assignment]
         return super()._features(input, hidden)
 
+    def _decode(self, rows: Tensor) -> Tensor:
+        return linear(self.decoder, rows) if self.backend == "cpu" else super()._decode(rows)
+
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""
         model = RNNModelSearch(*self._args, backend=self._backend, memory=self._memory).to(self.weights)
@@ -175,15 +180,16 @@ class RNNModelSearch(RNNModel, ArchModule):
         check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
         output, hidden_next, raw_outputs = self._features(input, hidden)
         rows, labels = output.flatten(0, 1), target.reshape(-1)
-        if self.backend == "reference":
-            return F.nll_loss(F.log_softmax(self.decoder(rows), -1), labels), hidden_next, raw_outputs
-        loss = F.linear_cross_entropy(
-            rows,
-            self.decoder.weight,
-            labels,
-            linear_bias=self.decoder.bias,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK),
-        )
+        decoder, backend = self.decoder, self.backend
+        if backend == "reference":
+            loss = F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
+        elif backend == "cpu":
+            loss = linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
+        else:
+            options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
+            loss = F.linear_cross_entropy(
+                rows, decoder.weight, labels, linear_bias=decoder.bias, options=options
+            )
         return loss, hidden_next, raw_outputs
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -1,0 +1,59 @@
+"""``gemm_``: a matrix product whose bits do not depend on the number of threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dartsfast.ops.contract import check_dtype, check_shape, define, not_differentiable, require
+
+
+def gemm_(out: Tensor, a: Tensor, b: Tensor, accumulate: bool = False) -> None:
+    """Set ``out`` to a @ b, or add it.
+
+    Order of operations, an element: K is cut into blocks of 320; a block's sum is a chain
+    s = fma(a_ik, b_kj, s) from 0 on, k ascending; the sums are added to what is in ``out``, or else to
+    the first of them, in order. There is no derivative: a tensor that autograd follows is refused. Where
+    there is no kernel for a device, or no native extension, the library's product is taken.
+
+    Args:
+        out: [M, N], adjacent columns; its values are read with ``accumulate`` only. Neither ``a`` nor
+            ``b`` may overlap with the memory from its first to its last element.
+        a: [M, K], float32 or float64 (on a GPU also bfloat16 and float16), any strides.
+        b: [K, N], of the same dtype, any strides.
+        accumulate: add to ``out``.
+
+    Raises:
+        InputError or RuntimeError: shapes, dtypes or devices that do not fit, or a tensor that autograd
+            follows.
+    """
+    torch.ops.dartsfast.gemm_(out, a, b, accumulate)
+
+
+def _fake(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
+    for name, t in (("a", a), ("b", b)):
+        require(
+            t.dim() == 2 and t.numel() > 0 and t.layout == torch.strided,
+            f"{name} must be a matrix, not empty, not sparse, got {list(t.shape)}, {t.layout}",
+        )
+    check_dtype("out", out)
+    check_shape("a", a, a.shape, out)
+    check_shape("b", b, [a.shape[1], b.shape[1]], out)
+    check_shape("out", out, [a.shape[0], b.shape[1]], out)
+    require(
+        (out.shape[1] == 1 or out.stride(1) == 1) and (out.shape[0] == 1 or out.stride(0) >= out.shape[1]),
+        f"out must have adjacent columns and rows that do not overlap, got strides {list(out.stride())}",
+    )
+
+
+def _library(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
+    _fake(out, a, b, accumulate)
+    if accumulate:
+        out.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=out)
+
+
+define("gemm_", "(Tensor(a!) out, Tensor a, Tensor b, bool accumulate) -> ()", _fake)
+torch.library.impl("dartsfast::gemm_", "CompositeExplicitAutograd", _library)
+not_differentiable("gemm_")

@@ -1,0 +1,119 @@
+"""Cross entropy and its gradient in place: the oracle's bits, stock numbers, and good manners."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_backends import instruction_set as instruction_set  # a fixture
+from op_backends import needs_kernels
+from op_cases import CLASSES, Classes, assert_close, call, same_bits
+from test_native import without_extension
+
+from dartsfast.errors import InputError
+from dartsfast.ops import cross_entropy_
+from dartsfast.oracle import cross_entropy as oracle
+from dartsfast.rnn.loss import linear_cross_entropy
+
+WITHOUT = """
+import torch
+from op_cases import CLASSES, assert_close, call
+from test_cross_entropy import stock
+from dartsfast import native
+assert native.load() is not None
+for case in CLASSES:
+    for name, args in case.calls(torch.float64):
+        assert_close(call(name, args), stock(*args))
+"""
+
+
+def stock(logits, bias, labels, scale):
+    """Return the losses and ``scale`` times the gradient of their sum."""
+    logits = logits.clone().requires_grad_()
+    losses = F.cross_entropy(logits if bias is None else logits + bias, labels, reduction="none")
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    return losses.detach(), scale * gradient
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", CLASSES, ids=str)
+def test_float32_has_the_bits_of_the_oracle(case, instruction_set):
+    for name, args in case.calls():
+        assert same_bits(call(name, args), oracle.cross_entropy_(*args))
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", CLASSES, ids=str)
+def test_float64_matches_stock_pytorch(case, instruction_set):
+    for name, args in case.calls(torch.float64):
+        assert_close(call(name, args), stock(*args))
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_in_its_row_alone(value, instruction_set):
+    for place in (0, 33, 39):
+        logits, labels = torch.zeros(3, 40), torch.tensor([1, 2, 3])
+        logits[1, place] = value
+        losses = cross_entropy_(logits, None, labels, 1.0)
+        assert losses.isnan().tolist() == [False, True, False]
+        assert logits[1].isnan().any() and logits[[0, 2]].isfinite().all()
+
+
+@needs_kernels
+def test_a_class_that_cannot_be():
+    logits = torch.tensor([[0.0, -torch.inf, 0.0]])
+    losses = cross_entropy_(logits, None, torch.tensor([0]), 1.0)
+    torch.testing.assert_close(losses, torch.tensor([2.0]).log())
+    assert logits.tolist() == [[-0.5, 0.0, 0.5]]
+
+
+@needs_kernels
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_the_decoder_is_that_of_stock_modules(chunk, needed):
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_(need)
+        for shape, need in zip([(9, 5), (11, 5), (11,)], needed, strict=True)
+    )
+    labels = torch.randint(11, (9,), generator=generator)
+    loss = linear_cross_entropy(rows, weight, bias, labels, chunk)
+    truth = F.cross_entropy(F.linear(rows, weight, bias), labels)
+    inputs = [t for t in (rows, weight, bias) if t.requires_grad]
+    assert_close(loss.detach(), truth.detach())
+    assert_close(torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(3 * truth, inputs))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("name", "args"), Classes(3, 4).calls())
+def test_opcheck(name, args):
+    torch.library.opcheck(torch.ops.dartsfast.cross_entropy_.default, args)
+
+
+def test_without_the_extension_stock_functions_do_the_same(pytestconfig):
+    without_extension("-c", WITHOUT, PYTHONPATH=f"{pytestconfig.rootpath}:{pytestconfig.rootpath}/tests")
+
+
+def test_tensors_that_autograd_follows_are_refused():
+    name, args = Classes(3, 4).calls()[1]
+    for place in (0, 1):
+        followed = [*args[:place], args[place].clone().requires_grad_(), *args[place + 1 :]]
+        with pytest.raises(RuntimeError, match="dartsfast::cross_entropy_ has no derivative"):
+            call(name, followed)
+
+
+@needs_kernels
+def test_bad_arguments_have_clear_messages():
+    logits, bias, labels = torch.ones(3, 4), torch.ones(4), torch.tensor([0, 1, 3])
+    refused = [
+        ((logits.T, bias, labels), r"logits must be \[R, V\], contiguous"),
+        ((logits[:0], bias, labels[:0]), "not empty, got"),
+        ((logits.half(), None, labels), "logits must be float32 or float64"),
+        ((logits, bias[:3], labels), r"bias must be \[4\], got \[3\]"),
+        ((logits, bias, labels[:2]), r"labels must be \[3\], got \[2\]"),
+        ((logits, bias, labels.int()), "labels must be int64"),
+        ((logits, bias, labels + 1), "labels must be from 0 to 3, got 4"),
+        ((logits, bias, labels - 1), "labels must be from 0 to 3, got -1"),
+    ]
+    for args, message in refused:
+        with pytest.raises((RuntimeError, InputError), match=message):
+            cross_entropy_(*args, 1.0)
