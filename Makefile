@@ -38,14 +38,15 @@ lint: install
 # The op tests on kernels built with AddressSanitizer, then with UBSan, beside the installed ones.
 SANITIZED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2
 
+PRELOAD = $(shell $(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so)):$(shell $(CXX) -print-file-name=libstdc++.so)
+
 sanitize: sanitize-address sanitize-undefined
 
 sanitize-address sanitize-undefined: sanitize-%: install
 	DARTSFAST_SANITIZE=$* $(BIN)/python setup.py --quiet build_ext --build-lib build/$* --build-temp build/$*-temp
-	$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter address,$*),libasan.so,libubsan.so)) \
-			$$($(CXX) -print-file-name=libstdc++.so)" \
-		DARTSFAST_LIBRARY=$(CURDIR)/build/$*/dartsfast/_C.abi3.so \
-		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py
+	$(SANITIZED) LD_PRELOAD="$(PRELOAD)" DARTSFAST_LIBRARY=$(CURDIR)/build/$*/dartsfast/_C.abi3.so \
+		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py tests/test_gemm.py \
+			tests/test_cross_entropy.py tests/test_fd_hvp.py tests/test_norm_stats.py
 
 bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results

@@ -10,7 +10,7 @@
 namespace dartsfast {
 namespace {
 
-// Threads share the longer side of the result by as many rows or columns as tiles have on every instruction set,
+// Threads share the side of the result with more units: as many rows or columns as tiles have on every instruction set,
 // or by half as many columns: rather an idle register than a thread with more to do.
 constexpr int64_t kRowUnit = 12, kColumnUnit = 16;
 
@@ -55,11 +55,12 @@ void gemm_(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate)
     using T = decltype(zero);
     const Gemm<T> all = {out.size(0), out.size(1), a.size(1), matrix<T>(a), matrix<T>(b),
                          {static_cast<T*>(out.mutable_data_ptr()), out.stride(0), 1}, accumulate};
-    // A part packs what it needs of the shorter side, all of it, for itself.
-    const bool by_rows = all.M >= all.N;
+    // A part packs what it needs of the other side, all of it, for itself.
+    const int64_t row_units = (all.M + kRowUnit - 1) / kRowUnit, column_units = (all.N + kColumnUnit - 1) / kColumnUnit;
+    const bool by_rows = row_units >= column_units;
+    const int64_t units = by_rows ? row_units : column_units, unit = by_rows ? kRowUnit : kColumnUnit;
     const int64_t length = by_rows ? all.M : all.N, other = by_rows ? all.N : all.M;
-    const int64_t unit = by_rows ? kRowUnit : kColumnUnit;
-    in_parallel((length + unit - 1) / unit, 2 * all.K * other * unit, [&](int64_t begin, int64_t end) {
+    in_parallel(units, 2 * all.K * other * unit, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * unit, size = std::min(end * unit, length) - first;
       Gemm<T> part = all;
       (by_rows ? part.M : part.N) = size;

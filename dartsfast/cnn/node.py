@@ -18,11 +18,9 @@ from torch import Tensor
 from dartsfast.cnn.edge import Edge, Kept, Pooled, columns, run, summed
 from dartsfast.cnn.edge_backward import EdgeBackward
 from dartsfast.errors import InputError
-from dartsfast.ops.contract import once_differentiable
+from dartsfast.ops.contract import nothing_to_record, once_differentiable
 
 kernels = torch.ops.dartsfast
-# Within a node autograd has nothing to record: its part of every operator, in Python, is left out.
-_nothing_to_record = torch._C._AutoDispatchBelowAutograd
 
 
 def node(
@@ -70,7 +68,7 @@ class _Node(torch.autograd.Function):
         places = tuple(i * weights.shape[1] + op for i, edge in enumerate(edges) for op in edge.ops)
         ctx.places = columns(places, weights.device)
         rows = weights.flatten()[ctx.places].split(ctx.mixed)  # in the order of the sums
-        with _nothing_to_record():
+        with nothing_to_record():
             for edge, pool, row, group in zip(edges, pooled, rows, _groups(tensors, sizes), strict=True):
                 found, own = run(edge, group, pool)
                 if edge.ops:
@@ -101,7 +99,7 @@ class _Node(torch.autograd.Function):
         d_rows: list[Tensor] = []
         gradients: list[Tensor | None] = []
         rows = weights.flatten()[ctx.places].split(ctx.mixed)
-        with _nothing_to_record():
+        with nothing_to_record():
             for i, (edge, row) in enumerate(zip(ctx.edges, rows, strict=True)):
                 found = Kept.of(edge, kept[i])
                 if ctx.memory == "recompute":

@@ -18,6 +18,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What operators take. Kernels for CPUs have the first two."""
 
 
+nothing_to_record = torch._C._AutoDispatchBelowAutograd
+"""Context within an autograd node: leaves out autograd's part of every operator, which is in Python."""
+
+
 def accumulated(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of arithmetic on tensors stored as ``dtype``: float64 for itself, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

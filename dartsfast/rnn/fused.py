@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.errors import InputError
-from dartsfast.ops.contract import once_differentiable
+from dartsfast.ops.contract import nothing_to_record, once_differentiable
 
 kernels = torch.ops.dartsfast
 
@@ -203,9 +203,10 @@ class _Recurrence(torch.autograd.Function):
         stats = x.new_empty(T, steps + 1, 2, H)
         out = x.new_empty(T, B, H)
         h = hidden
-        for t in range(T):
-            cell.forward(x[t], h, weights, states[t], gates[t if keep else 0], stats[t])
-            h = torch.mean(states[t, 1:], 0, out=out[t])
+        with nothing_to_record():
+            for t in range(T):
+                cell.forward(x[t], h, weights, states[t], gates[t if keep else 0], stats[t])
+                h = torch.mean(states[t, 1:], 0, out=out[t])
         ctx.given, ctx.eps = given, eps
         ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, states, gates if keep else None, stats, out)
         ctx.mark_non_differentiable(stats)
@@ -224,18 +225,21 @@ class _Recurrence(torch.autograd.Function):
         d_x = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         d_h = torch.zeros_like(hidden)
         rebuilt = kernels.empty(x, [1 + weights.shape[0], B, 2 * H]) if kept is None else None
-        for t in reversed(range(T)):
-            h = hidden if t == 0 else out[t - 1]
-            if rebuilt is not None:
-                cell.fill_gates(x[t], h, states[t], rebuilt)
-            gates = kept[t] if rebuilt is None else rebuilt
-            d_first, d_h = cell.backward(g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws)
-            through = torch.empty_like(d_h)
-            kernels.gemm_(through, d_first, cell.Wh.T, False)
-            d_h = d_h + cell.masked(through)
-            if d_x is not None:
-                kernels.gemm_(d_x[t], d_first, cell.Wx.T, False)
-            if d_W0 is not None:
-                kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, d_first, True)
-                kernels.gemm_(d_W0[len(cell.Wx) :], cell.masked(h).T, d_first, True)
+        with nothing_to_record():
+            for t in reversed(range(T)):
+                h = hidden if t == 0 else out[t - 1]
+                if rebuilt is not None:
+                    cell.fill_gates(x[t], h, states[t], rebuilt)
+                gates = kept[t] if rebuilt is None else rebuilt
+                d_first, d_h = cell.backward(
+                    g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws
+                )
+                through = torch.empty_like(d_h)
+                kernels.gemm_(through, d_first, cell.Wh.T, False)
+                d_h = d_h + cell.masked(through)
+                if d_x is not None:
+                    kernels.gemm_(d_x[t], d_first, cell.Wx.T, False)
+                if d_W0 is not None:
+                    kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, d_first, True)
+                    kernels.gemm_(d_W0[len(cell.Wx) :], cell.masked(h).T, d_first, True)
         return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))

@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int) -> Tensor:
         of_rows, of_weight, of_bias, *_ = ctx.needs_input_grad
         d_rows = torch.empty_like(rows) if of_rows else None
-        d_weight = torch.zeros_like(weight) if of_weight else None
+        d_weight = torch.empty_like(weight) if of_weight else None
         d_bias = torch.zeros_like(bias) if of_bias else None
         losses = rows.new_empty(len(rows))
         buffer = kernels.empty(rows, [min(chunk, len(rows)), len(weight)])
@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_rows is not None:
                 kernels.gemm_(d_rows[part], logits, weight, False)
             if d_weight is not None:
-                kernels.gemm_(d_weight, logits.T, x, True)
+                kernels.gemm_(d_weight, logits.T, x, first > 0)
             if d_bias is not None:
                 d_bias += logits.sum(0)
         ctx.save_for_backward(d_rows, d_weight, d_bias)
