@@ -9,6 +9,7 @@ import torch
 
 from dartsfast import selfcheck, triton_backend
 from dartsfast.backends import BACKENDS, PREFERENCE, availability, candidates
+from dartsfast.errors import BackendError
 
 PACKAGES = (
     "torch",
@@ -57,11 +58,10 @@ def deep_diagnosis() -> list[tuple[str, str]]:
 
 
 def _verdict(name: str, device: torch.device) -> str:
-    failures: tuple[type[Exception], ...] = (RuntimeError, *triton_backend.errors())
     try:
         found = selfcheck.difference(name, device)
-    except failures as error:
-        return f"FAILED: {str(error).strip().splitlines()[0]}"
+    except BackendError as error:
+        return f"FAILED: {error}"
     return f"{'ok' if found <= selfcheck.tolerance(name) else 'WRONG'}: {found:.1e} from the oracle"
 
 

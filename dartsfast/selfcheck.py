@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -97,8 +98,15 @@ SAMPLES: dict[str, Samples] = {
 """Arguments of every operator, from a function that draws normal tensors of a shape."""
 
 
+_running = threading.local()  # a check calls the operator, which must not be checked once more
+
+
 def difference(name: str, device: torch.device) -> float:
-    """Run operator ``name`` on ``device`` and return its largest distance from the oracle, relative."""
+    """Run operator ``name`` on ``device`` and return its largest distance from the oracle, relative.
+
+    Raises:
+        BackendError: it does not run at all; the cause is chained.
+    """
     importlib.import_module("dartsfast.ops")  # which imports this module
     generator = torch.Generator().manual_seed(0)
     args = SAMPLES[name](lambda *shape: torch.randn(shape, generator=generator))
@@ -106,12 +114,24 @@ def difference(name: str, device: torch.device) -> float:
     oracle = importlib.import_module(f"dartsfast.oracle.{module}")
     wanted = tree_leaves(getattr(oracle, name)(*args))
     there = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, args)
-    op = getattr(torch.ops.dartsfast, name).default
-    got = [op(*there)]
-    got += [t for t, a in zip(there, op._schema.arguments, strict=False) if a.alias_info is not None]
-    found = [t.cpu().to(torch.float64) for t in tree_leaves(got) if t is not None]
+    _running.now = True
+    try:
+        found = _run(name, there)
+    except Exception as error:  # whatever compilers, their processes and drivers raise
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise BackendError(f"{name} does not run on {device}: {type(error).__name__}: {reason}") from error
+    finally:
+        _running.now = False
     pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if b.numel()]
     return max(((a - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item() for a, b in pairs)
+
+
+def _run(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    """Return what an operator gives, then the arguments that it wrote: float64 on the CPU."""
+    op = getattr(torch.ops.dartsfast, name).default
+    got = [op(*args)]
+    got += [t for t, a in zip(args, op._schema.arguments, strict=False) if a.alias_info is not None]
+    return [t.cpu().to(torch.float64) for t in tree_leaves(got) if t is not None]
 
 
 def tolerance(name: str) -> float:
@@ -120,19 +140,27 @@ def tolerance(name: str) -> float:
     return TF32_TOLERANCE if rounds else TOLERANCE
 
 
-@functools.cache
 def require(name: str, device: torch.device) -> None:
-    """Check operator ``name`` on ``device``, once.
+    """Check operator ``name`` on ``device``, once; nothing within a check.
 
     Raises:
-        BackendError: it disagrees with the oracle.
+        BackendError: it does not run, or disagrees with the oracle.
     """
+    if not getattr(_running, "now", False):
+        _require(name, device)
+
+
+@functools.cache
+def _require(name: str, device: torch.device) -> None:
     if os.environ.get("DARTSFAST_SELFCHECK") == "0":
         return
-    found = difference(name, device)
+    remedy = "Use backend='reference', and report it with the output of `dartsfast doctor --deep`"
+    try:
+        found = difference(name, device)
+    except BackendError as error:
+        raise BackendError(f"{error}. {remedy}") from error.__cause__
     if not found <= tolerance(name):
         raise BackendError(
             f"{name} on {device} differs from its oracle by {found:.2g} of the largest element (at most "
-            f"{tolerance(name)} is rounding): its kernels do not work on this device. Use "
-            "backend='reference', and report it with the output of `dartsfast doctor --deep`"
+            f"{tolerance(name)} is rounding): its kernels do not work on this device. {remedy}"
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,15 +46,6 @@ def missing() -> str | None:
     return load()
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """Return what Triton raises for a kernel that it cannot compile or launch; nothing without Triton."""
-    if load() is not None:
-        return ()
-    from triton.errors import TritonError
-
-    return (TritonError,)
-
-
 def description() -> str:
     """Return Triton's version and what runs the kernels."""
     import triton
@@ -64,17 +54,10 @@ def description() -> str:
 
 
 def _operator(name: str, contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
-    checking = threading.local()  # a thread that checks calls the operator again
-
     def operator(*args: Any) -> Any:
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
         out = contract(*args)
-        if not getattr(checking, "now", False):
-            checking.now = True
-            try:
-                selfcheck.require(name, tensors[0].device)
-            finally:
-                checking.now = False
+        selfcheck.require(name, tensors[0].device)
         for t in (*tensors, *(t for t in tree_leaves(out) if isinstance(t, Tensor))):
             if (
                 t.numel() >= 2**31

@@ -5,12 +5,16 @@
   both ways keep NaN and subnormal numbers.
 - ``tl.sum`` adds one element after another, as NumPy does: it becomes a tree of halves.
 - Every call of a device function patches Triton's language anew, half of all time: once a launch is enough.
+  Whether whole numbers overflow is computed and then not looked at: it is left out. Every access makes a
+  table of dtypes: one is enough.
 
 What is left: a device's tree may be another, and ``tl.dot`` adds in numpy's order; ``exp`` and other
 functions are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16 is wrong.
 """
 
 import contextlib
+import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -23,6 +27,8 @@ from dartsfast.oracle import arithmetic
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 original_cast, original_fma, original_rounded = Builder.cast_impl, Builder.create_fma, Builder.create_fp_to_fp
 original_sum = interpreter.ReduceOps.sum
+original_np_dtype = functools.cache(interpreter._get_np_dtype)
+OPTIONS = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
 patched = set()  # device functions whose language the running launch has patched
 
 
@@ -45,8 +51,15 @@ def spared():
     with (
         mock.patch.object(interpreter.GridExecutor, "__call__", launching(interpreter.GridExecutor.__call__)),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
+        mock.patch.object(interpreter, "_get_np_dtype", np_dtype),
+        mock.patch.object(interpreter.interpreter_builder, "options", OPTIONS),
     ):
         yield
+
+
+def np_dtype(dtype):
+    element = dtype.scalar
+    return np.dtype(np.uint64) if element.is_ptr() else original_np_dtype(element)
 
 
 def cast(self, source, target):

@@ -1,10 +1,14 @@
 """Iterations as CUDA graphs: what is recorded and when, on stand-ins; and that nothing waits for a device."""
 
 import contextlib
+import dataclasses
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
+from recording import WAITS, Graph, recording
+from small_data import image_folder, text_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dartsfast.backends import availability
@@ -13,21 +17,15 @@ from dartsfast.cnn.model_search import Network
 from dartsfast.rnn import architect as rnn_architect
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import search_loss
-from dartsfast.search import capture
+from dartsfast.search import CNNConfig, RNNConfig, capture
+from dartsfast.search.cnn import CNNSearch
+from dartsfast.search.loop import Search
+from dartsfast.search.rnn import RNNSearch
 
 cpu = availability("cpu")
 
 
 DEVICE = torch.device("cuda:1")
-
-
-class Graph:
-    """Stands in for a CUDA graph: a replay runs what was noted while it was recorded."""
-
-    recording = None
-
-    def replay(self):
-        self.run()
 
 
 class Step:
@@ -38,38 +36,32 @@ class Step:
 
     def __call__(self, x):
         self.python += 1
-        out = torch.zeros(())
-
-        def run(factor=self.factor):
-            self.total += factor * x.sum()
-            out.copy_(self.total)
-
-        if Graph.recording is None:
-            run()
-        else:
-            Graph.recording.run = run
-        return (out,)
+        self.total += self.factor * x.sum()
+        return (self.total.clone(),)
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    @contextlib.contextmanager
-    def record(graph, pool):
-        assert pool == "pool"
-        Graph.recording = graph
-        try:
-            yield
-        finally:
-            Graph.recording = None
+def unseen(monkeypatch):
+    """Let labels pass unseen, as on a GPU."""
+    for module in ("cnn.model_search", "rnn.model_search", "rnn.model"):
+        monkeypatch.setattr(f"dartsfast.{module}.check_range", lambda *args: None)
 
+
+@pytest.fixture
+def cuda(monkeypatch, unseen):
+    """Stand-ins for what capture asks of torch.cuda; gives the streams that are made."""
     made = []
 
     def new_stream():
         made.append(SimpleNamespace(wait_stream=lambda other: None))
         return made[-1]
 
+    def record(graph, pool):
+        assert pool == "pool"
+        return recording(monkeypatch, graph)
+
     stream = new_stream()
-    monkeypatch.setattr(torch.cuda, "device", lambda device: {DEVICE: contextlib.nullcontext()}[device])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
@@ -136,16 +128,14 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "lift_fresh", "equal", "is_nonzero", "masked_select"):
+        if name in WAITS:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def capturing(monkeypatch):
-    """Pretends, from its call on, that a graph is recorded on a GPU, where labels are not looked at."""
-    for module in ("cnn.model_search", "rnn.model_search", "rnn.model"):
-        monkeypatch.setattr(f"dartsfast.{module}.check_range", lambda *args: None)
+def capturing(monkeypatch, unseen):
+    """Pretends, from its call on, that a graph is recorded on a GPU."""
 
     def start():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -242,30 +232,64 @@ def test_one_mask_for_two_passes_is_not_recorded_and_says_why(monkeypatch, captu
 
 
 @pytest.mark.skipif(not cpu.available, reason=cpu.reason)
-def test_what_cannot_be_recorded_leaves_the_search_as_it_was(cuda, monkeypatch):
+def test_what_cannot_be_recorded_leaves_the_search_as_it_was(cuda):
     """The paper's second order: the recording fails between the passes, and the iteration runs again."""
     step, words, _ = second_order_rnn("paper")
     wanted = [step(words)[0].clone() for _ in range(capture.WARM_UP + 2)]
     step, words, _ = second_order_rnn("paper")
     captured = capture.Captured(step, DEVICE)
     got = [captured(words, numbers=())[0].clone() for _ in range(capture.WARM_UP)]
-
-    @contextlib.contextmanager
-    def recording(graph, pool):
-        stream = torch.get_rng_state()  # a recording that fails draws nothing on a GPU
-        with monkeypatch.context() as patched:
-            patched.setattr(torch.cuda, "is_available", lambda: True)
-            patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            try:
-                yield
-            finally:
-                torch.set_rng_state(stream)
-
-    monkeypatch.setattr(torch.cuda, "graph", recording)
     with pytest.warns(UserWarning, match="so none is: one mask for both"):
         got.append(captured(words, numbers=())[0].clone())
     got.append(captured(words, numbers=())[0].clone())
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+SEARCHES = {
+    "cnn": (CNNSearch, CNNConfig(image_size=8, init_channels=2, layers=1, batch_size=1, epochs=2)),
+    "rnn": (RNNSearch, RNNConfig(batch_size=4, bptt=6, seed=24, emsize=8, nhid=8, nhidlast=8, epochs=1)),
+}
+# By recording. CNN: of both epochs, which have learning rates of their own. RNN: of texts of half the
+# length, four of them, and of whole ones.
+REPLAYS = {"cnn": [6, 8], "rnn": [3, 18]}
+
+
+def searched(kind, **options):
+    """Return a search with ``capture`` after its epochs, and what it showed on the way."""
+    search, config = SEARCHES[kind]
+    search, shown = search(dataclasses.replace(config, device="cpu", capture=True, **options)), []
+    for epoch in range(config.epochs):
+        search.epoch, search.step = epoch, 0
+        shown += [iteration.metrics for iteration in search.iterations()]
+        row = search.finish_epoch()
+        shown.append((row["train_loss"], row["valid_loss"]))
+    return search, shown
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize(
+    ("kind", "order", "memory"), [("cnn", 2, "store"), ("rnn", 1, "store"), ("rnn", 2, "recompute")]
+)
+def test_a_search_from_recordings_has_the_bits_of_one_without(
+    kind, order, memory, cuda, monkeypatch, tmp_path
+):
+    folder = {"cnn": image_folder, "rnn": text_folder}[kind](tmp_path)
+    options = {
+        "data": f"imagefolder:{folder}" if kind == "cnn" else str(folder),
+        "order": order,
+        "memory": memory,
+    }
+    monkeypatch.setattr(Search, "_captures", True)
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda: ["cpu"])
+    search, found = searched(kind, **options)
+    replays = [recording.graph.replays for recording in search.captured.recordings.values()]
+    assert sorted(replays) == REPLAYS[kind]
+    monkeypatch.setattr(capture, "WARM_UP", len(found))
+    plain, wanted = searched(kind, **options)
+    assert not plain.captured.recordings and found == wanted
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(search.model.state_dict()[name], value), name
 
 
 def test_waits_are_noticed():

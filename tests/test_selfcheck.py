@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dartsfast import cli, doctor, selfcheck, triton_backend
+from dartsfast import cli, doctor, selfcheck
 from dartsfast.backends import availability
 from dartsfast.errors import BackendError
 from dartsfast.oracle import mixed_sum
@@ -15,7 +15,7 @@ DEVICE = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def forget():
     yield
-    selfcheck.require.cache_clear()
+    selfcheck._require.cache_clear()
 
 
 def test_every_operator_has_a_sample():
@@ -70,14 +70,36 @@ def test_doctor_checks_every_operator_and_fails_for_one_that_disagrees(monkeypat
     assert " ".join(wrong.split()) == "mixed_sum on cpu WRONG: 1.0e-04 from the oracle"
 
 
+class CompilationError(Exception):
+    """Stands in for what Triton raises."""
+
+
+def test_an_operator_that_does_not_run_is_refused_by_name_with_the_cause(monkeypatch):
+    monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)
+    cause = CompilationError("\nptxas exited with 255\nmore of it")
+    calls = []
+
+    def fail(name, args):
+        calls.append(name)
+        selfcheck.require(name, DEVICE)  # as the operator does: not checked within its check
+        raise cause
+
+    monkeypatch.setattr(selfcheck, "_run", fail)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="^mixed_sum does not run on cpu: CompilationError: p") as e:
+            selfcheck.require("mixed_sum", DEVICE)
+        assert e.value.__cause__ is cause and "more of it" not in str(e.value)
+        assert "backend='reference'" in str(e.value)
+    assert calls == ["mixed_sum"] * 2
+
+
 @pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 def test_doctor_goes_on_where_a_kernel_does_not_compile(monkeypatch):
-    errors = pytest.importorskip("triton.runtime.errors")
-    if triton_backend.load() is not None:
-        pytest.skip(str(triton_backend.load()))
+    def fail(name, args):
+        raise CompilationError("ptxas exited with 255\nmore of it")
 
-    def difference(name, device):
-        raise errors.PTXASError("ptxas exited with 255\nmore of it")
-
-    monkeypatch.setattr(selfcheck, "difference", difference)
-    assert {value for _, value in doctor.deep_diagnosis()} == {"FAILED: PTXAS error: ptxas exited with 255"}
+    monkeypatch.setattr(selfcheck, "_run", fail)
+    assert doctor.deep_diagnosis() == [
+        (f"{name} on cpu", f"FAILED: {name} does not run on cpu: CompilationError: ptxas exited with 255")
+        for name in selfcheck.SAMPLES
+    ]

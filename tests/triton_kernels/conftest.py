@@ -14,6 +14,18 @@ def no_selfcheck(monkeypatch):
     monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
 
 
+@pytest.fixture(autouse=True)
+def spared():
+    """Spare the interpreter what it computes in vain."""
+    if not triton_backend.INTERPRETED:
+        yield
+        return
+    from mended import spared
+
+    with spared():
+        yield
+
+
 @pytest.fixture
 def exact():
     """Round as devices do, which Triton's interpreter does not everywhere."""

@@ -6,7 +6,7 @@ from interpreted import moved, needs_triton, run, ulps, watch
 from op_cases import ORACLES, VECTORS, Sampler, Vectors, assert_close
 
 pytest.importorskip("triton")
-pytestmark = needs_triton
+pytestmark = [needs_triton, pytest.mark.usefixtures("poisoned")]
 CASES = (*(case for case in VECTORS if case.n < 100_000), Vectors(2048))
 HALVES = (torch.bfloat16, torch.float16)
 

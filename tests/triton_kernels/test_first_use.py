@@ -1,0 +1,52 @@
+"""The check of Triton kernels before their first use, through the dispatcher."""
+
+import pytest
+import torch
+from checks import DEVICE, MARKS
+
+from dartsfast import selfcheck
+from dartsfast.errors import BackendError
+from dartsfast.oracle import alpha_softmax as oracle
+
+KERNELS = ("alpha_softmax",)
+pytestmark = MARKS
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch):
+    monkeypatch.delenv("DARTSFAST_SELFCHECK")
+    selfcheck._require.cache_clear()
+    yield
+    selfcheck._require.cache_clear()
+
+
+def use():
+    return torch.ops.dartsfast.alpha_softmax([torch.zeros(3, 4, device=DEVICE)])
+
+
+def test_an_operator_is_checked_once(launches):
+    for count in (2, 1):
+        launches.clear()
+        use()
+        assert launches == ["alpha_softmax_kernel"] * count
+
+
+def test_kernels_that_disagree_are_refused(monkeypatch):
+    right = oracle.alpha_softmax
+    monkeypatch.setattr(oracle, "alpha_softmax", lambda alphas: [p * 1.001 for p in right(alphas)])
+    with pytest.raises(BackendError, match="alpha_softmax on .* differs from its oracle by 0.001"):
+        use()
+
+
+def test_kernels_that_do_not_compile_are_refused_with_the_cause(monkeypatch):
+    from dartsfast.kernels import alpha_softmax
+
+    error = ValueError("at 3:4: no such function")
+
+    def launch(*args, **meta):
+        raise error
+
+    monkeypatch.setattr(alpha_softmax, "launch", launch)
+    with pytest.raises(BackendError, match="^alpha_softmax does not run on .*: ValueError: at 3:4") as found:
+        use()
+    assert found.value.__cause__ is error
