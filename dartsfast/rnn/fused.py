@@ -87,12 +87,6 @@ def _move_running(norm: nn.BatchNorm1d, stats: Tensor, batch: int) -> None:
         running.mul_(1 - shares.sum()).add_((shares[:, None] * new).sum(0))
 
 
-def _edges(node: int) -> slice:
-    """The predecessors of a node (0 to steps - 1), which reads node + 1 states, in a table of all edges."""
-    first = node * (node + 1) // 2
-    return slice(first, first + node + 1)
-
-
 @functools.cache
 def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype, device=device)
@@ -101,11 +95,16 @@ def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
 class _Cell:
     """What one time step needs, forward and backward."""
 
-    def __init__(self, mask: Tensor | None, W0: Tensor, Ws: Sequence[Tensor], given: Any, eps: float) -> None:
+    def __init__(
+        self, mask: Tensor | None, weights: Tensor, W0: Tensor, Ws: Sequence[Tensor], given: Any, eps: float
+    ) -> None:
         H = Ws[0].shape[0]
         self.mask, self.Ws, self.given, self.eps = mask, Ws, given, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
         self.steps, self.H = len(Ws), H
+        # A part a node, with a row a predecessor.
+        self.predecessors = list(range(1, self.steps + 1))
+        self.weights = weights.split(self.predecessors)
         self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
 
     def masked(self, s: Tensor) -> Tensor:
@@ -120,58 +119,58 @@ class _Cell:
         """Rebuild all gates [1 + edges, B, 2H] of a time step from its states."""
         self.fill_first(x, h, gates)
         before = self.masked(states[: self.steps])
-        for i, W in enumerate(self.Ws):
-            own = gates[1:][_edges(i)].view(-1, 2 * self.H)
-            kernels.gemm_(own, before[: i + 1].flatten(0, 1), W, False)
+        for i, (W, own) in enumerate(zip(self.Ws, gates[1:].split(self.predecessors), strict=True)):
+            kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
 
-    def forward(
-        self, x: Tensor, h: Tensor, weights: Tensor, states: Tensor, gates: Tensor, stats: Tensor
-    ) -> None:
+    def forward(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor, stats: Tensor) -> None:
         """Fill states [steps + 1, B, H], gates [1 + edges, B, 2H] and stats [steps + 1, 2, H]."""
-        before = torch.empty_like(states)
+        before = torch.empty_like(states[: self.steps])
         self.fill_first(x, h, gates)
         out, found = kernels.rnn_node(gates[:1], h[None], self.init, self.given, self.eps)
-        for i, W in enumerate((*self.Ws, None)):
-            states[i] = out
-            stats[i] = found if self.given is None else self.given
-            if W is None:
-                return
-            before[i] = self.masked(out)
-            own = gates[1:][_edges(i)]
+        nodes = zip(self.Ws, gates[1:].split(self.predecessors), self.weights, strict=True)
+        for i, (W, own, weights) in enumerate(nodes):
+            self._keep(i, out, found, states, stats)
+            torch.mul(out, self.mask, out=before[i]) if self.mask is not None else before[i].copy_(out)
             kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
-            out, found = kernels.rnn_node(own, states[: i + 1], weights[_edges(i)], self.given, self.eps)
+            out, found = kernels.rnn_node(own, states[: i + 1], weights, self.given, self.eps)
+        self._keep(self.steps, out, found, states, stats)
+
+    def _keep(self, i: int, out: Tensor, found: Tensor, states: Tensor, stats: Tensor) -> None:
+        states[i] = out
+        stats[i] = found if self.given is None else self.given
 
     def backward(
         self,
         g: Tensor,
         h: Tensor,
-        weights: Tensor,
         states: Tensor,
         gates: Tensor,
         stats: Tensor,
-        d_weights: Tensor,
+        d_weights: Sequence[Tensor],
         d_Ws: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of gates[0] [B, 2H] and, but for what passes through them, of h [B, H].
 
-        ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights`` and ``d_Ws`` are added to.
+        ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights``, by node, and ``d_Ws`` are added
+        to.
         """
         own = self.given is None
-        before = self.masked(states[: self.steps])
-        through = torch.empty_like(before)  # gradients of the masked states
+        before = None if d_Ws is None else self.masked(states[: self.steps])
+        through = torch.empty_like(states[: self.steps])  # gradients of the masked states
         d = (g / self.steps).expand_as(states)
+        by_node = gates[1:].split(self.predecessors)
         for i in reversed(range(self.steps)):
-            edges, last = _edges(i), i == self.steps - 1
+            last = i == self.steps - 1
             # Nothing but nodes are averaged: the initial state has no share in g.
             base = torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]]) if last else d[: i + 1]
             d_gates, d, found = kernels.rnn_node_backward(
                 d[i + 1] if last else d[i + 1] + self.masked(through[i + 1]), states[i + 1], stats[i + 1, 1],
-                gates[1:][edges], states[: i + 1], weights[edges], self.eps, own, base,
+                by_node[i], states[: i + 1], self.weights[i], self.eps, own, base,
             )  # fmt: skip
-            d_weights[edges] += found
+            d_weights[i].add_(found)
             flat = d_gates.view(-1, 2 * self.H)
             kernels.gemm_(through[: i + 1].flatten(0, 1), flat, self.Ws[i].T, not last)
-            if d_Ws is not None:
+            if d_Ws is not None and before is not None:
                 kernels.gemm_(d_Ws[i], before[: i + 1].flatten(0, 1).T, flat, True)
         d_first, d_h, _ = kernels.rnn_node_backward(
             d[0] + self.masked(through[0]), states[0], stats[0, 1], gates[:1], h[None], self.init,
@@ -194,7 +193,7 @@ class _Recurrence(torch.autograd.Function):
         W0: Tensor,
         *Ws: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        cell = _Cell(mask, W0, Ws, given, eps)
+        cell = _Cell(mask, weights, W0, Ws, given, eps)
         T, B, H, steps = len(x), len(hidden), cell.H, cell.steps
         keep = memory == "store" and any(ctx.needs_input_grad)
         # From memory that is used again: fresh pages cost as much time as a third of the GEMMs.
@@ -205,7 +204,7 @@ class _Recurrence(torch.autograd.Function):
         h = hidden
         with nothing_to_record():
             for t in range(T):
-                cell.forward(x[t], h, weights, states[t], gates[t if keep else 0], stats[t])
+                cell.forward(x[t], h, states[t], gates[t if keep else 0], stats[t])
                 h = torch.mean(states[t, 1:], 0, out=out[t])
         ctx.given, ctx.eps = given, eps
         ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, states, gates if keep else None, stats, out)
@@ -216,12 +215,13 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
         x, hidden, mask, weights, W0, *Ws, states, kept, stats, out = ctx.saved_tensors
-        cell = _Cell(mask, W0, Ws, ctx.given, ctx.eps)
+        cell = _Cell(mask, weights, W0, Ws, ctx.given, ctx.eps)
         T, B, H = out.shape
         learn = any(ctx.needs_input_grad[7:])
         d_W0 = torch.zeros_like(W0) if learn else None
         d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
         d_weights = torch.zeros_like(weights)
+        d_by_node = d_weights.split(cell.predecessors)
         d_x = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         d_h = torch.zeros_like(hidden)
         rebuilt = kernels.empty(x, [1 + weights.shape[0], B, 2 * H]) if kept is None else None
@@ -231,9 +231,7 @@ class _Recurrence(torch.autograd.Function):
                 if rebuilt is not None:
                     cell.fill_gates(x[t], h, states[t], rebuilt)
                 gates = kept[t] if rebuilt is None else rebuilt
-                d_first, d_h = cell.backward(
-                    g[t] + d_h, h, weights, states[t], gates, stats[t], d_weights, d_Ws
-                )
+                d_first, d_h = cell.backward(g[t] + d_h, h, states[t], gates, stats[t], d_by_node, d_Ws)
                 through = torch.empty_like(d_h)
                 kernels.gemm_(through, d_first, cell.Wh.T, False)
                 d_h = d_h + cell.masked(through)
