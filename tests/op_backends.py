@@ -12,7 +12,8 @@ from unittest import mock
 
 import pytest
 import torch
-from op_cases import ORACLES, Norms, Vectors, call, same_bits
+from comparisons import same_bits
+from op_cases import ORACLES, Norms, Vectors, call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.backends import availability

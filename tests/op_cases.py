@@ -1,4 +1,4 @@
-"""Sample arguments of the fused operators, with awkward sizes, layouts and options; and comparisons.
+"""Sample arguments of the fused operators, with awkward sizes, layouts and options.
 
 A case gives the calls of one operator: the forward first, then its backward with every option.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from dartsfast.oracle import (
     alpha_softmax,
@@ -61,36 +61,6 @@ def spared(name, args):
             args[i] = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, args[i])
             written.append(args[i])
     return args, written
-
-
-def same_bits(got, wanted):
-    """Whether shapes, dtypes, NaN places and all other bits agree, signs of zeros included."""
-    got, wanted = tree_leaves(got), tree_leaves(wanted)
-    assert len(got) == len(wanted)
-    return all(_same_bits(a, b) for a, b in zip(got, wanted, strict=True))
-
-
-def _same_bits(a, b):
-    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
-        return False
-    if a.dtype == torch.int64:
-        return torch.equal(a, b)
-    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[a.dtype]
-    a, b = (torch.where(t.isnan(), torch.zeros_like(t), t).contiguous().view(integer) for t in (a, b))
-    return torch.equal(a, b)
-
-
-def assert_close(got, wanted, tolerance=1e-12, floor=0):
-    """Check float64 against the largest element, or ``floor``, of what is wanted, integers exactly."""
-    got, wanted = tree_leaves(got), tree_leaves(wanted)
-    assert len(got) == len(wanted)
-    for a, b in zip(got, wanted, strict=True):
-        if b.dtype == torch.int64:
-            assert torch.equal(a, b)
-            continue
-        assert a.shape == b.shape and a.dtype == b.dtype == torch.float64
-        if a.numel():
-            assert (a - b).abs().max() <= tolerance * max(b.abs().max(), floor)
 
 
 class Sampler:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
-from op_cases import CLASSES, Classes, assert_close, call, same_bits
+from op_cases import CLASSES, Classes, call
 from test_native import without_extension
 
 from dartsfast.errors import InputError
@@ -15,7 +16,8 @@ from dartsfast.rnn.loss import linear_cross_entropy
 
 WITHOUT = """
 import torch
-from op_cases import CLASSES, assert_close, call
+from comparisons import assert_close
+from op_cases import CLASSES, call
 from test_cross_entropy import stock
 from dartsfast import native
 assert native.load() is not None

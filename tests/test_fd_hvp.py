@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import native_only, needs_kernels
 from op_backends import triton_ran as triton_ran
-from op_cases import VECTORS, Sampler, Vectors, assert_close, call, same_bits
+from op_cases import VECTORS, Sampler, Vectors, call
 from test_native import without_extension
 
 import dartsfast.ops as ops
@@ -37,7 +38,8 @@ STOCK = {
 }
 WITHOUT = """
 import torch
-from op_cases import VECTORS, assert_close, call
+from comparisons import assert_close
+from op_cases import VECTORS, call
 from test_fd_hvp import STOCK
 from dartsfast import native
 assert native.load() is not None

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
-from op_cases import PRODUCTS, Product, assert_close, call, same_bits
+from op_cases import PRODUCTS, Product, call
 from test_native import without_extension
 
 from dartsfast.errors import InputError
@@ -14,7 +15,8 @@ from dartsfast.oracle import gemm as oracle
 WITHOUT = """
 import torch
 import dartsfast.ops
-from op_cases import PRODUCTS, assert_close, call
+from comparisons import assert_close
+from op_cases import PRODUCTS, call
 from dartsfast import native
 assert native.load() is not None
 for case in PRODUCTS:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from comparisons import assert_close, same_bits
 from op_backends import assert_agrees, needs_kernels
 from op_backends import triton_ran as triton_ran  # a fixture
-from op_cases import NORMS, Norms, Sampler, assert_close, call, same_bits
+from op_cases import NORMS, Norms, Sampler, call
 from torch import nn
 
 import dartsfast.ops as ops

@@ -6,21 +6,8 @@ import sys
 
 import pytest
 import torch
-from op_cases import (
-    ORACLES,
-    Alphas,
-    Classes,
-    Conv,
-    Mix,
-    Node,
-    Norms,
-    Pool,
-    Product,
-    Vectors,
-    assert_close,
-    call,
-    same_bits,
-)
+from comparisons import assert_close, same_bits
+from op_cases import ORACLES, Alphas, Classes, Conv, Mix, Node, Norms, Pool, Product, Vectors, call
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators

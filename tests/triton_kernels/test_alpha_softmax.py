@@ -6,7 +6,8 @@ import pytest
 import torch
 from checks import HALVES, MARKS, assert_rounded, oracle, run, tensors
 
-from tests.op_cases import ALPHAS, ORACLES, SMALL, Alphas, same_bits
+from tests.comparisons import same_bits
+from tests.op_cases import ALPHAS, ORACLES, SMALL, Alphas
 
 KERNELS = ("alpha_softmax",)
 CASES = (*ALPHAS, *(case for case in SMALL if isinstance(case, Alphas)), Alphas(((33, 2), (2, 70))))

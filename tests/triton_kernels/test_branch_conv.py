@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.ops.contract import CONTRACTS, accumulated
 from dartsfast.triton_backend import INTERPRETED, missing
-from tests.op_cases import CONVS, EDGE, ORACLES, SMALL, Conv, Sampler, assert_close, call
+from tests.comparisons import assert_close
+from tests.op_cases import CONVS, EDGE, ORACLES, SMALL, Conv, Sampler, call
 from tests.test_ops import STOCK as STOCK_FORWARD
 from tests.test_ops import STOCK_BACKWARD
 

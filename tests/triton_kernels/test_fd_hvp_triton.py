@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from comparisons import assert_close
 from interpreted import moved, needs_triton, run, ulps, watch
-from op_cases import ORACLES, VECTORS, Sampler, Vectors, assert_close
+from op_cases import ORACLES, VECTORS, Sampler, Vectors
 
 pytest.importorskip("triton")
 pytestmark = [needs_triton, pytest.mark.usefixtures("poisoned")]

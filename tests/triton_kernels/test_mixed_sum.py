@@ -4,7 +4,8 @@ import pytest
 import torch
 from checks import HALVES, MARKS, assert_rounded, assert_sum, oracle, run, tensors
 
-from tests.op_cases import MIXES, ORACLES, SMALL, Mix, assert_close, same_bits
+from tests.comparisons import assert_close, same_bits
+from tests.op_cases import MIXES, ORACLES, SMALL, Mix
 
 KERNELS = ("mixed_sum",)
 # More channels than a tile holds, more branches than a group, and a dense layout of either unit; beside

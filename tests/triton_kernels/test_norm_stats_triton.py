@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from comparisons import assert_close, same_bits
 from interpreted import needs_triton, run, watch
-from op_cases import NORMS, ORACLES, Norms, assert_close, same_bits
+from op_cases import NORMS, ORACLES, Norms
 
 pytest.importorskip("triton")
 pytestmark = needs_triton

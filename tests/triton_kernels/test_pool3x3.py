@@ -4,7 +4,8 @@ import pytest
 import torch
 from checks import HALVES, MARKS, assert_rounded, assert_sum, oracle, run, tensors
 
-from tests.op_cases import ORACLES, POOLS, SMALL, Pool, assert_close, same_bits
+from tests.comparisons import assert_close, same_bits
+from tests.op_cases import ORACLES, POOLS, SMALL, Pool
 
 KERNELS = ("pool3x3", "reduce")
 # More channels than a tile holds, and windows that hang over every side at once; beside them what

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from comparisons import assert_close
 from interpreted import DEVICE, needs_triton, run
-from op_cases import ORACLES, Conv, assert_close
+from op_cases import ORACLES, Conv
 
 pytest.importorskip("triton")
 pytestmark = needs_triton

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from comparisons import assert_close, same_bits
 from interpreted import DEVICE, moved, needs_triton, run, ulps, watch
-from op_cases import NODES, ORACLES, SMALL, Node, Sampler, assert_close, same_bits
+from op_cases import NODES, ORACLES, SMALL, Node, Sampler
 
 from dartsfast.oracle import activations as oracle
 
