@@ -66,7 +66,7 @@ SUITES = {
         plots.draw_hvp,
     ),
     "model": Suite(
-        "an ESTIMATE of CNN iterations on GPUs: launches and bytes counted, nothing timed",
+        "an ESTIMATE of iterations on GPUs: launches and bytes counted, nothing timed",
         model.run,
         model.table,
         model.conditions,

@@ -1,4 +1,4 @@
-// sigmoid and tanh: one implementation for every backend, so that all give the same bits, within 2 ULP
+// exp, sigmoid and tanh: one implementation for every backend, so that all give the same bits, within 2 ULP
 // (float, on ten million arguments: 1.0 and 1.5). V is one value or a register of them, of element type T; csrc/cpu/vec.h has
 // the operations that it needs.
 #pragma once

@@ -6,19 +6,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all
 
 import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.ops.contract import once_differentiable
 
 kernels = torch.ops.dartsfast
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
-def linear(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply an ``nn.Linear`` to [R, in], by ``gemm_``; anything else, or one with hooks, runs as it is."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    if type(module) is not nn.Linear or hooks or module._backward_pre_hooks:
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is an ``nn.Linear`` and no more: no subclass, no hooks, no ``forward`` of its own."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    return not any(getattr(module, name) or getattr(hooks_of_all, f"_global{name}") for name in _HOOKS)
+
+
+def linear(module: Any, x: Tensor) -> Tensor:
+    """Apply an ``nn.Linear`` to [R, in], by ``gemm_``; a module that is not plain runs as it is."""
+    if not is_plain(module):
         return module(x)
-    return _Linear.apply(x, module.weight, module.bias)
+    return _Linear.apply(x.to(module.weight.dtype), module.weight, module.bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -34,7 +42,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        d_x, d_weight = torch.empty_like(x) if of_x else None, torch.empty_like(weight) if of_weight else None
+        d_x, d_weight = (
+            x.new_empty(x.shape) if of_x else None,
+            g.new_empty(weight.shape) if of_weight else None,
+        )
         if d_x is not None:
             kernels.gemm_(d_x, g, weight, False)
         if d_weight is not None:

@@ -54,10 +54,12 @@ SAMPLES: dict[str, Samples] = {
     "alpha_softmax_backward": lambda normal: ([normal(14, 8).softmax(1)], [normal(14, 8)]),
     "branch_conv": _forward_conv,
     "branch_conv_backward": _backward_conv,
+    "cross_entropy_": lambda normal: (normal(5, 70), normal(70), torch.arange(5), 0.2),
     "fd_norm": lambda normal: (normal(5000),),
     "fd_perturb_": lambda normal: (*(normal(500) for _ in range(3)), normal().abs(), 0.01, -1.0),
     "fd_quotient": lambda normal: (normal(500), normal(500), normal().abs(), 0.01),
     "fd_virtual_step_": lambda normal: (*(normal(500) for _ in range(3)), normal().abs(), 0.025, 0.9, 3e-4),
+    "gemm_": lambda normal: (normal(13, 33), normal(13, 330), normal(330, 33), True),
     "mixed_sum": lambda normal: (
         [normal(2, 5, 6, 12) for _ in range(3)],
         *(normal(3, 12) for _ in range(2)),

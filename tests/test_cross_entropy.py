@@ -86,6 +86,48 @@ def test_the_decoder_is_that_of_stock_modules(chunk, needed):
 
 
 @needs_kernels
+def test_the_decoder_takes_any_layout():
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (
+        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in [(5, 9), (5, 11)]
+    )
+    rows, weight, labels = rows.T.requires_grad_(), weight.T.requires_grad_(), torch.arange(9)
+    loss, truth = (
+        linear_cross_entropy(rows, weight, None, labels, 4),
+        F.cross_entropy(rows @ weight.T, labels),
+    )
+    inputs = rows, weight
+    assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(truth, inputs))
+
+
+@needs_kernels
+def test_a_second_derivative_of_the_decoder_raises():
+    rows, weight, bias = (torch.randn(shape).requires_grad_() for shape in [(9, 5), (11, 5), (11,)])
+    for first in (rows, weight, bias):
+        loss = linear_cross_entropy(rows, weight, bias, torch.arange(9), 4)
+        (gradient,) = torch.autograd.grad(loss, first, create_graph=True)
+        for second in (rows, weight, bias):
+            with pytest.raises(NotImplementedError, match="differentiable once"):
+                torch.autograd.grad(gradient.sum(), second, retain_graph=True)
+
+
+@needs_kernels
+def test_many_rows_have_the_same_bits_for_any_number_of_threads():
+    before, results = torch.get_num_threads(), []
+    rows, weight = torch.randn(70_000, 2), torch.randn(3, 2)
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(linear_cross_entropy(rows, weight, None, torch.arange(70_000) % 3, 256))
+    torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_no_rows_have_no_mean():
+    with pytest.raises(InputError, match="the mean over no rows"):
+        linear_cross_entropy(torch.ones(0, 2), torch.ones(3, 2), None, torch.arange(0), 4)
+
+
+@needs_kernels
 @pytest.mark.parametrize(("name", "args"), Classes(3, 4).calls())
 def test_opcheck(name, args):
     torch.library.opcheck(torch.ops.dartsfast.cross_entropy_.default, args)

@@ -256,6 +256,26 @@ def test_the_engine_asks_for_what_it_uses(monkeypatch):
     assert asked == [True] * 10 + [False] * 10
 
 
+def test_a_decoder_that_is_more_than_linear_runs_as_it_is():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    (x, y), losses, seen = text(), {}, []
+    for backend in ("reference", "cpu"):
+        model = network(backend, dropouts=DRY)
+        handle = model.decoder.register_forward_hook(lambda module, args, out: seen.append(out))
+        plain = model(x, model.init_hidden(6), target=y)[0]
+        handle.remove()
+        doubled = Doubled(*reversed(model.decoder.weight.shape), dtype=torch.float64)
+        doubled.load_state_dict(model.decoder.state_dict())
+        model.decoder = doubled
+        losses[backend] = plain.item(), model(x, model.init_hidden(6), target=y)[0].item()
+    assert len(seen) == 2
+    assert losses["cpu"] == pytest.approx(losses["reference"], rel=1e-12)
+    assert losses["cpu"][0] != pytest.approx(losses["cpu"][1])
+
+
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_running_statistics_are_those_of_the_module(momentum, tracked):

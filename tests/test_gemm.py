@@ -22,6 +22,13 @@ assert native.load() is not None
 for case in PRODUCTS:
     for name, (out, a, b, accumulate) in case.calls(torch.float64):
         assert_close(call(name, (out, a, b, accumulate)), a @ b + (out if accumulate else 0))
+square = torch.ones(4, 4)
+try:
+    dartsfast.ops.gemm_(square, square.T, torch.ones(4, 4))
+except dartsfast.errors.InputError as error:
+    assert "out must not overlap" in str(error)
+else:
+    raise AssertionError("out may not be an argument")
 """
 
 
@@ -111,6 +118,7 @@ def test_bad_arguments_have_clear_messages():
         ((out, a, b[1:]), r"b must be \[4, -1\], got \[3, 5\]"),
         ((out[1:], a, b), r"out must be \[3, 5\], got \[2, 5\]"),
         ((out, a.double(), b), "a must have the dtype"),
+        ((out.to("meta"), a.bfloat16().to("meta"), b.to("meta")), "a must be torch.float32 as out"),
         ((out[0], a, b), r"out must be \[3, 5\], got \[5\]"),
         ((out, a[:, :0], b[:0]), "a and b must not be empty"),
         ((out.half(), a.half(), b.half()), "out must be float32 or float64"),

@@ -1,5 +1,5 @@
-// One register of T: AVX-512, AVX2, or an array of as many lanes. Lanes are channels, or elements that no sum
-// takes together, so the width never shows in a result.
+// One register of T: AVX-512, AVX2, or an array of as many lanes. Lanes are channels or columns, or elements
+// whose sums are interleaved alike on all of them, so the width never shows in a result.
 #pragma once
 
 #include <cstdint>

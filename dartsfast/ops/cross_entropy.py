@@ -51,10 +51,8 @@ def _fake(logits: Tensor, bias: Tensor | None, labels: Tensor, scale: float) -> 
 
 def _stock(logits: Tensor, bias: Tensor | None, labels: Tensor, scale: float) -> Tensor:
     _fake(logits, bias, labels, scale)
-    if bias is not None:
-        logits += bias
     at = labels[:, None]
-    found = logits.log_softmax(1)
+    found = (logits if bias is None else logits + bias).log_softmax(1)
     losses = -found.gather(1, at)[:, 0]
     torch.mul(found.exp_(), scale, out=logits)
     logits.scatter_add_(1, at, logits.new_full(at.shape, -scale))

@@ -36,6 +36,7 @@ def _fake(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
             t.dim() == 2 and t.numel() > 0 and t.layout == torch.strided,
             f"{name} must be a matrix, not empty, not sparse, got {list(t.shape)}, {t.layout}",
         )
+        require(t.dtype == out.dtype, f"{name} must be {out.dtype} as out, got {t.dtype}")
     check_dtype("out", out)
     check_shape("a", a, a.shape, out)
     check_shape("b", b, [a.shape[1], b.shape[1]], out)
@@ -46,8 +47,17 @@ def _fake(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     )
 
 
+def _span(t: Tensor) -> tuple[int, int]:
+    """Return where the memory from the first to the last element begins and ends."""
+    elements = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + elements * t.element_size()
+
+
 def _library(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     _fake(out, a, b, accumulate)
+    first, end = _span(out)
+    for start, stop in (_span(a), _span(b)):
+        require(stop <= first or end <= start, "out must not overlap with a or b")
     if accumulate:
         out.addmm_(a, b)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.errors import check_range
-from dartsfast.linear import linear
+from dartsfast.linear import is_plain, linear
 from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
 from dartsfast.recompute import recomputed
@@ -181,7 +181,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         output, hidden_next, raw_outputs = self._features(input, hidden)
         rows, labels = output.flatten(0, 1), target.reshape(-1)
         decoder, backend = self.decoder, self.backend
-        if backend == "reference":
+        if backend == "reference" or not is_plain(decoder):
             loss = F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
         elif backend == "cpu":
             loss = linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
