@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -103,6 +104,16 @@ SAMPLES: dict[str, Samples] = {
 _running = threading.local()  # a check calls the operator, which must not be checked once more
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what kernels that do not compile, load or launch raise: Triton, its compilers, drivers."""
+    failures = RuntimeError, OSError, subprocess.SubprocessError
+    try:
+        from triton.errors import TritonError
+    except ImportError:  # then no kernel is Triton's
+        return failures
+    return *failures, TritonError
+
+
 def difference(name: str, device: torch.device) -> float:
     """Run operator ``name`` on ``device`` and return its largest distance from the oracle, relative.
 
@@ -119,7 +130,7 @@ def difference(name: str, device: torch.device) -> float:
     _running.now = True
     try:
         found = _run(name, there)
-    except Exception as error:  # whatever compilers, their processes and drivers raise
+    except _failures() as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise BackendError(f"{name} does not run on {device}: {type(error).__name__}: {reason}") from error
     finally:

@@ -1,5 +1,7 @@
 """The check of operators before their first use on a device."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -70,13 +72,10 @@ def test_doctor_checks_every_operator_and_fails_for_one_that_disagrees(monkeypat
     assert " ".join(wrong.split()) == "mixed_sum on cpu WRONG: 1.0e-04 from the oracle"
 
 
-class CompilationError(Exception):
-    """Stands in for what Triton raises."""
-
-
-def test_an_operator_that_does_not_run_is_refused_by_name_with_the_cause(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, subprocess.SubprocessError])
+def test_an_operator_that_does_not_run_is_refused_by_name_with_the_cause(monkeypatch, kind):
     monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)
-    cause = CompilationError("\nptxas exited with 255\nmore of it")
+    cause = kind("\nptxas exited with 255\nmore of it")
     calls = []
 
     def fail(name, args):
@@ -86,20 +85,29 @@ def test_an_operator_that_does_not_run_is_refused_by_name_with_the_cause(monkeyp
 
     monkeypatch.setattr(selfcheck, "_run", fail)
     for _ in range(2):
-        with pytest.raises(BackendError, match="^mixed_sum does not run on cpu: CompilationError: p") as e:
+        with pytest.raises(BackendError, match=f"^mixed_sum does not run on cpu: {kind.__name__}: p") as e:
             selfcheck.require("mixed_sum", DEVICE)
         assert e.value.__cause__ is cause and "more of it" not in str(e.value)
         assert "backend='reference'" in str(e.value)
     assert calls == ["mixed_sum"] * 2
 
 
+def test_a_mistake_of_our_own_is_not_taken_for_a_broken_backend(monkeypatch):
+    def fail(name, args):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(selfcheck, "_run", fail)
+    with pytest.raises(TypeError, match="no such argument"):
+        selfcheck.difference("mixed_sum", DEVICE)
+
+
 @pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 def test_doctor_goes_on_where_a_kernel_does_not_compile(monkeypatch):
     def fail(name, args):
-        raise CompilationError("ptxas exited with 255\nmore of it")
+        raise RuntimeError("ptxas exited with 255\nmore of it")
 
     monkeypatch.setattr(selfcheck, "_run", fail)
     assert doctor.deep_diagnosis() == [
-        (f"{name} on cpu", f"FAILED: {name} does not run on cpu: CompilationError: ptxas exited with 255")
+        (f"{name} on cpu", f"FAILED: {name} does not run on cpu: RuntimeError: ptxas exited with 255")
         for name in selfcheck.SAMPLES
     ]
