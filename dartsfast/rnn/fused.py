@@ -124,13 +124,14 @@ class _Cell:
 
     def forward(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor, stats: Tensor) -> None:
         """Fill states [steps + 1, B, H], gates [1 + edges, B, 2H] and stats [steps + 1, 2, H]."""
-        before = torch.empty_like(states[: self.steps])
+        before = states[: self.steps] if self.mask is None else torch.empty_like(states[: self.steps])
         self.fill_first(x, h, gates)
         out, found = kernels.rnn_node(gates[:1], h[None], self.init, self.given, self.eps)
         nodes = zip(self.Ws, gates[1:].split(self.predecessors), self.weights, strict=True)
         for i, (W, own, weights) in enumerate(nodes):
             self._keep(i, out, found, states, stats)
-            torch.mul(out, self.mask, out=before[i]) if self.mask is not None else before[i].copy_(out)
+            if self.mask is not None:
+                torch.mul(out, self.mask, out=before[i])
             kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
             out, found = kernels.rnn_node(own, states[: i + 1], weights, self.given, self.eps)
         self._keep(self.steps, out, found, states, stats)
