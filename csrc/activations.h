@@ -35,16 +35,15 @@ struct Activations {
   explicit Activations(V x) : x(x) {
     const V y = x.minus_abs(), least = V::set(A::least);
     const auto alive = y.exceeds(least);
-    const V clamped = V::select(alive, y, least);
+    const V clamped = y.at_least(least);
     const V shifted = V::fma(clamped, V::set(static_cast<T>(1.4426950408889634)), V::set(A::round));
     const V minus_n = V::set(A::round) - shifted;
     const V r = V::fma(minus_n, V::set(A::ln2_low), V::fma(minus_n, V::set(A::ln2_high), clamped));
     V sum = V::set(inverse_factorial(A::degree));
     for (int i = A::degree - 1; i >= 2; --i) sum = V::fma(sum, r, V::set(inverse_factorial(i)));
-    const V p = V::fma(r * r, sum, r), scale = shifted.power_of_two();
-    const V rounded = V::fma(scale, p, scale);
-    e = V::select(alive, rounded, V::zero());
-    rest = V::select(alive, V::fma(scale, p, scale - rounded), V::zero());
+    const V p = V::fma(r * r, sum, r), scale = shifted.power_of_two().where(alive);
+    e = V::fma(scale, p, scale);
+    rest = V::fma(scale, p, scale - e);
   }
   static constexpr T inverse_factorial(int n) {
     double factorial = 1;
@@ -55,13 +54,12 @@ struct Activations {
   V sigmoid() const {
     const V one = V::set(1), sum = one + e, lost = ((one - sum) + e) + rest, inverse = one / sum;
     const auto positive = x.exceeds(V::zero());
-    const V above = V::select(positive, one, e), above_rest = V::select(positive, V::zero(), rest);
-    const V q = above * inverse, minus_q = V::zero() - q;
-    return V::fma(V::fma(minus_q, sum, above) + V::fma(minus_q, lost, above_rest), inverse, q);
+    const V above = V::select(positive, one, e), q = above * inverse;
+    return V::fma(V::fnma(q, sum, above) + V::fnma(q, lost, rest.where_not(positive)), inverse, q);
   }
   // From 0.625 on 1 - 2 e^2 / (1 + e^2), with the sign of x.
   V tanh() const {
-    const V a = V::zero() - x.minus_abs(), z = a * a, square = V::fma(e, e, (e + e) * rest);
+    const V a = x.abs(), z = a * a, square = V::fma(e, e, (e + e) * rest);
     const auto large = a.exceeds(V::set(static_cast<T>(0.625)));
     const V above = V::select(large, square + square, (a * z) * polynomial(A::N, A::terms, z));
     const V below = V::select(large, V::set(1) + square, polynomial(A::D, A::terms + 1, z));

@@ -28,6 +28,8 @@ void pack(Matrix<const T> from, int64_t depth, int64_t count, T* panel) {
     }
   } else if (from.column == 1) {
     for (; k + 8 <= depth; k += 8) {
+      // The next panel's rows: each is too short for the processor to see where it leads.
+      for (int64_t i = 0; i < SIDE && k % 16 == 0; ++i) prefetch<false>(from.at(SIDE + i, k).data, 64);
       // Backwards: the last of a row are zeros that spill over into the next one's first.
       for (int64_t i = (SIDE - 1) / 8 * 8; i >= 0; i -= 8) {
         transpose(from.at(i, k).data, from.row, count - i, panel + k * SIDE + i, SIDE);

@@ -35,8 +35,10 @@ struct Vec<float> {
   Vec operator*(Vec o) const { return {_mm512_mul_ps(v, o.v)}; }
   Vec operator/(Vec o) const { return {_mm512_div_ps(v, o.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   // The second operand wins where one is NaN, so NaN passes.
-  Vec relu() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
+  Vec at_least(Vec floor) const { return {_mm512_max_ps(floor.v, v)}; }
+  Vec relu() const { return at_least(zero()); }
   Vec where_positive(Vec x) const {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), v)};
   }
@@ -50,6 +52,7 @@ struct Vec<float> {
   Vec minus_abs() const {
     return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(v), _mm512_set1_epi32(INT32_MIN)))};
   }
+  Vec abs() const { return {_mm512_abs_ps(v)}; }
   // This value, of any sign, with that of x.
   Vec with_sign_of(Vec x) const {
     const __m512i sign = _mm512_set1_epi32(INT32_MIN);
@@ -61,6 +64,9 @@ struct Vec<float> {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
   }
   static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.v, mask, yes.v)}; }
+  // This value in the lanes of a mask, or in the others; else 0.
+  Vec where(Mask mask) const { return {_mm512_maskz_mov_ps(mask, v)}; }
+  Vec where_not(Mask mask) const { return {_mm512_maskz_mov_ps(static_cast<Mask>(~mask), v)}; }
 };
 
 template <>
@@ -81,7 +87,9 @@ struct Vec<double> {
   Vec operator*(Vec o) const { return {_mm512_mul_pd(v, o.v)}; }
   Vec operator/(Vec o) const { return {_mm512_div_pd(v, o.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-  Vec relu() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
+  Vec at_least(Vec floor) const { return {_mm512_max_pd(floor.v, v)}; }
+  Vec relu() const { return at_least(zero()); }
   Vec where_positive(Vec x) const {
     return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), v)};
   }
@@ -93,6 +101,7 @@ struct Vec<double> {
   Vec minus_abs() const {
     return {_mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(v), _mm512_set1_epi64(INT64_MIN)))};
   }
+  Vec abs() const { return {_mm512_abs_pd(v)}; }
   Vec with_sign_of(Vec x) const {
     const __m512i sign = _mm512_set1_epi64(INT64_MIN);
     return {_mm512_castsi512_pd(_mm512_ternarylogic_epi64(sign, _mm512_castpd_si512(x.v), _mm512_castpd_si512(v), 0xca))};
@@ -102,6 +111,8 @@ struct Vec<double> {
     return {_mm512_castsi512_pd(_mm512_slli_epi64(bits, 52))};
   }
   static Vec select(Mask mask, Vec yes, Vec no) { return {_mm512_mask_mov_pd(no.v, mask, yes.v)}; }
+  Vec where(Mask mask) const { return {_mm512_maskz_mov_pd(mask, v)}; }
+  Vec where_not(Mask mask) const { return {_mm512_maskz_mov_pd(static_cast<Mask>(~mask), v)}; }
 };
 
 #elif defined(DARTSFAST_AVX2)
@@ -129,7 +140,9 @@ struct Vec<float> {
   Vec operator*(Vec o) const { return {_mm256_mul_ps(v, o.v)}; }
   Vec operator/(Vec o) const { return {_mm256_div_ps(v, o.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-  Vec relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+  Vec at_least(Vec floor) const { return {_mm256_max_ps(floor.v, v)}; }
+  Vec relu() const { return at_least(zero()); }
   Vec where_positive(Vec x) const {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v)};
   }
@@ -139,6 +152,7 @@ struct Vec<float> {
   }
   Vec exceeds(Vec o) const { return {_mm256_cmp_ps(v, o.v, _CMP_NLE_UQ)}; }
   Vec minus_abs() const { return {_mm256_or_ps(v, _mm256_set1_ps(-0.0f))}; }
+  Vec abs() const { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), v)}; }
   Vec with_sign_of(Vec x) const {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_or_ps(_mm256_and_ps(sign, x.v), _mm256_andnot_ps(sign, v))};
@@ -148,6 +162,9 @@ struct Vec<float> {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 23))};
   }
   static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, mask.v)}; }
+  // This value in the lanes of a mask, or in the others; else 0.
+  Vec where(Vec mask) const { return {_mm256_and_ps(mask.v, v)}; }
+  Vec where_not(Vec mask) const { return {_mm256_andnot_ps(mask.v, v)}; }
 };
 
 template <>
@@ -169,7 +186,9 @@ struct Vec<double> {
   Vec operator*(Vec o) const { return {_mm256_mul_pd(v, o.v)}; }
   Vec operator/(Vec o) const { return {_mm256_div_pd(v, o.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
-  Vec relu() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
+  Vec at_least(Vec floor) const { return {_mm256_max_pd(floor.v, v)}; }
+  Vec relu() const { return at_least(zero()); }
   Vec where_positive(Vec x) const {
     return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), v)};
   }
@@ -179,6 +198,7 @@ struct Vec<double> {
   }
   Vec exceeds(Vec o) const { return {_mm256_cmp_pd(v, o.v, _CMP_NLE_UQ)}; }
   Vec minus_abs() const { return {_mm256_or_pd(v, _mm256_set1_pd(-0.0))}; }
+  Vec abs() const { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), v)}; }
   Vec with_sign_of(Vec x) const {
     const __m256d sign = _mm256_set1_pd(-0.0);
     return {_mm256_or_pd(_mm256_and_pd(sign, x.v), _mm256_andnot_pd(sign, v))};
@@ -188,6 +208,8 @@ struct Vec<double> {
     return {_mm256_castsi256_pd(_mm256_slli_epi64(bits, 52))};
   }
   static Vec select(Vec mask, Vec yes, Vec no) { return {_mm256_blendv_pd(no.v, yes.v, mask.v)}; }
+  Vec where(Vec mask) const { return {_mm256_and_pd(mask.v, v)}; }
+  Vec where_not(Vec mask) const { return {_mm256_andnot_pd(mask.v, v)}; }
 };
 
 #else
@@ -230,7 +252,11 @@ struct Vec {
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return each([&](int i) { return fma1(a.v[i], b.v[i], c.v[i]); });
   }
-  Vec relu() const { return each([&](int i) { return v[i] < 0 ? T(0) : v[i]; }); }
+  static Vec fnma(const Vec& a, const Vec& b, const Vec& c) {
+    return each([&](int i) { return fma1(-a.v[i], b.v[i], c.v[i]); });
+  }
+  Vec at_least(const Vec& floor) const { return each([&](int i) { return v[i] < floor.v[i] ? floor.v[i] : v[i]; }); }
+  Vec relu() const { return at_least(zero()); }
   Vec where_positive(const Vec& x) const { return each([&](int i) { return x.v[i] > 0 ? v[i] : T(0); }); }
   Vec where_equal(const Vec& a, const Vec& b) const {
     return each([&](int i) { return a.v[i] == b.v[i] ? v[i] : T(0); });
@@ -244,6 +270,9 @@ struct Vec {
   Vec minus_abs() const {
     return each([&](int i) { return -(sizeof(T) == 4 ? __builtin_fabsf(v[i]) : __builtin_fabs(v[i])); });
   }
+  Vec abs() const {
+    return each([&](int i) { return sizeof(T) == 4 ? __builtin_fabsf(v[i]) : __builtin_fabs(v[i]); });
+  }
   Vec with_sign_of(const Vec& x) const {
     return each([&](int i) { return T(sizeof(T) == 4 ? __builtin_copysignf(v[i], x.v[i]) : __builtin_copysign(v[i], x.v[i])); });
   }
@@ -253,6 +282,8 @@ struct Vec {
   static Vec select(const Vec& mask, const Vec& yes, const Vec& no) {
     return each([&](int i) { return mask.v[i] != 0 ? yes.v[i] : no.v[i]; });
   }
+  Vec where(const Vec& mask) const { return select(mask, *this, zero()); }
+  Vec where_not(const Vec& mask) const { return select(mask, zero(), *this); }
 };
 
 #endif
