@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.device import Device
-from bench.rnn_peers import Size
+from bench.rnn_peers import SEARCH, Size
 from bench.timing import interleaved
 from dartsfast.rnn.genotypes import STEPS
 
@@ -23,7 +23,8 @@ SAMPLE_SECONDS = 0.02
 class Gemm:
     """The product [rows, inner] x [inner, columns] of a forward, ``times`` over.
 
-    ``of_data``: of the embedded words, which get a gradient only where the weights do.
+    ``of_data``: of the embedded words, which get a gradient only where the weights do. ``dropped``: the
+    share of the inner features that locked dropout drops, of which no product is needed.
     """
 
     name: str
@@ -32,11 +33,17 @@ class Gemm:
     columns: int
     times: int
     of_data: bool = False
+    dropped: float = 0
+
+    @property
+    def kept(self) -> int:
+        """Inner features that are multiplied, rounded."""
+        return round(self.inner * (1 - self.dropped))
 
     @property
     def flops(self) -> int:
         """Floating point operations of all ``times``, in the forward as in each gradient."""
-        return 2 * self.rows * self.inner * self.columns * self.times
+        return 2 * self.rows * self.kept * self.columns * self.times
 
 
 def gemms(size: Size) -> list[Gemm]:
@@ -47,7 +54,7 @@ def gemms(size: Size) -> list[Gemm]:
         Gemm("words", T * B, H, 2 * H, 1, of_data=True),
         Gemm("hidden", B, H, 2 * H, T),
         *nodes,
-        Gemm("decoder", T * B, H, size.vocabulary, 1),
+        Gemm("decoder", T * B, H, size.vocabulary, 1, dropped=SEARCH.dropout if size.dropout else 0),
     ]
 
 
@@ -82,7 +89,7 @@ def floor_seconds(size: Size, repeats: int, device: Device) -> dict[int, float]:
 
 def _products(gemm: Gemm, device: Device) -> dict[str, Callable[[], torch.Tensor]]:
     """Return the product and those of its two gradients, float32."""
-    shapes = (gemm.rows, gemm.inner), (gemm.inner, gemm.columns), (gemm.rows, gemm.columns)
+    shapes = (gemm.rows, gemm.kept), (gemm.kept, gemm.columns), (gemm.rows, gemm.columns)
     x, w, y = (torch.rand(shape, device=device.place) for shape in shapes)
     dx, dw, out = (torch.empty_like(t) for t in (x, w, y))
     return {

@@ -57,5 +57,6 @@ def conditions(result: dict[str, Any]) -> str:
     )
     return (
         f"{steps.conditions(result, network)}; the floor is sgemm of an iteration's own shapes in the same "
-        f"run, {counted} for the two orders, and the share reached is the floor over the time"
+        f"run, the decoder's without the features that dropout drops, {counted} for the two orders, and the "
+        f"share reached is the floor over the time"
     )

@@ -25,4 +25,11 @@ struct FdVirtualStep {
   T scale, lr, momentum, weight_decay;
 };
 
+template <class T>
+struct FdQuotient {
+  T* out;
+  const T *plus, *minus;
+  T width;
+};
+
 }  // namespace dartsfast

@@ -15,9 +15,9 @@ kernels = torch.ops.dartsfast
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module is an ``nn.Linear`` and no more: no subclass, no hooks, no ``forward`` of its own."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether a module is a ``kind`` and no more: no subclass, no hooks, no ``forward`` of its own."""
+    if type(module) is not kind or "forward" in vars(module):
         return False
     return not any(getattr(module, name) or getattr(hooks_of_all, f"_global{name}") for name in _HOOKS)
 

@@ -40,6 +40,10 @@ def _backward_conv(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
     return g, z, normal(2, 4, 20), *_forward_conv(normal), normal(2, 51, 43, 12), True, True
 
 
+def _locked(normal: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return normal(7, 2, 9), normal(2, 9).relu(), normal(9, 33)
+
+
 def _node(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
     return normal(3, 6, 40), normal(3, 6, 20), normal(3, 4)
 
@@ -61,6 +65,9 @@ SAMPLES: dict[str, Samples] = {
     "fd_quotient": lambda normal: (normal(500), normal(500), normal().abs(), 0.01),
     "fd_virtual_step_": lambda normal: (*(normal(500) for _ in range(3)), normal().abs(), 0.025, 0.9, 3e-4),
     "gemm_": lambda normal: (normal(13, 33), normal(13, 330), normal(330, 33), True),
+    "locked_linear_": lambda normal: (normal(2, 7, 33), *_locked(normal)),
+    "locked_linear_input_gradient_": lambda normal: (normal(7, 2, 9), normal(2, 7, 33), *_locked(normal)[1:]),
+    "locked_linear_weight_gradient_": lambda normal: (normal(9, 33), normal(2, 7, 33), *_locked(normal)[:2]),
     "mixed_sum": lambda normal: (
         [normal(2, 5, 6, 12) for _ in range(3)],
         *(normal(3, 12) for _ in range(2)),
@@ -123,7 +130,8 @@ def difference(name: str, device: torch.device) -> float:
     importlib.import_module("dartsfast.ops")  # which imports this module
     generator = torch.Generator().manual_seed(0)
     args = SAMPLES[name](lambda *shape: torch.randn(shape, generator=generator))
-    module = "fd_hvp" if name.startswith("fd_") else name.removesuffix("_backward").rstrip("_")
+    family = {"fd": "fd_hvp", "locked": "locked_linear"}.get(name.split("_")[0])
+    module = family or name.removesuffix("_backward").rstrip("_")
     oracle = importlib.import_module(f"dartsfast.oracle.{module}")
     wanted = tree_leaves(getattr(oracle, name)(*args))
     there = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, args)

@@ -15,6 +15,7 @@ from dartsfast.oracle import (
     cross_entropy,
     fd_hvp,
     gemm,
+    locked_linear,
     mixed_sum,
     norm_stats,
     pool3x3,
@@ -32,6 +33,9 @@ ORACLES = {
     "fd_quotient": fd_hvp.fd_quotient,
     "fd_virtual_step_": fd_hvp.fd_virtual_step_,
     "gemm_": gemm.gemm_,
+    "locked_linear_": locked_linear.locked_linear_,
+    "locked_linear_input_gradient_": locked_linear.locked_linear_input_gradient_,
+    "locked_linear_weight_gradient_": locked_linear.locked_linear_weight_gradient_,
     "mixed_sum": mixed_sum.mixed_sum,
     "mixed_sum_backward": mixed_sum.mixed_sum_backward,
     "norm_stats_": norm_stats.norm_stats_,
@@ -265,6 +269,38 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Locked:
+    T: int
+    N: int
+    H: int
+    V: int
+    keep: float = 0.3
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler = Sampler(dtype)
+        kept = torch.rand(self.N, self.H, generator=sampler.generator) < self.keep
+        x, mask = self.inputs(sampler), kept.to(dtype) / self.keep
+        g, weight = sampler.tensor(self.N, self.T, self.V), sampler.tensor(self.H, self.V)
+        # What is dropped is not read.
+        hidden = torch.where(kept, x, torch.nan)
+        d_x = torch.full_like(x, torch.nan)
+        return [
+            ("locked_linear_", (torch.full_like(g, torch.nan), hidden, mask, weight)),
+            ("locked_linear_input_gradient_", (d_x, g, mask, weight)),
+            ("locked_linear_weight_gradient_", (sampler.tensor(self.H, self.V), g, hidden, mask)),
+        ]
+
+    def inputs(self, sampler: Sampler) -> Tensor:
+        """Return [T, N, H] in this case's layout."""
+        if self.layout == "slice":
+            return sampler.tensor(self.T, 2 * self.N + 1, self.H + 3)[:, 1 : self.N + 1, 2 : self.H + 2]
+        if self.layout == "transposed":
+            return sampler.tensor(self.H, self.N, self.T).permute(2, 1, 0)
+        return sampler.tensor(self.T, self.N, self.H)
+
+
+@dataclass(frozen=True)
 class Classes:
     R: int
     V: int
@@ -365,6 +401,14 @@ PRODUCTS = (
     Product(5, 9, 1100, "strided"),
     Product(130, 11, 48, "expanded"),
     Product(12, 641, 32),
+)
+LOCKED = (
+    Locked(1, 1, 1, 1, keep=1),
+    Locked(5, 3, 7, 17, layout="transposed"),
+    Locked(13, 2, 40, 1100, layout="slice"),
+    Locked(38, 3, 9, 530),
+    Locked(6, 4, 25, 33, keep=0.01),
+    Locked(73, 1, 3, 48, keep=0.9, layout="transposed"),
 )
 CLASSES = (Classes(1, 1), Classes(5, 7, 30), Classes(3, 32), Classes(4, 33, 200), Classes(2, 1007))
 NORMS = (

@@ -40,6 +40,7 @@ OPERATORS = {
     "rnn_node",
     "fd_hvp",
     "gemm_",
+    "locked_linear_",
 }
 TIMES = ("ms_p20", "ms_p50", "ms_p80")
 
@@ -213,7 +214,7 @@ def test_memory_says_why_it_has_no_figure(monkeypatch):
 
 
 def test_products_of_an_iteration_are_those_that_the_reference_takes():
-    size = Size(batch=4, nhid=6, bptt=5, vocabulary=11)
+    size = Size(batch=4, nhid=6, bptt=5, vocabulary=11, dropout=False)
     iteration = RNNIteration(PEERS[REFERENCE], size)
     # In a pass for the alphas autograd also takes the words' gradient, in every time step but the first,
     # and there not that of the hidden state nor of node 1, before which there is no alpha.
@@ -239,6 +240,8 @@ def test_floor_adds_up_the_products_of_an_iteration(monkeypatch):
     assert floor[1] == pytest.approx(1e-3 * (2 + 1 + 1 + (2 + 2 + 1) * (recurrent + 1)))
     assert floor[2] == pytest.approx(1e-3 * (5 + 3 + 3 + (5 + 5 + 3) * (recurrent + 1)))
     assert len(timed) == 1 + 1 + STEPS + 1
+    # The decoder's inner features without the three quarters that are dropped.
+    assert timed[-1] == {"forward": (20, 11), "input gradient": (20, 2), "weight gradient": (2, 11)}
     assert timed[3] == {"forward": (8, 12), "input gradient": (8, 6), "weight gradient": (6, 12)}
 
 

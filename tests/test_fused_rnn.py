@@ -16,6 +16,7 @@ from dartsfast.rnn import fused, model_search
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
+from dartsfast.rnn.utils import LockedDropout
 
 _cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
@@ -274,6 +275,40 @@ def test_a_decoder_that_is_more_than_linear_runs_as_it_is():
     assert len(seen) == 2
     assert losses["cpu"] == pytest.approx(losses["reference"], rel=1e-12)
     assert losses["cpu"][0] != pytest.approx(losses["cpu"][1])
+
+
+def test_a_dropout_that_is_more_than_locked_runs_as_it_is():
+    class Doubled(LockedDropout):
+        def forward(self, x, dropout):
+            return 2 * x
+
+    (x, y), losses, seen = text(), {}, []
+    for backend in ("reference", "cpu"):
+        model = network(backend)
+        model.lockdrop.register_forward_hook(lambda module, args, out: seen.append(out))
+        torch.manual_seed(5)
+        hooked = model(x, model.init_hidden(6), target=y)[0]
+        model.lockdrop = Doubled()
+        torch.manual_seed(5)
+        losses[backend] = hooked.item(), model(x, model.init_hidden(6), target=y)[0].item()
+    assert len(seen) == 4  # of the words and of the outputs
+    assert losses["cpu"] == pytest.approx(losses["reference"], rel=1e-12)
+    assert losses["cpu"][0] != pytest.approx(losses["cpu"][1])
+
+
+def test_what_dropout_leaves_is_multiplied_alone(monkeypatch):
+    """In training with dropout, and in nothing else."""
+    called = []
+    for name in ("locked_cross_entropy", "linear_cross_entropy"):
+        function = getattr(model_search, name)
+        monkeypatch.setattr(
+            model_search, name, lambda *args, f=function, n=name: called.append(n) or f(*args)
+        )
+    x, y = text()
+    for dropouts, training in ((DROPOUTS, True), (DROPOUTS, False), (DRY, True)):
+        model = network("cpu", dropouts=dropouts).train(training)
+        model(x, model.init_hidden(6), target=y)
+    assert called == ["locked_cross_entropy", "linear_cross_entropy", "linear_cross_entropy"]
 
 
 @pytest.mark.parametrize("tracked", [True, False])

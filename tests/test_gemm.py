@@ -131,5 +131,5 @@ def test_bad_arguments_have_clear_messages():
             gemm_(*args)
     square = torch.ones(4, 4)
     for one, other in ((square, torch.ones(4, 4)), (torch.ones(4, 4), square.T)):
-        with pytest.raises(RuntimeError, match="out must not overlap with a or b"):
+        with pytest.raises(RuntimeError, match="out must not overlap with the other tensors"):
             gemm_(square, one, other)

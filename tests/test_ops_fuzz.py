@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from comparisons import assert_close, same_bits
-from op_cases import ORACLES, Alphas, Classes, Conv, Mix, Node, Norms, Pool, Product, Vectors, call
+from op_cases import ORACLES, Alphas, Classes, Conv, Locked, Mix, Node, Norms, Pool, Product, Vectors, call
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
@@ -52,6 +52,8 @@ def random_call(name, rng):
         case = Classes(few(), size(), rng.choice([1, 100]))
     elif name.startswith("gemm"):
         case = Product(size(), size(), size(), rng.choice(["plain", "transposed", "strided", "expanded"]))
+    elif name.startswith("locked"):
+        case = Locked(size(), few(), size(), size(), layout=rng.choice(["plain", "transposed", "slice"]))
     elif name.startswith("fd"):
         case = Vectors(rng.randint(1, 100))
     elif name.startswith("norm"):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.op_cases.case import OURS, STOCK, Case, Peers, Timed, drawing, gradients, kernels, no_grad
-from dartsfast.ops import cross_entropy_, gemm_, rnn_node
+from dartsfast.ops import (
+    cross_entropy_,
+    gemm_,
+    locked_linear_,
+    locked_linear_input_gradient_,
+    locked_linear_weight_gradient_,
+    rnn_node,
+)
 
 EPSILON = 1e-5
 
@@ -15,10 +24,10 @@ EPSILON = 1e-5
 def rnn_cases(*, quick: bool = False) -> list[Case]:
     """Return nodes, their products and the decoder's of the paper's cell, or tiny ones."""
     if quick:
-        return [node_case(3, 4, 6), product_case(12, 6, 8), loss_case(4, 20)]
+        return [node_case(3, 4, 6), product_case(12, 6, 8), locked_case(3, 2, 6, 20), loss_case(4, 20)]
     nodes = [node_case(P, 256, 300) for P in (1, 8)]
     products = [product_case(*sizes) for sizes in ((256, 300, 600), (2048, 300, 600), (256, 300, 10_000))]
-    return [*nodes, *products, loss_case(256, 10_000)]
+    return [*nodes, *products, locked_case(35, 8, 300, 10_000), loss_case(256, 10_000)]
 
 
 def product_case(M: int, K: int, N: int) -> Case:
@@ -52,6 +61,52 @@ def product_case(M: int, K: int, N: int) -> Case:
 
     flops = dict.fromkeys(("forward", "input gradient", "weight gradient"), 2 * M * K * N)
     return Case("gemm_", f"{M} x {K} x {N}", build, flops=flops)
+
+
+def locked_case(T: int, N: int, H: int, V: int) -> Case:
+    """The decoder behind locked dropout of three quarters; stock products multiply the zeros too."""
+    kept = N * H // 4
+
+    def build(dtype: torch.dtype, device: torch.device) -> dict[str, Peers]:
+        draw = drawing(dtype, device)
+        x, weight, g = draw(T, N, H), draw(H, V), draw(N, T, V)
+        mask = torch.zeros(N * H, dtype=dtype, device=device)
+        mask[torch.randperm(N * H, generator=torch.Generator().manual_seed(0))[:kept]] = 4
+        mask = mask.view(N, H)
+        places = {
+            (peer, name): torch.zeros_like(t)
+            for peer in (OURS, STOCK)
+            for name, t in (("forward", g), ("input gradient", x), ("weight gradient", weight))
+        }
+
+        def own(name: str) -> Tensor:
+            place = places[OURS, name]
+            if name == "forward":
+                locked_linear_(place, x, mask, weight)
+            elif name == "input gradient":
+                locked_linear_input_gradient_(place, g, mask, weight)
+            else:
+                locked_linear_weight_gradient_(place, g, x, mask)
+            return place
+
+        def stock(name: str) -> Tensor:
+            place = places[STOCK, name]
+            if name == "forward":
+                return torch.matmul((x * mask).transpose(0, 1), weight, out=place)
+            if name == "input gradient":
+                return torch.mul((g @ weight.T).transpose(0, 1), mask, out=place)
+            return place.addmm_((x * mask).transpose(0, 1).flatten(0, 1).T, g.flatten(0, 1))
+
+        return {
+            name: {
+                peer: Timed(no_grad(functools.partial(call, name)), lambda out: [out.clone()])
+                for peer, call in ((OURS, own), (STOCK, stock))
+            }
+            for name in ("forward", "input gradient", "weight gradient")
+        }
+
+    flops = dict.fromkeys(("forward", "input gradient", "weight gradient"), 2 * T * kept * V)
+    return Case("locked_linear_", f"{T} x {N} of {H} to {V}, a quarter kept", build, flops=flops)
 
 
 def loss_case(R: int, V: int) -> Case:

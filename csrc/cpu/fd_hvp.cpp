@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 
+#include "cache.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -111,7 +112,6 @@ void fd_virtual_step(const Tensor& w, const Tensor& g, const std::optional<Tenso
   });
 }
 
-// Architecture parameters: a few hundred elements, no kernel needed.
 Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, double r) {
   check_vector(plus, "plus");
   check_vector(minus, plus, "minus");
@@ -119,11 +119,10 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
   check(r > 0, "r must be positive, got ", r);
   return for_dtype(plus, [&](auto zero) {
     using T = decltype(zero);
-    const T width = T(2) * (static_cast<T>(r) / scalar<T>(norm));
-    Tensor out = torch::stable::new_empty(plus, {plus.size(0)});
-    T* q = static_cast<T*>(out.mutable_data_ptr());
-    const T *p = data<T>(plus), *m = data<T>(minus);
-    for (int64_t i = 0; i < plus.size(0); ++i) q[i] = (p[i] - m[i]) / width;
+    Tensor out = empty(plus, {plus.size(0)});
+    const FdQuotient<T> a{static_cast<T*>(out.mutable_data_ptr()), data<T>(plus), data<T>(minus),
+                          T(2) * (static_cast<T>(r) / scalar<T>(norm))};
+    in_parallel(plus.size(0), 1, [&](int64_t begin, int64_t end) { kernels<T>().fd_quotient(a, begin, end); });
     return out;
   });
 }

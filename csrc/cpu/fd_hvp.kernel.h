@@ -57,4 +57,14 @@ void fd_virtual_step(const FdVirtualStep<T>& a, int64_t begin, int64_t end) {
   });
 }
 
+template <class T>
+void fd_quotient(const FdQuotient<T>& a, int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  const V width = V::set(a.width);
+  each_register<T>(end - begin, [&](int64_t i, auto left) {
+    const auto load = [&](const T* p) { return load_channels(p + begin + i, left); };
+    store_channels((load(a.plus) - load(a.minus)) / width, a.out + begin + i, left);
+  });
+}
+
 }  // namespace dartsfast::DARTSFAST_ISA

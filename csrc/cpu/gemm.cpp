@@ -2,7 +2,6 @@
 #include "../gemm.h"
 
 #include <algorithm>
-#include <functional>
 
 #include "kernels.h"
 #include "tensors.h"
@@ -13,14 +12,6 @@ namespace {
 // Threads share the side of the result with more units: as many rows or columns as tiles have on every instruction set,
 // or by half as many columns: rather an idle register than a thread with more to do.
 constexpr int64_t kRowUnit = 12, kColumnUnit = 16;
-
-struct Span {
-  const char *begin, *end;
-  explicit Span(const Tensor& t) {
-    begin = static_cast<const char*>(t.const_data_ptr());
-    end = begin + ((t.size(0) - 1) * t.stride(0) + (t.size(1) - 1) * t.stride(1) + 1) * t.element_size();
-  }
-};
 
 void check_arguments(const Tensor& out, const Tensor& a, const Tensor& b) {
   check(out.is_cpu(), "out must be a CPU tensor");
@@ -37,11 +28,7 @@ void check_arguments(const Tensor& out, const Tensor& a, const Tensor& b) {
   check_shape(out, {M, N}, "out");
   check((N == 1 || out.stride(1) == 1) && (M == 1 || out.stride(0) >= N),
         "out must have adjacent columns and rows that do not overlap, got strides ", out.stride(0), " and ", out.stride(1));
-  const std::less_equal<const char*> before;
-  for (const Tensor* read : {&a, &b}) {
-    const Span w(out), r(*read);
-    check(before(w.end, r.begin) || before(r.end, w.begin), "out must not overlap with a or b");
-  }
+  check_apart(out, "out", {&a, &b});
 }
 
 template <class T>

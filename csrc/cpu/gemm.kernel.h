@@ -17,27 +17,36 @@ void each_panel(int64_t count, int64_t step, F f) {
   for (int64_t r = 0; r < count; r += step) f(r, r + step < count ? step : count - r);
 }
 
-// A panel [depth, SIDE] of the first `count` rows of `from`, [count, depth], with zeros beyond them.
-template <int64_t SIDE, class T>
-void pack(Matrix<const T> from, int64_t depth, int64_t count, T* panel) {
+// A panel [depth, SIDE] of `count` rows of which from(i) points to the first element, with zeros beyond them. The
+// rows of the next panel, i < 2 SIDE, are asked for: each is too short for the processor to see where it leads.
+template <int64_t SIDE, class T, class Rows>
+void pack_rows(Rows from, int64_t depth, int64_t count, T* panel) {
   int64_t k = 0;
-  if (from.row == 1 && count == SIDE) {
-    for (; k < depth; ++k) {
-#pragma GCC unroll 32
-      for (int64_t i = 0; i < SIDE; ++i) panel[k * SIDE + i] = from.data[k * from.column + i];
-    }
-  } else if (from.column == 1) {
-    for (; k + 8 <= depth; k += 8) {
-      // The next panel's rows: each is too short for the processor to see where it leads.
-      for (int64_t i = 0; i < SIDE && k % 16 == 0; ++i) prefetch<false>(from.at(SIDE + i, k).data, 64);
-      // Backwards: the last of a row are zeros that spill over into the next one's first.
-      for (int64_t i = (SIDE - 1) / 8 * 8; i >= 0; i -= 8) {
-        transpose(from.at(i, k).data, from.row, count - i, panel + k * SIDE + i, SIDE);
-      }
+  for (; k + 8 <= depth; k += 8) {
+    for (int64_t i = 0; i < SIDE && k % 16 == 0; ++i) prefetch<false>(from(SIDE + i) + k, 64);
+    // Backwards: the last of a row are zeros that spill over into the next one's first.
+    for (int64_t i = (SIDE - 1) / 8 * 8; i >= 0; i -= 8) {
+      transpose([&](int64_t j) { return from(i + j) + k; }, count - i, panel + k * SIDE + i, SIDE);
     }
   }
   for (; k < depth; ++k) {
-    for (int64_t i = 0; i < SIDE; ++i) panel[k * SIDE + i] = i < count ? *from.at(i, k).data : T(0);
+    for (int64_t i = 0; i < SIDE; ++i) panel[k * SIDE + i] = i < count ? from(i)[k] : T(0);
+  }
+}
+
+// A panel [depth, SIDE] of the first `count` rows of `from`, [count, depth], with zeros beyond them.
+template <int64_t SIDE, class T>
+void pack(Matrix<const T> from, int64_t depth, int64_t count, T* panel) {
+  if (from.column == 1) {
+    return pack_rows<SIDE>([&](int64_t i) { return from.at(i, 0).data; }, depth, count, panel);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    if (from.row == 1 && count == SIDE) {
+#pragma GCC unroll 32
+      for (int64_t i = 0; i < SIDE; ++i) panel[k * SIDE + i] = from.data[k * from.column + i];
+    } else {
+      for (int64_t i = 0; i < SIDE; ++i) panel[k * SIDE + i] = i < count ? *from.at(i, k).data : T(0);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include "../cross_entropy.h"
 #include "../fd_hvp.h"
 #include "../gemm.h"
+#include "../locked_linear.h"
 #include "../mixed_sum.h"
 #include "../pool3x3.h"
 #include "../rnn_node.h"
@@ -25,7 +26,10 @@ struct Kernels {
   double (*fd_norm_chunk)(const T* v, int64_t n);
   void (*fd_perturb)(const FdPerturb<T>&, int64_t begin, int64_t end);
   void (*fd_virtual_step)(const FdVirtualStep<T>&, int64_t begin, int64_t end);
+  void (*fd_quotient)(const FdQuotient<T>&, int64_t begin, int64_t end);
   void (*gemm)(const Gemm<T>&, T* scratch);
+  void (*row_product)(const RowProduct<T>&, int64_t begin, int64_t end, T* scratch);
+  void (*row_dots)(const RowDots<T>&, T* scratch);
   void (*rnn_node)(const RnnNode<T>&, int64_t part, T* scratch);
   void (*rnn_node_normalise)(const RnnNode<T>&, int64_t row);
   void (*rnn_node_sums)(const RnnNode<T>&, int64_t part);

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <new>
@@ -87,6 +88,24 @@ template <class T>
 Image<const T> image(const Tensor& t) {
   // The stride of a dimension of size 1 says nothing: where rows are one pixel, they are the pixels' pitch.
   return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(t.size(2) == 1 ? 1 : 2)};
+}
+
+// Memory from a tensor's first to its last element.
+struct Span {
+  const char *begin, *end;
+  explicit Span(const Tensor& t) : begin(static_cast<const char*>(t.const_data_ptr())) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    end = begin + (last + 1) * t.element_size();
+  }
+};
+
+inline void check_apart(const Tensor& written, const char* name, std::initializer_list<const Tensor*> read) {
+  const std::less_equal<const char*> before;
+  for (const Tensor* t : read) {
+    const Span w(written), r(*t);
+    check(before(w.end, r.begin) || before(r.end, w.begin), name, " must not overlap with the other tensors");
+  }
 }
 
 // Memory on cache lines, so that no register's load or store straddles two.

@@ -5,20 +5,21 @@
 
 namespace dartsfast::DARTSFAST_ISA {
 
-// to[k * to_pitch + i] = from[i * pitch + k] for i, k < 8, with zeros for i from `count` on; k ascending.
-template <class T>
-void transpose(const T* from, int64_t pitch, int64_t count, T* to, int64_t to_pitch) {
+// to[k * to_pitch + i] = from(i)[k] for i, k < 8, with zeros for i from `count` on; k ascending.
+template <class T, class Rows>
+void transpose(Rows from, int64_t count, T* to, int64_t to_pitch) {
   for (int64_t k = 0; k < 8; ++k) {
-    for (int64_t i = 0; i < 8; ++i) to[k * to_pitch + i] = i < count ? from[i * pitch + k] : T(0);
+    for (int64_t i = 0; i < 8; ++i) to[k * to_pitch + i] = i < count ? from(i)[k] : T(0);
   }
 }
 
 #if defined(DARTSFAST_AVX512) || defined(DARTSFAST_AVX2)
 
-inline void transpose(const float* from, int64_t pitch, int64_t count, float* to, int64_t to_pitch) {
+template <class Rows>
+void transpose(Rows from, int64_t count, float* to, int64_t to_pitch) {
   __m256 r[8], s[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) r[i] = i < count ? _mm256_loadu_ps(from + i * pitch) : _mm256_setzero_ps();
+  for (int i = 0; i < 8; ++i) r[i] = i < count ? _mm256_loadu_ps(from(i)) : _mm256_setzero_ps();
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {  // pairs of rows: elements 0 1 4 5, then 2 3 6 7
     s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);

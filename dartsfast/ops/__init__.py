@@ -10,6 +10,11 @@ from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.cross_entropy import cross_entropy_
 from dartsfast.ops.fd_hvp import fd_norm, fd_perturb_, fd_quotient, fd_virtual_step_
 from dartsfast.ops.gemm import gemm_
+from dartsfast.ops.locked_linear import (
+    locked_linear_,
+    locked_linear_input_gradient_,
+    locked_linear_weight_gradient_,
+)
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.norm_stats import norm_stats_, norm_stats_backward
 from dartsfast.ops.pool3x3 import pool3x3
@@ -27,6 +32,9 @@ __all__ = [
     "fd_quotient",
     "fd_virtual_step_",
     "gemm_",
+    "locked_linear_",
+    "locked_linear_input_gradient_",
+    "locked_linear_weight_gradient_",
     "mixed_sum",
     "norm_stats_",
     "norm_stats_backward",

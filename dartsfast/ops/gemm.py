@@ -57,7 +57,7 @@ def _library(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     _fake(out, a, b, accumulate)
     first, end = _span(out)
     for start, stop in (_span(a), _span(b)):
-        require(stop <= first or end <= start, "out must not overlap with a or b")
+        require(stop <= first or end <= start, "out must not overlap with the other tensors")
     if accumulate:
         out.addmm_(a, b)
     else:

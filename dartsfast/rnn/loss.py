@@ -67,3 +67,65 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return *(None if d is None else d * g for d in ctx.saved_tensors[:3]), None, None
+
+
+def locked_cross_entropy(
+    x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
+) -> Tensor:
+    """Return the mean negative log-likelihood of ``labels`` under (x * mask) @ weight.T + bias.
+
+    What the mask drops takes no part in any product: of dropout of three quarters, a quarter is multiplied.
+    Otherwise as :func:`linear_cross_entropy`.
+
+    Args:
+        x: [T, N, H], float32 or float64, before locked dropout.
+        mask: [N, H], 0 for what is dropped, else a factor; it has no gradient.
+        weight: [V, H].
+        bias: [V], or None.
+        labels: [T, N], int64, from 0 to V - 1.
+        chunk: rows of logits; at least the T of one batch element are held.
+
+    Raises:
+        InputError: no rows.
+    """
+    require(x.numel() > 0, "the mean over no rows has no value")
+    return _LockedCrossEntropy.apply(x, mask, weight, bias, labels, chunk)
+
+
+class _LockedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
+    ) -> Tensor:
+        of_x, _, of_weight, of_bias, *_ = ctx.needs_input_grad
+        (T, N), V = labels.shape, len(weight)
+        batch = max(1, chunk // T)
+        transposed = kernels.empty(x, [weight.shape[1], V]).copy_(weight.T)
+        d_transposed = kernels.empty(x, transposed.shape).zero_() if of_weight else None
+        d_x = x.new_empty(x.shape) if of_x else None
+        d_bias = x.new_zeros(V) if of_bias else None
+        total = x.new_zeros(())
+        buffer = kernels.empty(x, [min(batch, N), T, V])
+        for first in range(0, N, batch):
+            part = slice(first, first + batch)
+            inputs, kept = x[:, part], mask[part]
+            logits = buffer[: len(kept)]
+            kernels.locked_linear_(logits, inputs, kept, transposed)
+            rows, of_rows = logits.flatten(0, 1), labels[:, part].T.flatten()
+            total += kernels.cross_entropy_(rows, bias, of_rows, 1 / labels.numel()).sum()
+            if d_x is not None:
+                kernels.locked_linear_input_gradient_(d_x[:, part], logits, kept, transposed)
+            if d_transposed is not None:
+                kernels.locked_linear_weight_gradient_(d_transposed, logits, inputs, kept)
+            if d_bias is not None:
+                d_bias += rows.sum(0)
+        # In the memory of the weight's copy, which has served.
+        d_weight = None if d_transposed is None else transposed.view(weight.shape).copy_(d_transposed.T)
+        ctx.save_for_backward(d_x, d_weight, d_bias, x, weight, bias)
+        return total / labels.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        d_x, d_weight, d_bias = (None if d is None else d * g for d in ctx.saved_tensors[:3])
+        return d_x, None, d_weight, d_bias, None, None

@@ -179,7 +179,8 @@ class RNNModel(nn.Module):
         Returns ``(log_prob, hidden)``, with ``return_h`` also the raw and the dropped-out outputs of
         the cell, each a list of [T, B, nhid].
         """
-        output, new_hidden, raw_outputs = self._features(input, hidden)
+        raw_output, new_hidden, raw_outputs = self._features(input, hidden)
+        output = self.lockdrop(raw_output, self.dropout)
         logit = self._decode(output.view(-1, self.ninp))
         log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
         if return_h:
@@ -191,7 +192,7 @@ class RNNModel(nn.Module):
         return self.decoder(rows)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return what the decoder reads [T, B, ninp], the new hidden states, and the cell's raw outputs."""
+        """Return the last cell's outputs [T, B, ninp], the new hidden states, and all cells' outputs."""
         check_range(input, self.ntoken, "token", "a vocabulary of {}: ids run from 0")
         emb = embedded_dropout(self.encoder, input, dropout=self.dropoute if self.training else 0)
         raw_output = self.lockdrop(emb, self.dropouti)
@@ -200,7 +201,7 @@ class RNNModel(nn.Module):
             raw_output, new_h = rnn(raw_output, h)
             new_hidden.append(new_h)
             raw_outputs.append(raw_output)
-        return self.lockdrop(raw_output, self.dropout), new_hidden, raw_outputs
+        return raw_output, new_hidden, raw_outputs
 
     def init_hidden(self, bsz: int) -> list[Tensor]:
         """Return zeros, a list of one [1, bsz, nhid]."""

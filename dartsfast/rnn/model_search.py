@@ -17,11 +17,12 @@ from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
 from dartsfast.recompute import recomputed
 from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
-from dartsfast.rnn.loss import linear_cross_entropy
+from dartsfast.rnn.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
+from dartsfast.rnn.utils import LockedDropout
 
-# Rows of logits that the fused path holds at a time: [256, vocabulary].
-LOSS_CHUNK = 256
+# Rows of logits that the fused path holds at a time: [288, vocabulary], 8 batch elements of 35 time steps.
+LOSS_CHUNK = 288
 
 
 class DARTSCellSearch(DARTSCell):
@@ -178,19 +179,27 @@ class RNNModelSearch(RNNModel, ArchModule):
         if target is None:
             return super().forward(input, hidden, return_h)
         check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
-        output, hidden_next, raw_outputs = self._features(input, hidden)
-        rows, labels = output.flatten(0, 1), target.reshape(-1)
+        raw_output, hidden_next, raw_outputs = self._features(input, hidden)
+        return self._decoded_loss(raw_output, target.reshape(input.shape)), hidden_next, raw_outputs
+
+    def _decoded_loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of ``target`` [T, B] given the cell's outputs ``x`` [T, B, nhid]."""
         decoder, backend = self.decoder, self.backend
-        if backend == "reference" or not is_plain(decoder):
-            loss = F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
-        elif backend == "cpu":
-            loss = linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
+        own = backend == "cpu" and is_plain(decoder)
+        if own and is_plain(self.lockdrop, LockedDropout):
+            mask = self.lockdrop.mask(x, self.dropout)
+            if mask is not None:
+                return locked_cross_entropy(x, mask[0], decoder.weight, decoder.bias, target, LOSS_CHUNK)
+            output = x
         else:
-            options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
-            loss = F.linear_cross_entropy(
-                rows, decoder.weight, labels, linear_bias=decoder.bias, options=options
-            )
-        return loss, hidden_next, raw_outputs
+            output = self.lockdrop(x, self.dropout)
+        rows, labels = output.flatten(0, 1), target.flatten()
+        if own:
+            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
+        if backend == "reference" or not is_plain(decoder):
+            return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
+        return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self(input, hidden, target=target)[:2]

@@ -114,7 +114,11 @@ class LockedDropout(nn.Module):
 
     def forward(self, x: Tensor, dropout: float = 0.5) -> Tensor:
         """Drop features of ``x`` [T, B, D] with probability ``dropout`` in training."""
+        mask = self.mask(x, dropout)
+        return x if mask is None else mask * x
+
+    def mask(self, x: Tensor, dropout: float) -> Tensor | None:
+        """Draw the factors [1, B, D] of ``x`` [T, B, D]; None where nothing is dropped."""
         if not self.training or not dropout:
-            return x
-        mask = x.new_empty(1, x.size(1), x.size(2)).bernoulli_(1 - dropout).div_(1 - dropout)
-        return mask * x
+            return None
+        return x.new_empty(1, x.size(1), x.size(2)).bernoulli_(1 - dropout).div_(1 - dropout)
