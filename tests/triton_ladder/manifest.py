@@ -16,7 +16,7 @@ import triton
 FILE = Path(__file__).with_suffix(".json")
 REGISTER_SLACK = 8
 WORKERS = 2
-SHARED = 12  # variants of a job
+TOGETHER = 16  # variants that share a job
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def jobs():
     from variants import places
 
     for target in TARGETS:
-        labels, size = list(places(target)), 1 if target.startswith("gfx") else SHARED
+        labels, size = list(places(target)), 1 if target.startswith("gfx") else TOGETHER
         for first in range(0, len(labels), size):
             yield labels[first : first + size], target
 

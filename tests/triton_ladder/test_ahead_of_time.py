@@ -3,6 +3,7 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ import configurations
 import dartsfast.kernels
 import manifest
 import toys
-from aot import LARGE, TARGETS, compiled
+from aot import LARGE, TARGETS, compiled, launched
 from dartsfast.kernels import rnn_node
 from dartsfast.kernels.launch import launch
 from machine_code import complaints, usages
 from occupancy import occupancy
+from op_cases import EDGE, Conv
+from variants import Variant
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,17 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def test_every_configuration_that_heuristics_choose_is_compiled(examined, dtype, target):
     missing = configurations.reachable(dtype, target) - manifest.configurations(examined, target)
     assert not missing, "\n".join(map(str, sorted(missing)))
+
+
+def test_of_a_configuration_the_launch_with_most_tensors_is_compiled():
+    variant = Variant(Conv(2, 8, 8, 16, 16, 1, EDGE[:1], True, True), launches="largest")
+    launches = launched(variant.launch, "sm_80")
+    chosen = {launch.configuration: launch for launch in variant.chosen(launches, set()).values()}
+    assert len(chosen) == len(variant.chosen(launches, set())) < len(launches)
+    assert all(len(chosen[launch.configuration].tensors) >= len(launch.tensors) for launch in launches)
+    known = launches[0].configuration
+    new = replace(variant, launches="new").chosen(launches, {known}).values()
+    assert {launch.configuration for launch in new} == chosen.keys() - {known}
 
 
 def test_a_configuration_that_is_not_compiled_is_noticed(examined, monkeypatch):

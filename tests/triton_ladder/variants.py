@@ -83,10 +83,10 @@ def places(target):
 
 
 def _networks():
-    """Yield what networks launch, and of what; every option of the operators with 16 channels alone."""
+    """Yield what networks launch, and which of it: every option of each operator with 16 channels, once."""
     for C, size in CELLS:
         image, launches = (BATCH, size, size), "all" if C == 16 else "largest"
-        yield f"edge C={C}", Conv(*image, C, C, 1, EDGE, False, True), launches
+        yield f"edge C={C}", Conv(*image, C, C, 1, EDGE, False, True), "largest"
         if C != 32:
             yield f"1x1 {4 * C} to C={C}", Conv(*image, 4 * C, C, 1, (), False, True), launches
         yield f"pool C={C}", Pool(*image, C, 1), launches
@@ -104,11 +104,12 @@ def _networks():
 
 def _odd():
     """Yield sizes that fill no block, and the operators on parameters."""
-    yield "edge C=5", Variant(Conv(2, 7, 9, 5, 5, 1, EDGE[1:2], True, True, "slice"))
+    yield "edge C=5", Variant(Conv(2, 7, 9, 5, 5, 1, EDGE[1:2], True, True, "slice"), launches="largest")
     yield "pool C=5", Variant(Pool(2, 7, 9, 5, 1, "slice"))
     yield "node C=5", Variant(Mix(2, 7, 9, 5, 3, True, "slice"))
-    yield "one pixel", Variant(Conv(1, 1, 1, 1, 1, 1, EDGE[:1], True, True), targets=("sm_80",))
-    yield "one pixel pool", Variant(Pool(1, 1, 1, 1, 1))
+    pixel = Conv(1, 1, 1, 1, 1, 1, EDGE[:1], True, True)
+    yield "one pixel", Variant(pixel, launches="largest", targets=("sm_80",))
+    yield "one pixel pool", Variant(Pool(1, 1, 1, 1, 1), launches="largest")
     yield "one pixel node", Variant(Mix(1, 1, 1, 1, 1, True))
     yield "one row rnn", Variant(Node(1, 1, 1), launches="largest")
     yield "alphas", Variant(Alphas(((14, 8), (14, 8))))
