@@ -133,14 +133,14 @@ def branch_conv_kernel(
             )  # fmt: skip
 
 
-def tile(Ci: int, Co: int, taps: bool) -> dict[str, int]:
+def tile(Ci: int, Co: int, taps: bool, double: bool = False) -> dict[str, int]:
     """Return pixels, input channels and output channels of a block of a matrix product, and warps.
 
     With depthwise taps a thread has at least 8 numbers of t [BP, BC]: two loads of 16 bytes a tap.
-    Without them narrow blocks do, and where pixels start at addresses of all sorts: what is chosen here
-    spills nothing on sm_80 and sm_90.
+    Without them narrow blocks do, and fewer output channels for float64 and where pixels start at addresses
+    of all sorts: what is chosen here spills nothing on sm_80 and sm_90.
     """
-    BO = block(Co, 16, 64 if Co % 4 == 0 else 32)
+    BO = block(Co, 16, 64 if Co % 4 == 0 and (taps or not double) else 32)
     warps = 8 if taps and BO == 64 else 4
     return {"BP": 64, "BC": block(Ci, 16, 32 if taps else 16), "BO": BO, "num_warps": warps, "num_stages": 1}
 
@@ -169,7 +169,7 @@ def branch_conv(
     pixels = N * Ho * Wo
     x, norm = dense(x), None if norm is None else dense(norm)
     ui, uo = unit(x) if norm is None else unit(x, norm), math.gcd(LARGEST_UNIT, Co)
-    shape = tile(Ci, Co, bool(depthwise))
+    shape = tile(Ci, Co, bool(depthwise), x.element_size() == 8)
     tiles = triton.cdiv(pixels, shape["BP"])
     partial = stats.new_empty([tiles, branches, 2, Co])
     launch(

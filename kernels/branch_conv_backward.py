@@ -318,9 +318,10 @@ class Gradient:
             "STRIDE": stride,
         }
         self.options = {"PRECISION": PRECISION, "ACC": accumulator(x)}
-        self.tile = tile(self.Ci, self.Co, bool(depthwise))
+        self.tile = tile(self.Ci, self.Co, bool(depthwise), x.element_size() == 8)
         self.blocks = triton.cdiv(self.Ci, self.tile["BC"])
-        self.tap_tile = {**self.tile, "BP": TAPS // self.tile["BC"], "num_warps": 4}
+        # There is no product by BO either: it is the same for all, so that it makes no further kernels.
+        self.tap_tile = {**self.tile, "BP": TAPS // self.tile["BC"], "BO": 16, "num_warps": 4}
         self.stride, self.relu = stride, relu
         self.dt = self._pointwise_adjoint() if depthwise else None
 
@@ -338,7 +339,10 @@ class Gradient:
 
     def by_input(self, base: Tensor | None, dx: Tensor, means: Tensor) -> None:
         """Fill dx [N, H, W, Ci] and, with norm, means [2, Ci]."""
-        shape = self.tap_tile if self.depthwise else self.tile
+        *dz, coef = self.dz
+        shape = self.tile
+        if self.depthwise:  # dz is in dt, and another kernel for every sort of coef would be the same
+            shape, coef = self.tap_tile, None
         pixels = self.N * self.sizes[0] * self.sizes[1]
         tiles = triton.cdiv(pixels, shape["BP"])
         u = self.units["UI"]
@@ -348,7 +352,7 @@ class Gradient:
         partial = self.scratch([tiles, *means.shape])
         launch(
             input_gradient_kernel, (tiles, self.blocks),
-            *self.dz, *self.source, self.depthwise, self.pointwise, self.dt,
+            *dz, coef, *self.source, self.depthwise, self.pointwise, self.dt,
             base, None if base is None else strides(base, u), dx, partial, pixels, *self.sizes,
             self.Co // self.units["UO"], **self.taps, RELU=self.relu, many_registers=not self.depthwise,
             **self.options, **self.units, **shape,

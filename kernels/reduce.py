@@ -27,23 +27,24 @@ def divide(a, b):
         return tl.div_rn(a, b)
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit(do_not_specialize=["pixels", "tile"])
 def moments_kernel(
-    partial, out, parts, pixels, units, UNIT: tl.constexpr,
-    R: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+    partial, out, parts, pixels, tile, units,
+    UNIT: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Combine mean and sum of squared deviations of tiles (Chan, Golub and LeVeque 1979).
 
-    partial [parts, R, 2, C]; a part covers TILE pixels, the last what is left; out [R, 2, C].
+    partial [parts, R, 2, C]; a part covers ``tile`` pixels, the last what is left; out [R, 2, C].
+    Grid (R, blocks of C).
     """
     C = units * UNIT
-    row = tl.program_id(0)
+    row, R = tl.program_id(0), tl.num_programs(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], ACC)
     for start in range(0, parts, PARTS):
         p = start + tl.arange(0, PARTS)
         inside = (p < parts)[:, None] & (c < C)[None, :]
-        count = tl.minimum(pixels - p * TILE, TILE).to(ACC)[:, None]
+        count = tl.minimum(pixels - p * tile, tile).to(ACC)[:, None]
         at = ((p[:, None] * R + row) * 2) * C + c[None, :]
         mean = tl.load(partial + at, inside, 0.0)
         total += tl.sum(tl.where(inside, mean * count, 0.0), 0)
@@ -52,7 +53,7 @@ def moments_kernel(
     for start in range(0, parts, PARTS):
         p = start + tl.arange(0, PARTS)
         inside = (p < parts)[:, None] & (c < C)[None, :]
-        count = tl.minimum(pixels - p * TILE, TILE).to(ACC)[:, None]
+        count = tl.minimum(pixels - p * tile, tile).to(ACC)[:, None]
         at = ((p[:, None] * R + row) * 2) * C + c[None, :]
         apart = tl.load(partial + at, inside, 0.0) - mean_of_all[None, :]
         squares += tl.sum(
@@ -90,8 +91,8 @@ def moments(partial: Tensor, pixels: int, tile: int, out: Tensor) -> None:
     parts, R, _, C = partial.shape
     columns, u = block(C, LEAST, COLUMNS), math.gcd(LARGEST_UNIT, C)
     launch(
-        moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, C // u, UNIT=u,
-        R=R, TILE=tile, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
+        moments_kernel, (R, triton.cdiv(C, columns)), partial, out, parts, pixels, tile, C // u,
+        UNIT=u, PARTS=PARTS, COLUMNS=columns, ACC=accumulator(partial),
     )  # fmt: skip
 
 

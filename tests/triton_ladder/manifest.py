@@ -16,6 +16,7 @@ import triton
 FILE = Path(__file__).with_suffix(".json")
 REGISTER_SLACK = 8
 WORKERS = 2
+TOGETHER = 16  # variants that share a job
 
 
 @dataclass(frozen=True)
@@ -24,46 +25,78 @@ class Examined:
 
     rows: dict  # kernel -> (registers, shared, occupancy, narrow)
     complaints: list
+    configurations: set  # of launches
 
 
-def examine(label, target):
-    """Compile a variant for a target and read the machine code."""
+def examine(labels, target):
+    """Compile variants for a target and read the machine code of all in one go: {label: Examined}."""
     from aot import compiled
-    from machine_code import complaints, usages
+    from machine_code import usages
+    from variants import VARIANTS, places
+
+    chosen, found = places(target), {}
+    for label in labels:
+        try:
+            found[label] = compiled(VARIANTS[label].launch, target, chosen[label])
+        except Exception as error:
+            raise RuntimeError(f"{label} on {target}: {error}") from error
+    kernels = {kernel.hash: kernel for launches in found.values() for kernel in launches}
+    used = dict(zip(kernels, usages(list(kernels.values())), strict=True))
+    return {label: _examined(label, launches, used) for label, launches in found.items()}
+
+
+def _examined(label, launches, used):
+    from machine_code import complaints
     from variants import VARIANTS
 
     variant, rows, wrong = VARIANTS[label], {}, []
-    kernels = list({kernel.hash: kernel for kernel in compiled(variant.launch, target)}.values())
-    for kernel, used in zip(kernels, usages(kernels), strict=True):
-        row = used.registers, used.shared, used.occupancy, used.narrow
+    for kernel in {kernel.hash: kernel for kernel in launches}.values():
+        need = used[kernel.hash]
+        row = need.registers, need.shared, need.occupancy, need.narrow
         rows[kernel.name] = _worst(row, rows.get(kernel.name, row))
-        found = complaints(kernel, used, variant.wide)
+        found = complaints(kernel, need, variant.wide)
         if variant.precision == "ieee" and "tf32" in kernel.asm.get("ptx", ""):
-            found.append(f"{kernel.name} on {target}: products in TF32")
+            found.append(f"{kernel.name} on {kernel.target}: products in TF32")
         wrong += [f"{label}: {text}" for text in found]
-    return Examined(rows, wrong)
+    return Examined(rows, wrong, {launch.configuration for launch in launches})
+
+
+def jobs():
+    """Yield (labels, target): what a worker takes at a time.
+
+    The disassembler of NVIDIA's code takes half a second to start, so some variants share a job. AMD's need
+    none: they come last and one by one, the dearest first, so that the workers end together.
+    """
+    from aot import TARGETS
+    from variants import places
+
+    for target in TARGETS:
+        labels, size = list(places(target)), 1 if target.startswith("gfx") else TOGETHER
+        for first in range(0, len(labels), size):
+            yield labels[first : first + size], target
 
 
 def examine_all():
-    """Return {(label, target): future of Examined} of every variant and target, all done."""
-    from variants import VARIANTS
-
+    """Return {(labels, target): future of what ``examine`` returns}, all done."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, context) as pool:
-        return {
-            (label, target): pool.submit(examine, label, target)
-            for label, variant in VARIANTS.items()
-            for target in variant.targets
-        }
+        return {(*labels, target): pool.submit(examine, labels, target) for labels, target in jobs()}
 
 
 def table(examined):
     """Return {"label: kernel": {target: row}} of what ``examine_all`` returned."""
     rows = {}
-    for (label, target), future in examined.items():
-        for kernel, row in future.result().rows.items():
-            rows.setdefault(f"{label}: {kernel}", {})[target] = list(row)
+    for (*_, target), future in examined.items():
+        for label, found in future.result().items():
+            for kernel, row in found.rows.items():
+                rows.setdefault(f"{label}: {kernel}", {})[target] = list(row)
     return rows
+
+
+def configurations(examined, target):
+    """Return the configurations that were compiled for ``target``."""
+    results = [future.result() for (*_, of), future in examined.items() if of == target]
+    return {one for result in results for found in result.values() for one in found.configurations}
 
 
 def worse(found, known):

@@ -3,6 +3,7 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ import configurations
 import dartsfast.kernels
 import manifest
 import toys
-from aot import LARGE, TARGETS, compiled
+from aot import LARGE, TARGETS, compiled, launched
 from dartsfast.kernels import rnn_node
 from dartsfast.kernels.launch import launch
 from machine_code import complaints, usages
 from occupancy import occupancy
+from op_cases import EDGE, Conv
+from variants import Variant
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +46,40 @@ def test_every_kernel_is_compiled_for_every_target(examined):
         assert kernels == {key.split(": ")[1] for key, targets in rows.items() if target in targets}
 
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_configuration_that_heuristics_choose_is_compiled(dtype, target):
-    missing = configurations.reachable(dtype, target) - configurations.compiled(target)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_configuration_that_heuristics_choose_is_compiled(examined, dtype, target):
+    missing = configurations.reachable(dtype, target) - manifest.configurations(examined, target)
     assert not missing, "\n".join(map(str, sorted(missing)))
 
 
-def test_a_configuration_that_is_not_compiled_is_noticed(monkeypatch):
-    before = configurations.compiled("sm_80")
-    assert configurations.reachable(torch.float32, "sm_80") <= before
+def test_of_a_configuration_the_launch_with_most_tensors_is_compiled():
+    variant = Variant(Conv(2, 8, 8, 16, 16, 1, EDGE[:1], True, True), launches="largest")
+    launches = launched(variant.launch, "sm_80")
+    chosen = {launch.configuration: launch for launch in variant.chosen(launches, set()).values()}
+    assert len(chosen) == len(variant.chosen(launches, set())) < len(launches)
+    assert all(len(chosen[launch.configuration].tensors) >= len(launch.tensors) for launch in launches)
+    known = launches[0].configuration
+    new = replace(variant, launches="new").chosen(launches, {known}).values()
+    assert {launch.configuration for launch in new} == chosen.keys() - {known}
+
+
+def test_a_configuration_that_is_not_compiled_is_noticed(examined, monkeypatch):
     monkeypatch.setattr(rnn_node, "ROWS", 512)
-    (missing,) = {name for name, _ in configurations.reachable(torch.float32, "sm_80") - before} - {
-        "rnn_node_kernel"
+    missing = configurations.reachable(torch.float64, "sm_80") - manifest.configurations(examined, "sm_80")
+    assert {(name, storage) for name, _, storage in missing} == {
+        ("rnn_node_kernel", "64 bits"),
+        ("rnn_node_backward_kernel", "64 bits"),
     }
-    assert missing == "rnn_node_backward_kernel"
 
 
 def test_kernels_do_nothing_that_is_forbidden(examined):
-    found = [text for future in examined.values() for text in future.result().complaints]
-    assert not found, "\n".join(found)
+    results = [found for future in examined.values() for found in future.result().values()]
+    complaints = [text for found in results for text in found.complaints]
+    assert not complaints, "\n".join(complaints)
 
 
 def test_kernels_need_no_more_than_the_manifest_says(examined):
