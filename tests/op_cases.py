@@ -281,6 +281,8 @@ class Locked:
         sampler = Sampler(dtype)
         kept = torch.rand(self.N, self.H, generator=sampler.generator) < self.keep
         x, mask = self.inputs(sampler), kept.to(dtype) / self.keep
+        if self.layout != "plain":
+            mask = mask.T.contiguous().T
         g, weight = sampler.tensor(self.N, self.T, self.V), sampler.tensor(self.H, self.V)
         # What is dropped is not read.
         hidden = torch.where(kept, x, torch.nan)
