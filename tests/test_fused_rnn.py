@@ -39,6 +39,7 @@ def network(backend, dtype=torch.float64, H=12, memory="store", dropouts=DROPOUT
     """Return a model with large weights, so that the candidates differ, or with those of a new model."""
     torch.manual_seed(0)
     model = RNNModelSearch(VOCABULARY, H, H, H, **dropouts, backend=backend, memory=memory)
+    torch.manual_seed(0)  # weights that do not depend on how many numbers a new model draws
     with torch.no_grad():
         for weight in [*model.parameters(), *model.arch_parameters()] if scale else []:
             weight.copy_(scale * torch.randn(weight.shape))

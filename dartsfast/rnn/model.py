@@ -189,6 +189,8 @@ class RNNModel(nn.Module):
 
     def _decode(self, rows: Tensor) -> Tensor:
         """Map [R, ninp] to logits [R, ntoken]."""
+        # The same tensor once more, as the original: a seed gives the weights and alphas it gave there.
+        nn.init.uniform_(self.decoder.weight, -INITRANGE, INITRANGE)
         return self.decoder(rows)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
