@@ -126,8 +126,8 @@ class RNNModel(nn.Module):
         dropoutx: dropout of the cell's inputs.
         dropouti: dropout of the embedded input.
         dropoute: dropout of whole words.
-        cell_cls: the cell's class.
-        genotype: the cell of a ``DARTSCell``.
+        cell_cls: the cell's class; called with ``ninp, nhid, dropouth, dropoutx`` and the genotype, if any.
+        genotype: the cell of a ``DARTSCell``; None for a class that needs none.
 
     Raises:
         InputError: feature counts that differ, or a genotype that does not fit.
@@ -144,7 +144,7 @@ class RNNModel(nn.Module):
         dropoutx: float = 0.5,
         dropouti: float = 0.5,
         dropoute: float = 0.1,
-        cell_cls: type[DARTSCell] = DARTSCell,
+        cell_cls: Callable[..., nn.Module] = DARTSCell,
         genotype: Genotype | None = None,
     ) -> None:
         super().__init__()
@@ -156,7 +156,8 @@ class RNNModel(nn.Module):
             raise InputError("RNNModel needs a genotype, e.g. genotype=dartsfast.rnn.genotypes.DARTS_V2")
         self.lockdrop = LockedDropout()
         self.encoder = nn.Embedding(ntoken, ninp)
-        self.rnns = nn.ModuleList([cell_cls(ninp, nhid, dropouth, dropoutx, genotype)])
+        given = () if genotype is None else (genotype,)
+        self.rnns = nn.ModuleList([cell_cls(ninp, nhid, dropouth, dropoutx, *given)])
         self.decoder = nn.Linear(ninp, ntoken)
         self.decoder.weight = self.encoder.weight
         self.init_weights()
@@ -182,6 +183,7 @@ class RNNModel(nn.Module):
         raw_output, new_hidden, raw_outputs = self._features(input, hidden)
         output = self.lockdrop(raw_output, self.dropout)
         logit = self._decode(output.view(-1, self.ninp))
+        self.cell_cls = cell_cls
         log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
         if return_h:
             return log_prob, new_hidden, raw_outputs, [output]

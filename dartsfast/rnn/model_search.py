@@ -30,15 +30,8 @@ class DARTSCellSearch(DARTSCell):
 
     weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch before each pass
 
-    def __init__(
-        self,
-        ninp: int,
-        nhid: int,
-        dropouth: float,
-        dropoutx: float,
-        genotype: Genotype | None = None,
-    ) -> None:
-        super().__init__(ninp, nhid, dropouth, dropoutx, genotype)
+    def __init__(self, ninp: int, nhid: int, dropouth: float, dropoutx: float) -> None:
+        super().__init__(ninp, nhid, dropouth, dropoutx, genotype=None)
         self.bn = nn.BatchNorm1d(nhid, affine=False)
         self.memory = "store"
         self.fused = False
