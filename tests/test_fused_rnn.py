@@ -359,14 +359,6 @@ def test_shapes_that_do_not_fit_are_refused():
         model._loss(model.init_hidden(6), x[:0], y[:0])
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(12), nn.LayerNorm(12)], ids=str)
-def test_another_norm_is_refused(norm):
-    model = network("cpu")
-    model.rnns[0].bn = norm.double()
-    with pytest.raises(InputError, match="BatchNorm1d without affine.*backend='reference'"):
-        model(text()[0], model.init_hidden(6))
-
-
 @pytest.mark.parametrize("fused_loss", [True, False])
 def test_a_large_vocabulary_has_the_same_bits_for_any_number_of_threads(fused_loss):
     results = []

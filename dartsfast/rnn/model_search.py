@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from dartsfast.recompute import recomputed
 from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.loss import linear_cross_entropy, locked_cross_entropy
-from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
+from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
 from dartsfast.rnn.utils import LockedDropout
 
 # Rows of logits that the fused path holds at a time: [288, vocabulary], 8 batch elements of 35 time steps.
@@ -28,7 +30,7 @@ LOSS_CHUNK = 288
 class DARTSCellSearch(DARTSCell):
     """Every node mixes all activations of all earlier states; one batch norm serves all nodes."""
 
-    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch before each pass
+    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch
 
     def __init__(self, ninp: int, nhid: int, dropouth: float, dropoutx: float) -> None:
         super().__init__(ninp, nhid, dropouth, dropoutx, genotype=None)
@@ -38,15 +40,16 @@ class DARTSCellSearch(DARTSCell):
 
     def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""
-        if not self.fused:
+        if not self.fused or not is_as_built(self):
             return super().recur(inputs, state, x_mask, h_mask)
         return fused.recurrence(
             self.bn,
+        mixing = alpha_softmax([self.weights])[0]
             self.memory,
             inputs if x_mask is None else inputs * x_mask,
             state,
             h_mask,
-            alpha_softmax([self.weights])[0][:, _columns(self.weights.device)],
+            F.pad(mixing, (0, 1))[:, _columns(tuple(PRIMITIVES), mixing.device)],
             self._W0,
             list(self._Ws),
         )
@@ -71,7 +74,7 @@ class DARTSCellSearch(DARTSCell):
             for k, name in enumerate(PRIMITIVES):
                 if name == "none":
                     continue
-                unweighted = states + c * (ACTIVATIONS[name](h) - states)
+                unweighted = states + c * (self._get_activation(name)(h) - states)
                 s = s + torch.sum(probs[offset : offset + i + 1, k, None, None] * unweighted, dim=0)
             states = torch.cat([states, self.bn(s).unsqueeze(0)], 0)
             offset += i + 1
@@ -79,8 +82,47 @@ class DARTSCellSearch(DARTSCell):
 
 
 @functools.cache
-def _columns(device: torch.device) -> Tensor:
-    return torch.tensor([PRIMITIVES.index(name) for name in FUSED_ACTIVATIONS], device=device)
+def _columns(primitives: tuple[str, ...], device: torch.device) -> Tensor:
+    """Where ``primitives`` has the fused cell's activations; -1, a column of zeros, for one it lacks."""
+    found = [primitives.index(name) if name in primitives else -1 for name in FUSED_ACTIVATIONS]
+    return torch.tensor(found, device=device)
+
+
+# What the fused cell computes in place of.
+_METHODS = {
+    **BUILT_METHODS,
+    **{name: getattr(DARTSCellSearch, name) for name in ("recur", "cell", "_mixed_cell")},
+}
+
+
+def is_as_built(cell: Any) -> bool:
+    """Whether the fused cell computes what ``cell`` does; where not, warn of the first reason."""
+    why = _alteration(cell)
+    if why is not None:
+        warnings.warn(f"the RNN's cell runs step by step, not fused: {why}", stacklevel=2)
+    return why is None
+
+
+def _alteration(cell: Any) -> str | None:
+    kind = type(cell)
+    for name, method in _METHODS.items():
+        if name in vars(cell) or getattr(kind, name, None) is not method:
+            return f"{kind.__name__}.{name} is not that of DARTSCellSearch"
+    norm, steps = cell.bn, len(cell._Ws)
+    if not is_plain(norm, nn.BatchNorm1d) or norm.weight is not None or norm.bias is not None:
+        return f"its batch norm has hooks or is no BatchNorm1d without affine: {norm}"
+    if steps != CONCAT:
+        return f"it averages CONCAT = {CONCAT} states, and has {steps} nodes"
+    names = [name for name in PRIMITIVES if name != "none"]
+    for name in names:
+        if names.count(name) > 1 or name not in FUSED_ACTIVATIONS:
+            return f"PRIMITIVES has {name!r}, which is not one of {', '.join(FUSED_ACTIVATIONS)} once"
+        if cell._get_activation(name) is not BUILT_ACTIVATIONS[name]:
+            return f"its activation {name!r} is another function"
+    expected = [sum(range(1, steps + 1)), len(PRIMITIVES)]
+    if list(cell.weights.shape) != expected:
+        return f"its alphas are {list(cell.weights.shape)}, where edges and PRIMITIVES are {expected}"
+    return None
 
 
 class RNNModelSearch(RNNModel, ArchModule):
@@ -126,18 +168,31 @@ class RNNModelSearch(RNNModel, ArchModule):
         self._backend = backend
         self._memory = check_memory(memory)
         resolve_backend(backend)
-        self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
+        self._initialize_arch_parameters()
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
 
     @property
     def backend(self) -> str:
+    def _initialize_arch_parameters(self) -> None:
+        # A method, as in the original, for those who override it or call it to start over.
+        self._arch_names = []
+        alphas = initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES))
+        self.add_arch_parameter("weights", alphas.to(self.encoder.weight))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "weights":  # the cells read their own attribute, as in the original
+            for rnn in self.rnns:
+                rnn.weights = value
+
         """The backend that computes where the network lies now."""
         return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         for rnn in self.rnns:
-            rnn.weights, rnn.fused = self.weights, self.backend != "reference"  # type: ignore[assignment]
+            rnn.fused = fused and is_as_built(rnn)  # type: ignore[assignment]
+        fused = self.backend != "reference"
         return super()._features(input, hidden)
 
     def _decode(self, rows: Tensor) -> Tensor:
