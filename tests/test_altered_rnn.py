@@ -313,3 +313,38 @@ def test_a_mask_for_the_cpu_as_old_scripts_ask_for_it():
     torch.manual_seed(0)
     assert torch.equal(mask, torch.floor(torch.rand(3, 4) + 0.5) / 0.5)
     assert mask2d(3, 4, 0.5, False).shape == (3, 4)
+
+
+@needs_cpu
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_padding_is_left_out_of_the_loss(backend, dropout, monkeypatch):
+    """On a GPU the loss is stock PyTorch's, which runs on a CPU too."""
+    x, y = text()
+    y[1:3, 2] = y[4, :] = -100
+    x = torch.randn(5, 6, 12, dtype=torch.float64, requires_grad=True)
+    model = network("cpu", dropouts={**DRY, "dropout": dropout})
+    monkeypatch.setattr(RNNModelSearch, "backend", backend)
+    leaves = [x, model.decoder.weight, model.decoder.bias]
+    torch.manual_seed(7)
+    loss = model._decoded_loss(x, y)
+    torch.manual_seed(7)
+    rows = model.decoder(model.lockdrop(x, dropout)).log_softmax(-1)
+    kept = [(t, b) for t in range(5) for b in range(6) if y[t, b] >= 0]
+    wanted = -sum(rows[t, b, y[t, b]] for t, b in kept) / len(kept)
+    assert len(kept) == 22
+    assert_same([loss, *torch.autograd.grad(loss, leaves)], [wanted, *torch.autograd.grad(wanted, leaves)])
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_padding_is_no_target_outside_the_vocabulary(backend):
+    model = network(backend, dropouts=DRY)
+    x, y = text()
+    y[0, 0] = -100
+    loss, _ = model._loss(model.init_hidden(6), x, y.flatten())
+    log_prob, _ = model(x, model.init_hidden(6))
+    torch.testing.assert_close(loss, F.nll_loss(log_prob.flatten(0, 1), y.flatten()))
+    for wrong in (-1, VOCABULARY):
+        y[0, 1] = wrong
+        with pytest.raises(InputError, match=f"target {wrong} .* vocabulary"):
+            model._loss(model.init_hidden(6), x, y)

@@ -25,6 +25,8 @@ from dartsfast.rnn.utils import LockedDropout
 
 # Rows of logits that the fused path holds at a time: [288, vocabulary], 8 batch elements of 35 time steps.
 LOSS_CHUNK = 288
+# The target of F.nll_loss for what is no word, such as padding.
+IGNORED = -100
 
 
 class DARTSCellSearch(DARTSCell):
@@ -42,9 +44,9 @@ class DARTSCellSearch(DARTSCell):
         """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""
         if not self.fused or not is_as_built(self):
             return super().recur(inputs, state, x_mask, h_mask)
+        mixing = alpha_softmax([self.weights])[0]
         return fused.recurrence(
             self.bn,
-        mixing = alpha_softmax([self.weights])[0]
             self.memory,
             inputs if x_mask is None else inputs * x_mask,
             state,
@@ -125,6 +127,11 @@ def _alteration(cell: Any) -> str | None:
     return None
 
 
+def is_padded(target: Tensor) -> bool:
+    """Whether the loss leaves some of ``target`` out; on a GPU this would wait for the device."""
+    return bool((target == IGNORED).any())
+
+
 class RNNModelSearch(RNNModel, ArchModule):
     """The language model with a search cell.
 
@@ -172,8 +179,6 @@ class RNNModelSearch(RNNModel, ArchModule):
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
 
-    @property
-    def backend(self) -> str:
     def _initialize_arch_parameters(self) -> None:
         # A method, as in the original, for those who override it or call it to start over.
         self._arch_names = []
@@ -186,13 +191,15 @@ class RNNModelSearch(RNNModel, ArchModule):
             for rnn in self.rnns:
                 rnn.weights = value
 
+    @property
+    def backend(self) -> str:
         """The backend that computes where the network lies now."""
         return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        fused = self.backend != "reference"
         for rnn in self.rnns:
             rnn.fused = fused and is_as_built(rnn)  # type: ignore[assignment]
-        fused = self.backend != "reference"
         return super()._features(input, hidden)
 
     def _decode(self, rows: Tensor) -> Tensor:
@@ -214,7 +221,7 @@ class RNNModelSearch(RNNModel, ArchModule):
             input: tokens [T, B], int64.
             hidden: states before ``input``, as of :meth:`init_hidden`.
             return_h: as :meth:`RNNModel.forward`; without effect where there is a target.
-            target: the tokens after ``input``, [T, B] or [T * B].
+            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``.
 
         Returns:
             Without target as :meth:`RNNModel.forward`. With it the mean negative log-likelihood, for which
@@ -226,28 +233,38 @@ class RNNModelSearch(RNNModel, ArchModule):
         """
         if target is None:
             return super().forward(input, hidden, return_h)
-        check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
+        known = target.masked_fill(target == IGNORED, 0)
+        check_range(known, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
         raw_output, hidden_next, raw_outputs = self._features(input, hidden)
         return self._decoded_loss(raw_output, target.reshape(input.shape)), hidden_next, raw_outputs
 
     def _decoded_loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Return the loss of ``target`` [T, B] given the cell's outputs ``x`` [T, B, nhid]."""
-        decoder, backend = self.decoder, self.backend
-        own = backend == "cpu" and is_plain(decoder)
-        if own and is_plain(self.lockdrop, LockedDropout):
+        decoder, plain = self.decoder, is_plain(self.decoder)
+        if self.backend == "cpu" and plain:
+            return self._cpu_loss(x, target)
+        rows, labels = self.lockdrop(x, self.dropout).flatten(0, 1), target.flatten()
+        if self.backend == "reference" or not plain:
+            return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
+        return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
+
+    def _cpu_loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return :meth:`_decoded_loss` by the C++ kernels, which take no ignored targets."""
+        weight, bias = self.decoder.weight, self.decoder.bias
+        padded = is_padded(target)
+        if not padded and is_plain(self.lockdrop, LockedDropout):
             mask = self.lockdrop.mask(x, self.dropout)
             if mask is not None:
-                return locked_cross_entropy(x, mask[0], decoder.weight, decoder.bias, target, LOSS_CHUNK)
+                return locked_cross_entropy(x, mask[0], weight, bias, target, LOSS_CHUNK)
             output = x
         else:
             output = self.lockdrop(x, self.dropout)
         rows, labels = output.flatten(0, 1), target.flatten()
-        if own:
-            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
-        if backend == "reference" or not is_plain(decoder):
-            return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
-        return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
+        if padded:
+            known = labels != IGNORED
+            rows, labels = rows[known], labels[known]
+        return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self(input, hidden, target=target)[:2]
