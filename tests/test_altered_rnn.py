@@ -1,6 +1,7 @@
 """Old scripts alter the RNN's cell, its globals and its hooks: what they altered is what computes."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from dartsfast.backends import availability
 from dartsfast.errors import InputError
 from dartsfast.rnn import fused, genotypes, model_search
+from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.model import ACTIVATIONS, INITRANGE, DARTSCell, RNNModel
 from dartsfast.rnn.model_search import DARTSCellSearch, RNNModelSearch
 from dartsfast.rnn.utils import mask2d
@@ -348,3 +350,46 @@ def test_padding_is_no_target_outside_the_vocabulary(backend):
         y[0, 1] = wrong
         with pytest.raises(InputError, match=f"target {wrong} .* vocabulary"):
             model._loss(model.init_hidden(6), x, y)
+
+
+def architect_step(kind, unrolled, model):
+    args = SimpleNamespace(wdecay=5e-7, clip=0.25, arch_lr=3e-3, arch_wdecay=0.0)
+    sgd = torch.optim.SGD(model.parameters(), 2.0)
+    hidden = model.init_hidden(6)
+    return kind(model, args).step(hidden, *text(seed=1), hidden, *text(seed=2), sgd, unrolled)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_alpha_step_of_ones_own(unrolled):
+    """The original's methods, with its arguments."""
+
+    class Mine(Architect):
+        def _backward_step(self, hidden, input, target):
+            loss, hidden = self.model._loss(hidden, input, target)
+            (10 * loss).backward()
+            return hidden
+
+        def _backward_step_unrolled(self, *args):
+            *_, hidden, input, target, eta = args
+            assert len(args) == 7 and eta == 2.0
+            return self._backward_step(hidden, input, target)
+
+    ours, theirs = network("reference", dropouts=DRY), network("reference", dropouts=DRY)
+    for model in (ours, theirs):
+        model.weights.grad = torch.ones_like(model.weights)
+    (got,), (wanted,) = (
+        architect_step(kind, unrolled and kind is Mine, model)[0]
+        for kind, model in ((Mine, ours), (Architect, theirs))
+    )
+    assert relative(ours.weights.grad, 10 * theirs.weights.grad) < 1e-12
+    assert relative(got, wanted) < 1e-12 and not got.requires_grad
+
+
+def test_a_step_of_the_original_that_there_is_not_is_refused():
+    class Mine(Architect):
+        def _hessian_vector_product(self, vector, hidden, input, target, r=1e-2):
+            raise AssertionError
+
+    architect_step(Mine, False, network("reference"))
+    with pytest.raises(InputError, match="Mine._hessian_vector_product would never be called"):
+        architect_step(Mine, True, network("reference"))
