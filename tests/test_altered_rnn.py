@@ -1,6 +1,10 @@
 """Old scripts alter the RNN's cell, its globals and its hooks: what they altered is what computes."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -218,6 +222,24 @@ def test_primitives_changed_after_the_model_was_built_fail_as_stock_modules_do(m
             results(model)
 
 
+BEFORE = """
+from dartsfast.rnn import model
+import torch.nn.functional as F
+built = model.DARTSCell._get_activation
+model.ACTIVATIONS["relu"] = F.elu
+model.DARTSCell._get_activation = lambda self, name: F.silu if name == "tanh" else built(self, name)
+from test_altered_rnn import assert_same, network, results
+assert_same(results(network("cpu")), results(network("reference")))
+"""
+
+
+@needs_cpu
+def test_what_was_altered_before_the_search_model_was_imported():
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    subprocess.run([sys.executable, "-c", BEFORE], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
 def test_an_activation_that_nobody_defined_is_named(monkeypatch):
     monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "tanh", "selu"])
     with pytest.raises(InputError, match="unknown activation 'selu': known are tanh"):
@@ -315,41 +337,6 @@ def test_a_mask_for_the_cpu_as_old_scripts_ask_for_it():
     torch.manual_seed(0)
     assert torch.equal(mask, torch.floor(torch.rand(3, 4) + 0.5) / 0.5)
     assert mask2d(3, 4, 0.5, False).shape == (3, 4)
-
-
-@needs_cpu
-@pytest.mark.parametrize("dropout", [0.5, 0.0])
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
-def test_padding_is_left_out_of_the_loss(backend, dropout, monkeypatch):
-    """On a GPU the loss is stock PyTorch's, which runs on a CPU too."""
-    x, y = text()
-    y[1:3, 2] = y[4, :] = -100
-    x = torch.randn(5, 6, 12, dtype=torch.float64, requires_grad=True)
-    model = network("cpu", dropouts={**DRY, "dropout": dropout})
-    monkeypatch.setattr(RNNModelSearch, "backend", backend)
-    leaves = [x, model.decoder.weight, model.decoder.bias]
-    torch.manual_seed(7)
-    loss = model._decoded_loss(x, y)
-    torch.manual_seed(7)
-    rows = model.decoder(model.lockdrop(x, dropout)).log_softmax(-1)
-    kept = [(t, b) for t in range(5) for b in range(6) if y[t, b] >= 0]
-    wanted = -sum(rows[t, b, y[t, b]] for t, b in kept) / len(kept)
-    assert len(kept) == 22
-    assert_same([loss, *torch.autograd.grad(loss, leaves)], [wanted, *torch.autograd.grad(wanted, leaves)])
-
-
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
-def test_padding_is_no_target_outside_the_vocabulary(backend):
-    model = network(backend, dropouts=DRY)
-    x, y = text()
-    y[0, 0] = -100
-    loss, _ = model._loss(model.init_hidden(6), x, y.flatten())
-    log_prob, _ = model(x, model.init_hidden(6))
-    torch.testing.assert_close(loss, F.nll_loss(log_prob.flatten(0, 1), y.flatten()))
-    for wrong in (-1, VOCABULARY):
-        y[0, 1] = wrong
-        with pytest.raises(InputError, match=f"target {wrong} .* vocabulary"):
-            model._loss(model.init_hidden(6), x, y)
 
 
 def architect_step(kind, unrolled, model):
