@@ -143,6 +143,18 @@ def test_another_norm_computes(norm):
         assert_same(results(ours), results(theirs))
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_a_models_forward_of_ones_own_gives_the_loss(backend, monkeypatch):
+    def forward(self, input, hidden, return_h=False):
+        log_prob, hidden = RNNModel.forward(self, input, hidden, return_h)
+        return 2 * log_prob, hidden
+
+    (x, y), model = text(), network(backend, dropouts=DRY)
+    wanted = 2 * model._loss(model.init_hidden(6), x, y)[0]
+    monkeypatch.setattr(RNNModelSearch, "forward", forward)
+    assert relative(model._loss(model.init_hidden(6), x, y.flatten())[0], wanted) < 1e-12
+
+
 @needs_cpu
 def test_hooks_of_the_cell_run_around_the_fused_one():
     ours, theirs = network("cpu"), network("reference")

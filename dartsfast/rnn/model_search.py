@@ -267,6 +267,10 @@ class RNNModelSearch(RNNModel, ArchModule):
         return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if getattr(self.forward, "__func__", None) is not _FORWARD:
+            # A script's own takes no target, as in the original.
+            log_prob, hidden_next = self(input, hidden, return_h=False)
+            return F.nll_loss(log_prob.flatten(0, 1), target.flatten()), hidden_next
         return self(input, hidden, target=target)[:2]
 
     def genotype(self) -> Genotype:
@@ -274,3 +278,6 @@ class RNNModelSearch(RNNModel, ArchModule):
         probabilities = F.softmax(self.weights.detach(), dim=-1).cpu().numpy()
         gene = best_edges(probabilities, PRIMITIVES, range(1, STEPS + 1), keep=1)
         return Genotype(recurrent=gene, concat=range(STEPS + 1)[-CONCAT:])
+
+
+_FORWARD = RNNModelSearch.forward
