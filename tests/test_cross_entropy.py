@@ -7,12 +7,14 @@ from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
 from op_cases import CLASSES, Classes, call
+from test_fused_rnn import DRY, VOCABULARY, network, relative, text
 from test_native import without_extension
 
 from dartsfast.errors import InputError
 from dartsfast.ops import cross_entropy_
 from dartsfast.oracle import cross_entropy as oracle
 from dartsfast.rnn.loss import linear_cross_entropy
+from dartsfast.rnn.model_search import RNNModelSearch
 
 WITHOUT = """
 import torch
@@ -161,3 +163,41 @@ def test_bad_arguments_have_clear_messages():
     for args, message in refused:
         with pytest.raises((RuntimeError, InputError), match=message):
             cross_entropy_(*args, 1.0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_padding_is_left_out_of_the_loss(backend, dropout, monkeypatch):
+    """On a GPU the loss is stock PyTorch's, which runs on a CPU too."""
+    x, y = text()
+    y[1:3, 2] = y[4, :] = -100
+    x = torch.randn(5, 6, 12, dtype=torch.float64, requires_grad=True)
+    model = network("cpu", dropouts={**DRY, "dropout": dropout})
+    monkeypatch.setattr(RNNModelSearch, "backend", backend)
+    leaves = [x, model.decoder.weight, model.decoder.bias]
+    torch.manual_seed(7)
+    loss = model._decoded_loss(x, y)
+    torch.manual_seed(7)
+    rows = model.decoder(model.lockdrop(x, dropout)).log_softmax(-1)
+    kept = [(t, b) for t in range(5) for b in range(6) if y[t, b] >= 0]
+    wanted = -sum(rows[t, b, y[t, b]] for t, b in kept) / len(kept)
+    assert len(kept) == 22 and relative(loss, wanted) < 1e-12
+    for got, expected in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(wanted, leaves), strict=True
+    ):
+        assert relative(got, expected) < 1e-10
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
+def test_padding_is_no_target_outside_the_vocabulary(backend):
+    model = network(backend, dropouts=DRY)
+    x, y = text()
+    y[0, 0] = -100
+    loss, _ = model._loss(model.init_hidden(6), x, y.flatten())
+    log_prob, _ = model(x, model.init_hidden(6))
+    torch.testing.assert_close(loss, F.nll_loss(log_prob.flatten(0, 1), y.flatten()))
+    for wrong in (-1, VOCABULARY):
+        y[0, 1] = wrong
+        with pytest.raises(InputError, match=f"target {wrong} .* vocabulary"):
+            model._loss(model.init_hidden(6), x, y)

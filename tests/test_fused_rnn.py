@@ -39,6 +39,7 @@ def network(backend, dtype=torch.float64, H=12, memory="store", dropouts=DROPOUT
     """Return a model with large weights, so that the candidates differ, or with those of a new model."""
     torch.manual_seed(0)
     model = RNNModelSearch(VOCABULARY, H, H, H, **dropouts, backend=backend, memory=memory)
+    torch.manual_seed(0)  # weights that do not depend on how many numbers a new model draws
     with torch.no_grad():
         for weight in [*model.parameters(), *model.arch_parameters()] if scale else []:
             weight.copy_(scale * torch.randn(weight.shape))
@@ -356,14 +357,6 @@ def test_shapes_that_do_not_fit_are_refused():
         model._loss(model.init_hidden(5), x, y)
     with pytest.raises(InputError, match="T > 0"):
         model._loss(model.init_hidden(6), x[:0], y[:0])
-
-
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(12), nn.LayerNorm(12)], ids=str)
-def test_another_norm_is_refused(norm):
-    model = network("cpu")
-    model.rnns[0].bn = norm.double()
-    with pytest.raises(InputError, match="BatchNorm1d without affine.*backend='reference'"):
-        model(text()[0], model.init_hidden(6))
 
 
 @pytest.mark.parametrize("fused_loss", [True, False])

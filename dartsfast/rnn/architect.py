@@ -9,7 +9,15 @@ from torch import Tensor
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.presets import resolve_preset
+from dartsfast.errors import InputError
 from dartsfast.rnn.model_search import RNNModelSearch
+
+_Text = tuple[list[Tensor], Tensor, Tensor]  # hidden states, tokens, the tokens after them
+_STEPS_OF_THE_ORIGINAL = (
+    "_compute_unrolled_model",
+    "_construct_model_from_theta",
+    "_hessian_vector_product",
+)
 
 
 class Architect:
@@ -59,30 +67,76 @@ class Architect:
 
         Returns:
             The hidden states after ``input_valid``, and None (for the gradient norm of old scripts).
+
+        Raises:
+            InputError: a subclass overrides a step of the original's second order that there is not here.
         """
+        self.optimizer.zero_grad()
+        valid = hidden_valid, input_valid, target_valid
+        if unrolled:
+            train = hidden_train, input_train, target_train
+            hidden = self._backward_step_unrolled(*train, *valid, network_optimizer.param_groups[0]["lr"])
+        else:
+            hidden = self._backward_step(*valid)
+        self.optimizer.step()
+        return [h.detach() for h in hidden], None
+
+    def _backward_step(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> list[Tensor]:
+        """Set the alphas' gradients of first order; what a subclass does instead is done.
+
+        Returns the hidden states after ``input``.
+        """
+        valid = hidden, input, target
+        return self._set_gradients(valid, valid, None)  # the first order looks at no training loss
+
+    def _backward_step_unrolled(
+        self,
+        hidden_train: list[Tensor],
+        input_train: Tensor,
+        target_train: Tensor,
+        hidden_valid: list[Tensor],
+        input_valid: Tensor,
+        target_valid: Tensor,
+        eta: float,
+    ) -> list[Tensor]:
+        """Set the alphas' gradients of second order; what a subclass does instead is done.
+
+        Returns the hidden states after ``input_valid``.
+        """
+        self._refuse_steps_of_the_original()
+        flatten_(list(self.model.parameters()))
+        train = hidden_train, input_train, target_train
+        return self._set_gradients(train, (hidden_valid, input_valid, target_valid), self._virtual_step(eta))
+
+    def _refuse_steps_of_the_original(self) -> None:
+        own = [name for name in _STEPS_OF_THE_ORIGINAL if hasattr(self, name)]
+        if own:
+            raise InputError(
+                f"{type(self).__name__}.{own[0]} would never be called: no model is copied here. "
+                "Override _backward_step_unrolled, which has the original's arguments, "
+                "or use dartsfast.bilevel.alpha_gradient and hvp"
+            )
+
+    def _set_gradients(self, train: _Text, valid: _Text, virtual: VirtualStep | None) -> list[Tensor]:
         hidden_next: list[Tensor] = []
 
         def valid_loss() -> Tensor:
             nonlocal hidden_next
-            loss, hidden_next = self.model._loss(hidden_valid, input_valid, target_valid)
+            loss, hidden_next = self.model._loss(*valid)
             return loss
 
-        weights = list(self.model.parameters())
         alphas = self.model.arch_parameters()
-        if unrolled:
-            flatten_(weights)
         gradients = alpha_gradient(
-            weights,
+            list(self.model.parameters()),
             alphas,
-            train_loss=lambda: self.model._loss(hidden_train, input_train, target_train)[0],
+            train_loss=lambda: self.model._loss(*train)[0],
             valid_loss=valid_loss,
-            virtual=self._virtual_step(network_optimizer.param_groups[0]["lr"]) if unrolled else None,
+            virtual=virtual,
             buffers=list(self.model.buffers()),
         )
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient
-        self.optimizer.step()
-        return [h.detach() for h in hidden_next], None
+        return hidden_next
 
     def _virtual_step(self, lr: float) -> VirtualStep:
         # The original loads the moved weights through a state_dict that also holds the decoder's

@@ -44,14 +44,10 @@ def recurrence(
         Ws: [H, 2H] a node.
 
     Raises:
-        InputError: batch statistics of a batch of one, shapes that do not fit, or another norm.
+        InputError: batch statistics of a batch of one, or shapes that do not fit.
     """
     T, B, ninp = x.shape
     H = Ws[0].shape[0]
-    if type(norm) is not nn.BatchNorm1d or norm.affine:
-        raise InputError(
-            f"the fused cell has a BatchNorm1d without affine, got {norm}: backend='reference' takes any"
-        )
     if T == 0 or hidden.shape != (B, H) or ninp + H != W0.shape[0]:
         raise InputError(
             f"inputs must be [T, B, {W0.shape[0] - H}], T > 0, and states [B, {H}]: "

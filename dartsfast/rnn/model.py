@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+BUILT_ACTIVATIONS = dict(ACTIVATIONS)  # whatever a script puts in their place
 
 
 class DARTSCell(nn.Module):
@@ -41,7 +42,10 @@ class DARTSCell(nn.Module):
     ) -> None:
         super().__init__()
         if genotype is not None:
-            check_genotype(genotype)
+            # What overrides _get_activation may know more names.
+            check_genotype(
+                genotype, any_name=type(self)._get_activation is not BUILT_METHODS["_get_activation"]
+            )
         self.nhid = nhid
         self.dropouth = dropouth
         self.dropoutx = dropoutx
@@ -80,6 +84,12 @@ class DARTSCell(nn.Module):
         c0, h0 = torch.split(xh_prev.mm(self._W0), self.nhid, dim=-1)
         return h_prev + c0.sigmoid() * (h0.tanh() - h_prev)
 
+    def _get_activation(self, name: str) -> Callable[[Tensor], Tensor]:
+        # A method, as in the original, for those who override it.
+        if name not in ACTIVATIONS:
+            raise InputError(f"unknown activation {name!r}: known are {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[name]
+
     def cell(self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """One time step: ``x`` [B, ninp], ``h_prev`` [B, nhid], masks or None; returns [B, nhid]."""
         assert self.genotype is not None
@@ -87,7 +97,7 @@ class DARTSCell(nn.Module):
         for W, (name, pred) in zip(self._Ws, self.genotype.recurrent, strict=True):
             s_prev = states[pred]
             c, h = torch.split(_masked(s_prev, h_mask).mm(W), self.nhid, dim=-1)
-            states.append(s_prev + c.sigmoid() * (ACTIVATIONS[name](h) - s_prev))
+            states.append(s_prev + c.sigmoid() * (self._get_activation(name)(h) - s_prev))
         return torch.mean(torch.stack([states[i] for i in self.genotype.concat], -1), -1)
 
 
@@ -95,10 +105,15 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def check_genotype(genotype: Genotype) -> None:
-    """Raise InputError where ``genotype`` is not a recurrent cell."""
+BUILT_METHODS = {
+    name: getattr(DARTSCell, name) for name in ("forward", "_compute_init_state", "_get_activation")
+}
+
+
+def check_genotype(genotype: Genotype, any_name: bool = False) -> None:
+    """Raise InputError where ``genotype`` is not a recurrent cell; with ``any_name``, of any activations."""
     for node, (name, pred) in enumerate(genotype.recurrent):
-        if name not in ACTIVATIONS:
+        if not any_name and name not in ACTIVATIONS:
             raise InputError(
                 f"unknown activation {name!r} at node {node + 1}: known are {', '.join(ACTIVATIONS)}"
             )
@@ -126,8 +141,8 @@ class RNNModel(nn.Module):
         dropoutx: dropout of the cell's inputs.
         dropouti: dropout of the embedded input.
         dropoute: dropout of whole words.
-        cell_cls: the cell's class.
-        genotype: the cell of a ``DARTSCell``.
+        cell_cls: the cell's class; called with ``ninp, nhid, dropouth, dropoutx`` and the genotype, if any.
+        genotype: the cell of a ``DARTSCell``; None for a class that needs none.
 
     Raises:
         InputError: feature counts that differ, or a genotype that does not fit.
@@ -144,7 +159,7 @@ class RNNModel(nn.Module):
         dropoutx: float = 0.5,
         dropouti: float = 0.5,
         dropoute: float = 0.1,
-        cell_cls: type[DARTSCell] = DARTSCell,
+        cell_cls: Callable[..., nn.Module] = DARTSCell,
         genotype: Genotype | None = None,
     ) -> None:
         super().__init__()
@@ -156,7 +171,8 @@ class RNNModel(nn.Module):
             raise InputError("RNNModel needs a genotype, e.g. genotype=dartsfast.rnn.genotypes.DARTS_V2")
         self.lockdrop = LockedDropout()
         self.encoder = nn.Embedding(ntoken, ninp)
-        self.rnns = nn.ModuleList([cell_cls(ninp, nhid, dropouth, dropoutx, genotype)])
+        given = () if genotype is None else (genotype,)
+        self.rnns = nn.ModuleList([cell_cls(ninp, nhid, dropouth, dropoutx, *given)])
         self.decoder = nn.Linear(ninp, ntoken)
         self.decoder.weight = self.encoder.weight
         self.init_weights()
@@ -167,11 +183,14 @@ class RNNModel(nn.Module):
         self.dropouti = dropouti
         self.dropoute = dropoute
         self.ntoken = ntoken
+        self.cell_cls = cell_cls
 
     def init_weights(self) -> None:
         """Draw the tied embedding from U(-0.04, 0.04); zero the decoder's bias."""
         nn.init.uniform_(self.encoder.weight, -INITRANGE, INITRANGE)
         nn.init.zeros_(self.decoder.bias)
+        # The same tensor once more, as the original: a seed gives the weights and alphas it gave there.
+        nn.init.uniform_(self.decoder.weight, -INITRANGE, INITRANGE)
 
     def forward(self, input: Tensor, hidden: list[Tensor], return_h: bool = False):
         """Map tokens int64 [T, B] and hidden states [[1, B, nhid]] to log-probabilities [T, B, ntoken].

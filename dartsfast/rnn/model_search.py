@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,42 +20,38 @@ from dartsfast.recompute import recomputed
 from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.loss import linear_cross_entropy, locked_cross_entropy
-from dartsfast.rnn.model import ACTIVATIONS, DARTSCell, RNNModel
+from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
 from dartsfast.rnn.utils import LockedDropout
 
 # Rows of logits that the fused path holds at a time: [288, vocabulary], 8 batch elements of 35 time steps.
 LOSS_CHUNK = 288
+# The target of F.nll_loss for what is no word, such as padding.
+IGNORED = -100
 
 
 class DARTSCellSearch(DARTSCell):
     """Every node mixes all activations of all earlier states; one batch norm serves all nodes."""
 
-    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch before each pass
+    weights: Tensor  # [36, 5], the alphas; set by RNNModelSearch
 
-    def __init__(
-        self,
-        ninp: int,
-        nhid: int,
-        dropouth: float,
-        dropoutx: float,
-        genotype: Genotype | None = None,
-    ) -> None:
-        super().__init__(ninp, nhid, dropouth, dropoutx, genotype)
+    def __init__(self, ninp: int, nhid: int, dropouth: float, dropoutx: float) -> None:
+        super().__init__(ninp, nhid, dropouth, dropoutx, genotype=None)
         self.bn = nn.BatchNorm1d(nhid, affine=False)
         self.memory = "store"
         self.fused = False
 
     def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""
-        if not self.fused:
+        if not self.fused or not is_as_built(self):
             return super().recur(inputs, state, x_mask, h_mask)
+        mixing = alpha_softmax([self.weights])[0]
         return fused.recurrence(
             self.bn,
             self.memory,
             inputs if x_mask is None else inputs * x_mask,
             state,
             h_mask,
-            alpha_softmax([self.weights])[0][:, _columns(self.weights.device)],
+            F.pad(mixing, (0, 1))[:, _columns(tuple(PRIMITIVES), mixing.device)],
             self._W0,
             list(self._Ws),
         )
@@ -78,7 +76,7 @@ class DARTSCellSearch(DARTSCell):
             for k, name in enumerate(PRIMITIVES):
                 if name == "none":
                     continue
-                unweighted = states + c * (ACTIVATIONS[name](h) - states)
+                unweighted = states + c * (self._get_activation(name)(h) - states)
                 s = s + torch.sum(probs[offset : offset + i + 1, k, None, None] * unweighted, dim=0)
             states = torch.cat([states, self.bn(s).unsqueeze(0)], 0)
             offset += i + 1
@@ -86,8 +84,52 @@ class DARTSCellSearch(DARTSCell):
 
 
 @functools.cache
-def _columns(device: torch.device) -> Tensor:
-    return torch.tensor([PRIMITIVES.index(name) for name in FUSED_ACTIVATIONS], device=device)
+def _columns(primitives: tuple[str, ...], device: torch.device) -> Tensor:
+    """Where ``primitives`` has the fused cell's activations; -1, a column of zeros, for one it lacks."""
+    found = [primitives.index(name) if name in primitives else -1 for name in FUSED_ACTIVATIONS]
+    return torch.tensor(found, device=device)
+
+
+# What the fused cell computes in place of.
+_METHODS = {
+    **BUILT_METHODS,
+    **{name: getattr(DARTSCellSearch, name) for name in ("recur", "cell", "_mixed_cell")},
+}
+
+
+def is_as_built(cell: Any) -> bool:
+    """Whether the fused cell computes what ``cell`` does; where not, warn of the first reason."""
+    why = _alteration(cell)
+    if why is not None:
+        warnings.warn(f"the RNN's cell runs step by step, not fused: {why}", stacklevel=2)
+    return why is None
+
+
+def _alteration(cell: Any) -> str | None:
+    kind = type(cell)
+    for name, method in _METHODS.items():
+        if name in vars(cell) or getattr(kind, name, None) is not method:
+            return f"{kind.__name__}.{name} is not that of DARTSCellSearch"
+    norm, steps = cell.bn, len(cell._Ws)
+    if not is_plain(norm, nn.BatchNorm1d) or norm.weight is not None or norm.bias is not None:
+        return f"its batch norm has hooks or is no BatchNorm1d without affine: {norm}"
+    if steps != CONCAT:
+        return f"it averages CONCAT = {CONCAT} states, and has {steps} nodes"
+    names = [name for name in PRIMITIVES if name != "none"]
+    for name in names:
+        if names.count(name) > 1 or name not in FUSED_ACTIVATIONS:
+            return f"PRIMITIVES has {name!r}, which is not one of {', '.join(FUSED_ACTIVATIONS)} once"
+        if cell._get_activation(name) is not BUILT_ACTIVATIONS[name]:
+            return f"its activation {name!r} is another function"
+    expected = [sum(range(1, steps + 1)), len(PRIMITIVES)]
+    if list(cell.weights.shape) != expected:
+        return f"its alphas are {list(cell.weights.shape)}, where edges and PRIMITIVES are {expected}"
+    return None
+
+
+def is_padded(target: Tensor) -> bool:
+    """Whether the loss leaves some of ``target`` out; on a GPU this would wait for the device."""
+    return bool((target == IGNORED).any())
 
 
 class RNNModelSearch(RNNModel, ArchModule):
@@ -133,9 +175,21 @@ class RNNModelSearch(RNNModel, ArchModule):
         self._backend = backend
         self._memory = check_memory(memory)
         resolve_backend(backend)
-        self.add_arch_parameter("weights", initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES)))
+        self._initialize_arch_parameters()
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
+
+    def _initialize_arch_parameters(self) -> None:
+        # A method, as in the original, for those who override it or call it to start over.
+        self._arch_names = []
+        alphas = initial_alphas(sum(range(1, STEPS + 1)), len(PRIMITIVES))
+        self.add_arch_parameter("weights", alphas.to(self.encoder.weight))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "weights":  # the cells read their own attribute, as in the original
+            for rnn in self.rnns:
+                rnn.weights = value
 
     @property
     def backend(self) -> str:
@@ -143,8 +197,9 @@ class RNNModelSearch(RNNModel, ArchModule):
         return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        fused = self.backend != "reference"
         for rnn in self.rnns:
-            rnn.weights, rnn.fused = self.weights, self.backend != "reference"  # type: ignore[assignment]
+            rnn.fused = fused and is_as_built(rnn)  # type: ignore[assignment]
         return super()._features(input, hidden)
 
     def _decode(self, rows: Tensor) -> Tensor:
@@ -166,7 +221,7 @@ class RNNModelSearch(RNNModel, ArchModule):
             input: tokens [T, B], int64.
             hidden: states before ``input``, as of :meth:`init_hidden`.
             return_h: as :meth:`RNNModel.forward`; without effect where there is a target.
-            target: the tokens after ``input``, [T, B] or [T * B].
+            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``.
 
         Returns:
             Without target as :meth:`RNNModel.forward`. With it the mean negative log-likelihood, for which
@@ -178,30 +233,44 @@ class RNNModelSearch(RNNModel, ArchModule):
         """
         if target is None:
             return super().forward(input, hidden, return_h)
-        check_range(target, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
+        known = target.masked_fill(target == IGNORED, 0)
+        check_range(known, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
         raw_output, hidden_next, raw_outputs = self._features(input, hidden)
         return self._decoded_loss(raw_output, target.reshape(input.shape)), hidden_next, raw_outputs
 
     def _decoded_loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Return the loss of ``target`` [T, B] given the cell's outputs ``x`` [T, B, nhid]."""
-        decoder, backend = self.decoder, self.backend
-        own = backend == "cpu" and is_plain(decoder)
-        if own and is_plain(self.lockdrop, LockedDropout):
-            mask = self.lockdrop.mask(x, self.dropout)
-            if mask is not None:
-                return locked_cross_entropy(x, mask[0], decoder.weight, decoder.bias, target, LOSS_CHUNK)
-            output = x
-        else:
-            output = self.lockdrop(x, self.dropout)
-        rows, labels = output.flatten(0, 1), target.flatten()
-        if own:
-            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
-        if backend == "reference" or not is_plain(decoder):
+        decoder, plain = self.decoder, is_plain(self.decoder)
+        if self.backend == "cpu" and plain:
+            return self._cpu_loss(x, target)
+        rows, labels = self.lockdrop(x, self.dropout).flatten(0, 1), target.flatten()
+        if self.backend == "reference" or not plain:
             return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
         return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
 
+    def _cpu_loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return :meth:`_decoded_loss` by the C++ kernels, which take no ignored targets."""
+        weight, bias = self.decoder.weight, self.decoder.bias
+        padded = is_padded(target)
+        if not padded and is_plain(self.lockdrop, LockedDropout):
+            mask = self.lockdrop.mask(x, self.dropout)
+            if mask is not None:
+                return locked_cross_entropy(x, mask[0], weight, bias, target, LOSS_CHUNK)
+            output = x
+        else:
+            output = self.lockdrop(x, self.dropout)
+        rows, labels = output.flatten(0, 1), target.flatten()
+        if padded:
+            known = labels != IGNORED
+            rows, labels = rows[known], labels[known]
+        return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
+
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if getattr(self.forward, "__func__", None) is not _FORWARD:
+            # A script's own takes no target, as in the original.
+            log_prob, hidden_next = self(input, hidden, return_h=False)
+            return F.nll_loss(log_prob.flatten(0, 1), target.flatten()), hidden_next
         return self(input, hidden, target=target)[:2]
 
     def genotype(self) -> Genotype:
@@ -209,3 +278,6 @@ class RNNModelSearch(RNNModel, ArchModule):
         probabilities = F.softmax(self.weights.detach(), dim=-1).cpu().numpy()
         gene = best_edges(probabilities, PRIMITIVES, range(1, STEPS + 1), keep=1)
         return Genotype(recurrent=gene, concat=range(STEPS + 1)[-CONCAT:])
+
+
+_FORWARD = RNNModelSearch.forward

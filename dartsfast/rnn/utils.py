@@ -85,11 +85,15 @@ def search_loss(
     return loss, raw_loss, repackage_hidden(hidden_next)
 
 
-def mask2d(B: int, D: int, keep_prob: float, like: Tensor | None = None) -> Tensor:
-    """Return a dropout mask [B, D] of 0 and 1 / keep_prob, with the dtype and device of ``like``."""
+def mask2d(B: int, D: int, keep_prob: float, cuda: bool = False, like: Tensor | None = None) -> Tensor:
+    """Return a dropout mask [B, D] of 0 and 1 / keep_prob, with the dtype and device of ``like``.
+
+    ``cuda`` moves it to the GPU, as in the original, where it is the default.
+    """
     options: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
     # rand + keep_prob can round up to 2, which would double a weight.
-    return torch.rand(B, D, **options).add_(keep_prob).floor_().clamp_(max=1).div_(keep_prob)
+    mask = torch.rand(B, D, **options).add_(keep_prob).floor_().clamp_(max=1).div_(keep_prob)
+    return mask.cuda() if cuda else mask
 
 
 def embedded_dropout(

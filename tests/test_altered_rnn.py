@@ -1,0 +1,394 @@
+"""Old scripts alter the RNN's cell, its globals and its hooks: what they altered is what computes."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_fused_rnn import DRY, VOCABULARY, network, relative, text
+from test_fused_rnn import one_thread as one_thread  # a fixture
+from torch import nn
+
+from dartsfast.backends import availability
+from dartsfast.errors import InputError
+from dartsfast.rnn import fused, genotypes, model_search
+from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.model import ACTIVATIONS, INITRANGE, DARTSCell, RNNModel
+from dartsfast.rnn.model_search import DARTSCellSearch, RNNModelSearch
+from dartsfast.rnn.utils import mask2d
+
+_cpu = availability("cpu")
+needs_cpu = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
+
+
+def results(model):
+    """Return the loss, the hidden state and all gradients of a pass."""
+    x, y = text()
+    torch.manual_seed(0)
+    log_prob, hidden = model(x, model.init_hidden(6))
+    loss = F.nll_loss(log_prob.flatten(0, 1), y.flatten())
+    leaves = [*model.parameters(), *model.arch_parameters()]
+    return [loss, hidden[0], *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
+
+
+def assert_same(got, wanted):
+    for a, b in zip(got, wanted, strict=True):
+        assert relative(a, b) < 1e-10
+
+
+def halved(method):
+    """Return ``method`` with half the result; forward returns the last state beside all of them."""
+
+    def half(self, *args):
+        out = method(self, *args)
+        return (out[0] / 2, out[1] / 2) if isinstance(out, tuple) else out / 2
+
+    return half
+
+
+def soft(method):
+    return lambda self, name: F.softplus if name == "relu" else method(self, name)
+
+
+METHODS = ["forward", "recur", "cell", "_mixed_cell", "_compute_init_state", "_get_activation"]
+OVERRIDES = {
+    name: (soft if name == "_get_activation" else halved)(getattr(DARTSCellSearch, name)) for name in METHODS
+}
+
+
+def subclassed(model, name, patch):
+    model.rnns[0].__class__ = type("Mine", (DARTSCellSearch,), {name: OVERRIDES[name]})
+
+
+def patched_instance(model, name, patch):
+    patch.setattr(model.rnns[0], name, OVERRIDES[name].__get__(model.rnns[0]))
+
+
+def patched_class(model, name, patch):
+    patch.setattr(DARTSCellSearch, name, OVERRIDES[name])
+
+
+@needs_cpu
+@pytest.mark.parametrize("alter", [subclassed, patched_instance, patched_class])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_of_ones_own_computes(name, alter, monkeypatch):
+    plain = results(network("reference"))
+    ours, theirs = network("cpu"), network("reference")
+    results(ours)  # a pass before: nothing of it may stay
+    for model in (ours, theirs):
+        alter(model, name, monkeypatch)
+    wanted = results(theirs)
+    with pytest.warns(UserWarning, match=rf"not fused: \w+\.{name} is not that of DARTSCellSearch"):
+        assert_same(results(ours), wanted)
+    assert relative(wanted[1], plain[1]) > 1e-5  # batch norm undoes most
+
+
+@needs_cpu
+def test_the_cell_alone_sees_what_was_altered_since_the_last_pass(monkeypatch):
+    model = network("cpu", dropouts=DRY)
+    x, hidden = torch.randn(2, 6, 12, dtype=torch.float64), torch.randn(1, 6, 12, dtype=torch.float64)
+    model(text()[0], model.init_hidden(6))
+    plain = model.rnns[0](x, hidden)[0]
+    subclassed(model, "cell", monkeypatch)
+    with pytest.warns(UserWarning, match=r"Mine\.cell"):
+        assert relative(model.rnns[0](x, hidden)[0][0], plain[0] / 2) < 1e-12
+
+
+def scaled(module, args, out):
+    return out / 2 if isinstance(module, nn.BatchNorm1d) else None
+
+
+def scaled_gradient(module, of_inputs, of_outputs):
+    return (of_inputs[0] / 2,) if isinstance(module, nn.BatchNorm1d) else None
+
+
+NORMS = {
+    "hook": lambda norm: norm.register_forward_hook(scaled),
+    "backward hook": lambda norm: norm.register_full_backward_hook(scaled_gradient),
+    "global hook": lambda norm: nn.modules.module.register_module_forward_hook(scaled),
+}
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", NORMS)
+def test_hooks_of_the_batch_norm_run(kind):
+    plain = results(network("reference"))
+    ours, theirs = network("cpu"), network("reference")
+    handles = [NORMS[kind](model.rnns[0].bn) for model in (ours, theirs)]
+    try:
+        wanted = results(theirs)
+        with pytest.warns(UserWarning, match="not fused: its batch norm has hooks"):
+            assert_same(results(ours), wanted)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert relative(wanted[-1], plain[-1]) > 1e-3
+    assert_same(results(network("cpu")), plain)
+
+
+@needs_cpu
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(12), nn.LayerNorm(12)], ids=str)
+def test_another_norm_computes(norm):
+    ours, theirs = network("cpu"), network("reference")
+    for model in (ours, theirs):
+        model.rnns[0].bn = norm.double()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    with pytest.warns(UserWarning, match="no BatchNorm1d without affine"):
+        assert_same(results(ours), results(theirs))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_a_models_forward_of_ones_own_gives_the_loss(backend, monkeypatch):
+    def forward(self, input, hidden, return_h=False):
+        log_prob, hidden = RNNModel.forward(self, input, hidden, return_h)
+        return 2 * log_prob, hidden
+
+    (x, y), model = text(), network(backend, dropouts=DRY)
+    wanted = 2 * model._loss(model.init_hidden(6), x, y)[0]
+    monkeypatch.setattr(RNNModelSearch, "forward", forward)
+    assert relative(model._loss(model.init_hidden(6), x, y.flatten())[0], wanted) < 1e-12
+
+
+@needs_cpu
+def test_hooks_of_the_cell_run_around_the_fused_one():
+    ours, theirs = network("cpu"), network("reference")
+    for model in (ours, theirs):
+        model.rnns[0].register_forward_hook(lambda module, args, out: (out[0] / 2, out[1] / 3))
+        model.rnns[0].register_full_backward_hook(lambda module, of_in, of_out: (2 * of_in[0], None))
+    with warnings.catch_warnings(action="error"):
+        assert_same(results(ours), results(theirs))
+
+
+def fused_calls(monkeypatch):
+    called = []
+    recurrence = fused.recurrence
+    monkeypatch.setattr(fused, "recurrence", lambda *args: called.append(args) or recurrence(*args))
+    return called
+
+
+GLOBALS = {
+    "CONCAT": (lambda patch: patch.setattr(model_search, "CONCAT", 4), "CONCAT = 4"),
+    "the input's state": (lambda patch: patch.setattr(model_search, "CONCAT", 9), "CONCAT = 9"),
+    "activation": (lambda patch: patch.setitem(ACTIVATIONS, "relu", F.elu), "'relu' is another function"),
+    "primitive added": (lambda patch: add_primitive(patch, "sin", torch.sin), "PRIMITIVES has 'sin'"),
+    "primitive twice": (lambda patch: add_primitive(patch, "tanh", torch.tanh), "PRIMITIVES has 'tanh'"),
+}
+
+
+def add_primitive(patch, name, function):
+    patch.setattr(model_search, "PRIMITIVES", [*model_search.PRIMITIVES, name])
+    patch.setitem(ACTIVATIONS, name, function)
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", GLOBALS)
+def test_globals_are_read_when_the_cell_runs(name, monkeypatch):
+    alter, reason = GLOBALS[name]
+    plain = results(network("reference"))
+    alter(monkeypatch)
+    wanted = results(network("reference"))
+    with pytest.warns(UserWarning, match=f"not fused: .*{reason}"):
+        assert_same(results(network("cpu")), wanted)
+    assert relative(wanted[1], plain[1]) > 1e-3
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    "primitives",
+    [
+        ["none", "identity", "tanh", "sigmoid", "relu"],
+        ["none", "tanh", "relu", "identity"],
+        ["relu", "tanh"],
+        ["none", "sigmoid"],
+    ],
+    ids="-".join,
+)
+def test_another_order_or_a_subset_of_the_primitives_is_fused(primitives, monkeypatch):
+    monkeypatch.setattr(model_search, "PRIMITIVES", primitives)
+    called = fused_calls(monkeypatch)
+    wanted = results(network("reference"))
+    assert not called
+    with warnings.catch_warnings(action="error"):
+        assert_same(results(network("cpu")), wanted)
+    assert called
+
+
+@needs_cpu
+def test_primitives_changed_after_the_model_was_built_fail_as_stock_modules_do(monkeypatch):
+    models = [network(backend) for backend in ("cpu", "reference")]
+    monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "tanh", "relu"])
+    wanted = results(models[1])  # the columns that are named
+    with pytest.warns(UserWarning, match=r"its alphas are \[36, 5\]"):
+        assert_same(results(models[0]), wanted)
+    add_primitive(monkeypatch, "sin", torch.sin)
+    add_primitive(monkeypatch, "cos", torch.cos)
+    add_primitive(monkeypatch, "exp", torch.exp)
+    for model in models:
+        with warnings.catch_warnings(action="ignore"), pytest.raises(IndexError):
+            results(model)
+
+
+BEFORE = """
+from dartsfast.rnn import model
+import torch.nn.functional as F
+built = model.DARTSCell._get_activation
+model.ACTIVATIONS["relu"] = F.elu
+model.DARTSCell._get_activation = lambda self, name: F.silu if name == "tanh" else built(self, name)
+from test_altered_rnn import assert_same, network, results
+assert_same(results(network("cpu")), results(network("reference")))
+"""
+
+
+@needs_cpu
+def test_what_was_altered_before_the_search_model_was_imported():
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    subprocess.run([sys.executable, "-c", BEFORE], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
+def test_an_activation_that_nobody_defined_is_named(monkeypatch):
+    monkeypatch.setattr(model_search, "PRIMITIVES", ["none", "tanh", "selu"])
+    with pytest.raises(InputError, match="unknown activation 'selu': known are tanh"):
+        results(network("reference"))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_seed_gives_the_weights_of_the_original(backend):
+    torch.manual_seed(2)
+    model = RNNModelSearch(50, 12, 12, 12, backend=backend)
+    torch.manual_seed(2)
+    nn.Embedding(50, 12)
+    W0, *Ws = (torch.empty(n, 24).uniform_(-INITRANGE, INITRANGE) for n in (24, *[12] * 8))
+    nn.Linear(12, 50)
+    torch.empty(50, 12).uniform_()
+    tied = torch.empty(50, 12).uniform_(-INITRANGE, INITRANGE)
+    alphas = torch.randn(36, 5).mul_(1e-3)
+    assert torch.equal(model.encoder.weight, tied) and model.decoder.weight is model.encoder.weight
+    assert not model.decoder.bias.any()
+    assert torch.equal(model.weights, alphas)
+    cell = model.rnns[0]
+    assert all(torch.equal(a, b) for a, b in zip((cell._W0, *cell._Ws), (W0, *Ws), strict=True))
+
+
+def test_a_cell_class_of_four_arguments():
+    class Mine(DARTSCell):
+        def __init__(self, ninp, nhid, dropouth, dropoutx):
+            super().__init__(ninp, nhid, dropouth, dropoutx, genotypes.DARTS_V1)
+
+    models = []
+    for options in ({"cell_cls": Mine}, {"genotype": genotypes.DARTS_V1}):
+        torch.manual_seed(0)
+        models.append(RNNModel(VOCABULARY, 12, 12, 12, **options).eval())
+    x = text()[0]
+    ours, theirs = (model(x, model.init_hidden(6))[0] for model in models)
+    assert torch.equal(ours, theirs)
+    assert [model.cell_cls for model in models] == [Mine, DARTSCell]
+
+
+def test_an_activation_of_ones_own_in_a_discrete_cell():
+    class Mine(DARTSCell):
+        def _get_activation(self, name):
+            return torch.sin if name == "sin" else super()._get_activation(name)
+
+    genotype = genotypes.Genotype([("sin", 0), ("tanh", 1)], [1, 2])
+    cell = Mine(3, 4, 0.0, 0.0, genotype).double().eval()
+    x, h = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    state = cell._compute_init_state(x, h, None, None)
+    states = []
+    for W, function in zip(cell._Ws, (torch.sin, torch.tanh), strict=True):
+        c, candidate = (state @ W).chunk(2, dim=-1)
+        state = state + c.sigmoid() * (function(candidate) - state)
+        states.append(state)
+    torch.testing.assert_close(cell.cell(x, h, None, None), sum(states) / 2)
+
+
+def test_initial_alphas_of_ones_own():
+    class Mine(RNNModelSearch):
+        def _initialize_arch_parameters(self):
+            self.add_arch_parameter("weights", torch.ones(36, 5))
+
+    model = Mine(VOCABULARY, 12, 12, 12)
+    assert model.rnns[0].weights is model.weights is model.arch_parameters()[0]
+    assert (model.weights == 1).all() and model.weights.requires_grad
+
+
+def test_alphas_that_start_over():
+    model = RNNModelSearch(VOCABULARY, 12, 12, 12).double()
+    before = model.weights
+    torch.manual_seed(0)
+    model._initialize_arch_parameters()
+    torch.manual_seed(0)
+    assert torch.equal(model.weights, torch.randn(36, 5).mul_(1e-3).double())
+    assert model.rnns[0].weights is model.weights is not before
+    assert len(model.arch_parameters()) == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_alphas_of_the_cells_own(backend):
+    """As in the original the cell reads its own, which those of the model become when they are set."""
+    model, own = network(backend), network("reference")
+    given = torch.linspace(-1, 1, 180, dtype=torch.float64).view(36, 5).requires_grad_()
+    model.rnns[0].weights = given
+    own.weights = given
+    assert own.rnns[0].weights is given
+    *got, of_model = results(model)
+    *wanted, of_given = results(own)
+    assert_same(got, wanted)
+    assert not of_model.any() and of_given.any()
+
+
+def test_a_mask_for_the_cpu_as_old_scripts_ask_for_it():
+    torch.manual_seed(0)
+    mask = mask2d(3, 4, 0.5, cuda=False)
+    torch.manual_seed(0)
+    assert torch.equal(mask, torch.floor(torch.rand(3, 4) + 0.5) / 0.5)
+    assert mask2d(3, 4, 0.5, False).shape == (3, 4)
+
+
+def architect_step(kind, unrolled, model):
+    args = SimpleNamespace(wdecay=5e-7, clip=0.25, arch_lr=3e-3, arch_wdecay=0.0)
+    sgd = torch.optim.SGD(model.parameters(), 2.0)
+    hidden = model.init_hidden(6)
+    return kind(model, args).step(hidden, *text(seed=1), hidden, *text(seed=2), sgd, unrolled)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_alpha_step_of_ones_own(unrolled):
+    """The original's methods, with its arguments."""
+
+    class Mine(Architect):
+        def _backward_step(self, hidden, input, target):
+            loss, hidden = self.model._loss(hidden, input, target)
+            (10 * loss).backward()
+            return hidden
+
+        def _backward_step_unrolled(self, *args):
+            *_, hidden, input, target, eta = args
+            assert len(args) == 7 and eta == 2.0
+            return self._backward_step(hidden, input, target)
+
+    ours, theirs = network("reference", dropouts=DRY), network("reference", dropouts=DRY)
+    for model in (ours, theirs):
+        model.weights.grad = torch.ones_like(model.weights)
+    (got,), (wanted,) = (
+        architect_step(kind, unrolled and kind is Mine, model)[0]
+        for kind, model in ((Mine, ours), (Architect, theirs))
+    )
+    assert relative(ours.weights.grad, 10 * theirs.weights.grad) < 1e-12
+    assert relative(got, wanted) < 1e-12 and not got.requires_grad
+
+
+def test_a_step_of_the_original_that_there_is_not_is_refused():
+    class Mine(Architect):
+        def _hessian_vector_product(self, vector, hidden, input, target, r=1e-2):
+            raise AssertionError
+
+    architect_step(Mine, False, network("reference"))
+    with pytest.raises(InputError, match="Mine._hessian_vector_product would never be called"):
+        architect_step(Mine, True, network("reference"))
