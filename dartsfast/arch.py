@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,36 @@ class ArchModule(nn.Module):
         self._arch_names.append(name)
 
     def arch_parameters(self) -> list[Tensor]:
-        """Return the alphas, in the order in which they were added."""
-        return [getattr(self, name) for name in self._arch_names]
+        """Return the alphas, in the order in which they were added; what the list is given, the module is."""
+        return _Alphas(self)
 
     @property
     def _arch_parameters(self) -> list[Tensor]:
-        # The original's attribute, which scripts that go around arch_parameters() read.
+        # The original's attribute, which scripts that go around arch_parameters() read and set.
         return self.arch_parameters()
+
+    @_arch_parameters.setter
+    def _arch_parameters(self, alphas: Iterable[Tensor]) -> None:
+        given = {}
+        for place, alpha in enumerate(alphas):
+            # One that the script has made an attribute goes by that name; another takes the place's.
+            name = next((name for name, value in self._attributes() if value is alpha), None)
+            if name is None and place < len(self._arch_names):
+                name = self._arch_names[place]
+            if name is None or name in given or not isinstance(alpha, Tensor):
+                raise InputError(
+                    f"_arch_parameters[{place}] must be a tensor with a name of its own in the module: "
+                    "set it as an attribute first (self.betas = ...)"
+                )
+            given[name] = alpha
+        for name, alpha in given.items():
+            if getattr(self, name) is not alpha:
+                self._parameters.pop(name, None)
+                vars(self)[name] = alpha  # not by setattr: a Parameter must not join parameters()
+        self._arch_names = list(given)
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        return chain(vars(self).items(), self._parameters.items())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -83,6 +107,24 @@ class ArchModule(nn.Module):
                 alpha.copy_(value)
 
 
+class _Alphas(list[Tensor]):
+    """A module's alphas as the original's list: what a script sets in it or adds to it is the module's."""
+
+    def __init__(self, module: ArchModule) -> None:
+        super().__init__(getattr(module, name) for name in module._arch_names)
+        self._module = module
+
+    def __setitem__(self, place: Any, alpha: Any) -> None:
+        super().__setitem__(place, alpha)
+        self._module._arch_parameters = self
+
+    def append(self, alpha: Tensor) -> None:
+        self[len(self) :] = [alpha]
+
+    def extend(self, alphas: Iterable[Tensor]) -> None:
+        self[len(self) :] = alphas
+
+
 def initial_alphas(edges: int, ops: int) -> Tensor:
     """Return the original's start, 1e-3 * N(0, 1), float32 [edges, ops] from the global generator."""
     return 1e-3 * torch.randn(edges, ops)
@@ -110,7 +152,8 @@ def best_edges(
         raise InputError(
             "no genotype can be read: the alphas hold NaN or infinity; resume from an earlier checkpoint"
         )
-    choices = [k for k, name in enumerate(primitives) if name != "none"]
+    # A script may have narrowed the alphas: the columns there are count.
+    choices = [k for k, name in enumerate(primitives[: probabilities.shape[1]]) if name != "none"]
     gene: list[tuple[str, int]] = []
     start = 0
     for count in inputs:

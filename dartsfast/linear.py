@@ -5,21 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as hooks_of_all
+from torch import Tensor
 
 import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.ops.contract import once_differentiable
+from dartsfast.plain import is_plain
 
 kernels = torch.ops.dartsfast
-_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
-    """Whether a module is a ``kind`` and no more: no subclass, no hooks, no ``forward`` of its own."""
-    if type(module) is not kind or "forward" in vars(module):
-        return False
-    return not any(getattr(module, name) or getattr(hooks_of_all, f"_global{name}") for name in _HOOKS)
 
 
 def linear(module: Any, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -25,17 +26,23 @@ def _running_statistics_untouched(module: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
+def applied(module: nn.Module, memory: str, *args: Any) -> Tensor:
+    """Return ``module(*args)``; with ``memory="recompute"`` only ``args`` are kept for the backward."""
+    if memory == "recompute" and torch.is_grad_enabled():
+        return recomputed(module, module, *args)
+    return module(*args)
+
+
 def recomputed(module: nn.Module, fn: Callable[..., Tensor], *args: Any) -> Tensor:
     """Return ``fn(*args)``, keeping only ``args`` for the backward, which runs ``fn`` once more.
 
-    ``fn`` draws no random numbers; batch norms of ``module`` see the batch once.
+    It draws the same random numbers then; batch norms of ``module`` see the batch once.
     """
     if not module.training:
-        return checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(fn, *args, use_reentrant=False)
     return checkpoint(
         fn,
         *args,
         use_reentrant=False,
-        preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), _running_statistics_untouched(module)),
     )

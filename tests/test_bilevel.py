@@ -8,10 +8,11 @@ import threading
 import pytest
 import torch
 from bilevel_problems import PROBLEMS, BoomError, bits, cnn_problem, rnn_problem, same_bits
-from golden_inputs import cnn_batches, load
+from golden_inputs import cnn, cnn_batches, load
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, hvp, preserved
 from dartsfast.bilevel.guard import interruptible
+from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.rnn.model import ACTIVATIONS
 
@@ -272,3 +273,46 @@ def test_alphas_that_the_loss_does_not_see_get_no_gradient():
         gradients = alpha_gradient([w], [used, unused], loss, loss, virtual)
         assert gradients[0] is not None
         assert gradients[1] is None
+
+
+class Penalised(CNNArchitect):
+    """A script's own first order: the original's, with a penalty on the alphas."""
+
+    def _backward_step(self, input_valid, target_valid):
+        loss = self.model._loss(input_valid, target_valid)
+        (loss + 10 * sum(a.square().sum() for a in self.model.arch_parameters())).backward()
+
+    def _backward_step_unrolled(self, *args):
+        super()._backward_step_unrolled(*args)
+        for alpha in self.model.arch_parameters():
+            alpha.grad += 20 * alpha.detach()
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_what_an_architect_overrides_is_done(unrolled):
+    config = load("cnn_a2")["config"]
+    x, y, xv, yv = cnn_batches(config, 0)
+    gradients = []
+    for kind in (CNNArchitect, Penalised):
+        model, optimizer, args = cnn(config, backend="reference")
+        before = bits(model.arch_parameters())
+        for _ in range(2):  # nothing is left of the first step's gradients
+            for alpha, value in zip(model.arch_parameters(), before, strict=True):
+                alpha.data.copy_(value)
+            kind(model, args).step(x, y, xv, yv, 0.025, optimizer, unrolled)
+        gradients.append([a.grad for a in model.arch_parameters()])
+    for plain, got, alpha in zip(*gradients, before, strict=True):
+        torch.testing.assert_close(got, plain + 20 * alpha, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["_hessian_vector_product", "_compute_unrolled_model", "_construct_model_from_theta"]
+)
+def test_steps_of_the_original_that_would_not_be_called_are_refused(name):
+    config = load("cnn_a2")["config"]
+    batches = cnn_batches(config, 0)
+    model, optimizer, args = cnn(config, backend="reference")
+    architect = type("Mine", (CNNArchitect,), {name: lambda self, *args: None})(model, args)
+    with pytest.raises(InputError, match=rf"Mine.{name} would never be called.*_backward_step_unrolled"):
+        architect.step(*batches, 0.025, optimizer, unrolled=True)
+    architect.step(*batches, 0.025, optimizer, unrolled=False)  # where the original calls none either

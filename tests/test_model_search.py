@@ -222,6 +222,19 @@ def test_recompute_gives_the_same_bits(kind):
         assert torch.equal(a.grad, b.grad)
 
 
+def test_recompute_draws_the_same_random_numbers_again():
+    x, y, gradients = torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 2]), []
+    for memory in ("store", "recompute"):
+        torch.manual_seed(5)
+        model = network(memory=memory, backend="reference")
+        for mixed in [m for m in model.modules() if isinstance(m, MixedOp)]:
+            mixed._ops[4] = nn.Sequential(mixed._ops[4], nn.Dropout(0.5))
+        model._loss(x, y).backward()
+        parameters = [p.grad for p in [*model.parameters(), *model.arch_parameters()]]
+        gradients.append([*parameters, torch.rand(1)])  # and leaves the generator where it was
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_recompute_keeps_less():
     def kept(memory):
         model = network(memory=memory)

@@ -11,6 +11,13 @@ from torch import Tensor
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.cnn.model_search import Network
+from dartsfast.errors import InputError
+
+_STEPS_OF_THE_ORIGINAL = (
+    "_compute_unrolled_model",
+    "_construct_model_from_theta",
+    "_hessian_vector_product",
+)
 
 
 class Architect:
@@ -60,22 +67,63 @@ class Architect:
             eta: learning rate xi of the virtual step.
             network_optimizer: the weights' SGD, whose momentum the virtual step takes part in.
             unrolled: second order if true, first order (xi = 0) if false.
+
+        Raises:
+            InputError: a subclass overrides a step of the original's second order that there is not here.
         """
-        weights = list(self.model.parameters())
-        alphas = self.model.arch_parameters()
+        self.optimizer.zero_grad()
         if unrolled:
-            flatten_(weights)
+            self._backward_step_unrolled(
+                input_train, target_train, input_valid, target_valid, eta, network_optimizer
+            )
+        else:
+            self._backward_step(input_valid, target_valid)
+        self.optimizer.step()
+
+    def _backward_step(self, input_valid: Tensor, target_valid: Tensor) -> None:
+        """Set the alphas' gradients of first order; what a subclass does instead is done."""
+        valid = input_valid, target_valid
+        self._set_gradients(valid, valid, None)  # the first order looks at no training loss
+
+    def _backward_step_unrolled(
+        self,
+        input_train: Tensor,
+        target_train: Tensor,
+        input_valid: Tensor,
+        target_valid: Tensor,
+        eta: float,
+        network_optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Set the alphas' gradients of second order; what a subclass does instead is done."""
+        self._refuse_steps_of_the_original()
+        weights = list(self.model.parameters())
+        flatten_(weights)
+        virtual = self._virtual_step(weights, eta, network_optimizer)
+        self._set_gradients((input_train, target_train), (input_valid, target_valid), virtual)
+
+    def _refuse_steps_of_the_original(self) -> None:
+        own = [name for name in _STEPS_OF_THE_ORIGINAL if hasattr(self, name)]
+        if own:
+            raise InputError(
+                f"{type(self).__name__}.{own[0]} would never be called: no model is copied here. "
+                "Override _backward_step_unrolled, which has the original's arguments, "
+                "or use dartsfast.bilevel.alpha_gradient and hvp"
+            )
+
+    def _set_gradients(
+        self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor], virtual: VirtualStep | None
+    ) -> None:
+        alphas = self.model.arch_parameters()
         gradients = alpha_gradient(
-            weights,
+            list(self.model.parameters()),
             alphas,
-            train_loss=lambda: self.model._loss(input_train, target_train),
-            valid_loss=lambda: self.model._loss(input_valid, target_valid),
-            virtual=self._virtual_step(weights, eta, network_optimizer) if unrolled else None,
+            train_loss=lambda: self.model._loss(*train),
+            valid_loss=lambda: self.model._loss(*valid),
+            virtual=virtual,
             buffers=list(self.model.buffers()),
         )
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient
-        self.optimizer.step()
 
     def _virtual_step(
         self, weights: Sequence[Tensor], eta: float, network_optimizer: torch.optim.Optimizer

@@ -7,6 +7,7 @@ Images between cells are [N, C, H, W] in channels_last memory, the same memory a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.cnn.plan import are, nchw, nhwc, plan
 from dartsfast.ops import alpha_softmax, pool3x3
 from dartsfast.ops.contract import once_differentiable
+from dartsfast.plain import is_plain_tree
+from dartsfast.recompute import applied
 
 __all__ = ["alpha_softmax", "cell", "stem"]
 
@@ -29,7 +32,8 @@ _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is."""
-    if type(module) is not nn.Sequential or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
+    built = type(module) is nn.Sequential and is_plain_tree(module)
+    if not built or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
         return module(images)
     conv, norm = module
     shape = conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
@@ -49,6 +53,7 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
 def cell(
     preprocess: Sequence[nn.Module],
     mixed: Sequence[Any],
+    altered: Sequence[bool],
     inputs: Sequence[Tensor],
     weights: Tensor,
     steps: int,
@@ -58,8 +63,8 @@ def cell(
 ) -> Tensor:
     """Run a search cell: ``mixed`` are its edges' MixedOps, ``weights`` [edges, ops] their weights.
 
-    What is kept for the backward is kept as ``storage``, with ``memory="recompute"`` only what lies between
-    two passes; None: as it is computed.
+    Edges that are ``altered`` run as the modules that they are. What is kept for the backward is kept as
+    ``storage``, with ``memory="recompute"`` only what lies between two passes; None: as it is computed.
     """
     states = [_single(m, x, memory, storage) for m, x in zip(preprocess, inputs, strict=True)]
     kept_as = storage if memory == "store" else None
@@ -69,16 +74,29 @@ def cell(
     for i in range(steps):
         count = 2 + i
         edges, tensors, pooled = [], [], []
-        for j, (op, x) in enumerate(zip(mixed[offset : offset + count], states, strict=True)):
-            edge, group = plan(op._ops, x, op.stride, storage)
+        modules, rows = mixed[offset : offset + count], weights[offset : offset + count]
+        apart = altered[offset : offset + count]
+        for j, (op, x) in enumerate(zip(modules, states, strict=True)):
+            if apart[j]:
+                edge, group = Edge((), stride=1), [x]
+            else:
+                # An operation without a column has no weight and takes no part.
+                edge, group = plan(islice(op._ops, rows.shape[1]), x, op.stride, storage)
             if edge.pools and (j, op.stride) not in pools:
                 with torch.no_grad():
                     pools[j, op.stride] = pool3x3(x, stride=op.stride)
             edges.append(edge)
             tensors.append(group)
             pooled.append(pools[j, op.stride] if edge.pools else None)
-        row = weights[offset : offset + count]
-        states.append(node(edges, tensors, pooled, row, memory, stored[:count]))
+        found = []
+        if any(edge.ops for edge in edges):
+            found.append(node(edges, tensors, pooled, rows, memory, stored[:count]))
+        else:  # nothing but zeros, or edges that run as they are: the modules know what shape that is
+            apart = [True] * count
+        for op, x, row, ordinary in zip(modules, states, rows, apart, strict=True):
+            if ordinary:
+                found.append(nhwc(applied(op, memory, nchw(x), row)).to(weights.dtype))
+        states.append(sum(found[1:], found[0]).contiguous())
         stored.append(_stored(states[-1], kept_as))
         offset += count
     return nchw(_Concatenate.apply(*states[-multiplier:]))
@@ -141,6 +159,8 @@ class _ChannelsLast(torch.autograd.Function):
 def _single(module: nn.Module, image: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
     x = _ChannelsLast.apply(image)
     edge, tensors = plan([module], x, 2 if isinstance(module, FactorizedReduce) else 1, storage)
+    if not edge.ops:  # zeros
+        return nhwc(module(image)).contiguous()
     stored = [nhwc(_stored(image, storage if memory == "store" else None))]
     return node([edge], [tensors], [None], x.new_ones(1, 1), memory, stored)
 

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.genotypes import Genotype
-from dartsfast.cnn.operations import FactorizedReduce, Identity, ReLUConvBN, build_op
+from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
+    OPS,
+    DilConv,
+    FactorizedReduce,
+    Identity,
+    ReLUConvBN,
+    SepConv,
+    Zero,
+    build_op,
+)
 from dartsfast.cnn.utils import drop_path
 from dartsfast.errors import InputError
 
@@ -55,6 +64,7 @@ class Cell(nn.Module):
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
         edges = genotype.reduce if reduction else genotype.normal
         self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        self._steps = len(edges) // 2
         self._indices = [source for _, source in edges]
         self._ops = nn.ModuleList(
             build_op(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges
@@ -64,8 +74,8 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
         """Map the outputs of the two cells before to [N, multiplier*C, H, W]; paths drop in training."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for node in range(0, len(self._indices), 2):
-            pair = [self._edge(node, states, drop_prob), self._edge(node + 1, states, drop_prob)]
+        for i in range(self._steps):
+            pair = [self._edge(2 * i, states, drop_prob), self._edge(2 * i + 1, states, drop_prob)]
             states.append(pair[0] + pair[1])
         return torch.cat([states[i] for i in self._concat], dim=1)
 
@@ -78,7 +88,7 @@ class Cell(nn.Module):
 
 
 class AuxiliaryHeadCIFAR(nn.Module):
-    """A second classifier at two thirds of the depth, for images of 8x8 there."""
+    """A second classifier at two thirds of the depth, for images of 8x8 to 10x10 there."""
 
     def __init__(self, C: int, num_classes: int) -> None:
         super().__init__()
@@ -95,11 +105,12 @@ class AuxiliaryHeadCIFAR(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, 8, 8] to logits [N, classes]."""
-        if tuple(x.shape[-2:]) != (8, 8):
+        """Map [N, C, H, W], H and W 8 to 10, to logits [N, classes]."""
+        if not all(8 <= n <= 10 for n in x.shape[-2:]):
             height, width = (4 * n for n in x.shape[-2:])
             raise InputError(
-                f"the auxiliary head takes 32x32 images, got {height}x{width}; build the network without it"
+                f"the auxiliary head takes images of 32x32 to 40x40, got {height}x{width}; "
+                "build the network without it"
             )
         x = self.features(x)
         return self.classifier(x.view(x.size(0), -1))

@@ -6,7 +6,10 @@ computes with their weights.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,31 +19,46 @@ from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
-from dartsfast.cnn.operations import FactorizedReduce, ReLUConvBN, build_op
+from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
+    OPS,
+    DilConv,
+    FactorizedReduce,
+    Identity,
+    ReLUConvBN,
+    SepConv,
+    Zero,
+    build_op,
+)
 from dartsfast.errors import InputError, check_range
 from dartsfast.linear import linear
-from dartsfast.recompute import recomputed
+from dartsfast.plain import difference, is_plain, is_plain_tree, served
+from dartsfast.recompute import applied
 
 
+@served
 class MixedOp(nn.Module):
     """The mixed operation of an edge: sum of w_k * op_k(x) (equation 2).
 
-    Pools are followed by a batch norm without affine, as in the original.
+    Pools are followed by a batch norm without affine, as in the original. ``primitives`` are those of this
+    module's :data:`PRIMITIVES` unless given.
     """
 
-    def __init__(self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES) -> None:
+    def __init__(self, C: int, stride: int, primitives: Sequence[str] | None = None) -> None:
         super().__init__()
         self.stride = stride
         self._ops = nn.ModuleList()
-        for primitive in primitives:
+        for primitive in PRIMITIVES if primitives is None else primitives:
             op = build_op(primitive, C, stride, False)
             if "pool" in primitive:
                 op = nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
             self._ops.append(op)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Mix ``x`` [N, C, H, W] with ``weights`` [ops] to [N, C, H/stride, W/stride]."""
-        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
+        """Mix ``x`` [N, C, H, W] with ``weights`` [ops] to [N, C, H/stride, W/stride].
+
+        As in the original, operations beyond the weights and weights beyond the operations take no part.
+        """
+        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=False))
 
 
 class Cell(nn.Module):
@@ -59,7 +77,7 @@ class Cell(nn.Module):
         backend: str = "reference",
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
-        primitives: Sequence[str] = PRIMITIVES,
+        primitives: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.reduction = reduction
@@ -86,6 +104,7 @@ class Cell(nn.Module):
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
                 list(self._ops),
+                self._altered_edges(),
                 [s0, s1],
                 weights,
                 self._steps,
@@ -96,16 +115,24 @@ class Cell(nn.Module):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self._steps):
-            s = sum(self._edge(offset + j, h, weights) for j, h in enumerate(states))
+            s = sum(
+                applied(self._ops[offset + j], self._memory, h, weights[offset + j])
+                for j, h in enumerate(states)
+            )
             offset += len(states)
             states.append(s)
         return torch.cat(states[-self._multiplier :], dim=1)
 
-    def _edge(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
-        op = self._ops[index]
-        if self._memory == "recompute" and torch.is_grad_enabled():
-            return recomputed(op, op, x, weights[index])
-        return op(x, weights[index])
+    def _altered_edges(self) -> list[bool]:
+        reasons = [difference(op, MixedOp) for op in self._ops]
+        for reason in sorted({reason for reason in reasons if reason is not None}):
+            _warn_of_altered_edges(reason)
+        return [reason is not None for reason in reasons]
+
+
+@functools.cache  # once for each reason, not once an iteration
+def _warn_of_altered_edges(reason: str) -> None:
+    warnings.warn(f"edges run as ordinary modules, not on kernels: {reason}", stacklevel=2)
 
 
 class Network(ArchModule):
@@ -124,7 +151,8 @@ class Network(ArchModule):
             backward.
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. The triton backend only.
-        primitives: operation names of the search space, keys of ``operations.OPS``.
+        primitives: operation names of the search space, keys of ``operations.OPS``; None for those of this
+            module's :data:`PRIMITIVES`.
 
     Raises:
         InputError: unknown primitive, backend or memory mode, or sizes that make no network.
@@ -146,9 +174,10 @@ class Network(ArchModule):
         backend: str = "auto",
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
-        primitives: Sequence[str] = PRIMITIVES,
+        primitives: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        primitives = list(PRIMITIVES if primitives is None else primitives)
         _check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier, primitives)
         self._C = C
         self._num_classes = num_classes
@@ -159,7 +188,7 @@ class Network(ArchModule):
         self._stem_multiplier = stem_multiplier
         self._backend = backend
         self._memory = check_memory(memory)
-        self._primitives = list(primitives)
+        self._primitives = primitives
         self._storage_dtype = check_storage(storage_dtype, backend)
 
         C_curr = stem_multiplier * C
@@ -190,9 +219,15 @@ class Network(ArchModule):
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
 
-        edges = sum(2 + i for i in range(steps))
-        self.add_arch_parameter("alphas_normal", initial_alphas(edges, len(self._primitives)))
-        self.add_arch_parameter("alphas_reduce", initial_alphas(edges, len(self._primitives)))
+        self._initialize_alphas()
+
+    def _initialize_alphas(self) -> None:
+        """Draw the alphas; a subclass may set others, and :attr:`_arch_parameters` with them."""
+        edges = sum(2 + i for i in range(self._steps))
+        like = next(self.parameters())
+        self.alphas_normal = initial_alphas(edges, len(self._primitives)).to(like).requires_grad_()
+        self.alphas_reduce = initial_alphas(edges, len(self._primitives)).to(like).requires_grad_()
+        self._arch_parameters = [self.alphas_normal, self.alphas_reduce]
 
     @property
     def backend(self) -> str:
@@ -224,11 +259,12 @@ class Network(ArchModule):
     def forward(self, input: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, classes].
 
+        A stem of one's own takes what it takes.
+
         Raises:
-            InputError: not four dimensions with three channels, or a size that cannot be halved twice.
+            InputError: not four dimensions with the stem's channels, or a size that cannot be halved twice.
         """
-        if input.dim() != 4 or input.shape[1] != 3:
-            raise InputError(f"Network takes images [N, 3, H, W], got {list(input.shape)}")
+        _check_images(self.stem, input)
         if self.backend == "reference":
             mixing = {
                 False: F.softmax(self.alphas_normal, dim=-1),
@@ -248,8 +284,9 @@ class Network(ArchModule):
         return linear(self.classifier, features) if self.backend == "cpu" else self.classifier(features)
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
-        check_range(target, self._num_classes, "label", "{} classes: labels run from 0")
-        return self._criterion(self(input), target)
+        logits = self(input)
+        _check_labels(self._criterion, logits, target)
+        return self._criterion(logits, target)
 
     def genotype(self) -> Genotype:
         """Read the cells off the alphas: two strongest edges a node, ``none`` left out (section 2.4)."""
@@ -266,6 +303,23 @@ class Network(ArchModule):
             reduce=parse(self.alphas_reduce),
             reduce_concat=concat,
         )
+
+
+def _check_images(stem: nn.Module, images: Tensor) -> None:
+    """Raise InputError where images do not fit the first convolution of a stem that looks as it was built."""
+    first = next(stem.children(), stem)
+    if not is_plain(stem, nn.Sequential) or not isinstance(first, nn.Conv2d) or not is_plain_tree(first):
+        return
+    if images.dim() != 4 or images.shape[1] != first.in_channels:
+        raise InputError(f"Network takes images [N, {first.in_channels}, H, W], got {list(images.shape)}")
+
+
+def _check_labels(criterion: Any, logits: Tensor, target: Any) -> None:
+    """Raise InputError for a label that is no class; what other criteria take is their own affair."""
+    classes = isinstance(target, Tensor) and target.dtype == torch.int64 and logits.dim() == 2
+    if classes and type(criterion) is nn.CrossEntropyLoss:
+        labels = target.masked_fill(target == criterion.ignore_index, 0)
+        check_range(labels, logits.shape[-1], "label", "{} classes: labels run from 0")
 
 
 def _check_sizes(

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dartsfast.cnn.edge import Edge, Kept, Pooled, columns, run, summed
 from dartsfast.cnn.edge_backward import EdgeBackward
-from dartsfast.errors import InputError
 from dartsfast.ops.contract import nothing_to_record, once_differentiable
 
 kernels = torch.ops.dartsfast
@@ -42,8 +41,10 @@ def node(
         memory: ``store`` or ``recompute``.
         stored: the sources as ``store`` keeps them, which may be in half precision; as they are unless given.
 
+    At least one edge has an operation.
+
     Raises:
-        InputError: no edge has an operation other than none, or batch norm over one value.
+        InputError: batch norm over one value.
     """
     sizes = [len(group) for group in tensors]
     # Under autocast some come in half precision; the kernels have float32 and float64.
@@ -63,7 +64,8 @@ class _Node(torch.autograd.Function):
         weights: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        out, kept, batch = None, [], []
+        out: Any = None
+        kept, batch = [], []
         ctx.mixed = [len(edge.ops) for edge in edges]
         places = tuple(i * weights.shape[1] + op for i, edge in enumerate(edges) for op in edge.ops)
         ctx.places = columns(places, weights.device)
@@ -79,8 +81,6 @@ class _Node(torch.autograd.Function):
                 found.pooled = None  # cheaper to compute again than to keep
                 kept.append(found.tensors())
                 batch.append(own)
-        if out is None:
-            raise InputError("a node needs an operation other than none on one of its edges")
         ctx.edges, ctx.sizes, ctx.memory, ctx.batch = edges, sizes, memory, batch
         ctx.kept = [len(k) for k in kept]
         groups = _groups(tensors, sizes)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.errors import InputError
+from dartsfast.plain import served
 
 
+@served
 class ReLUConvBN(nn.Module):
     """ReLU, convolution, batch norm: [N, C_in, H, W] to [N, C_out, H', W']."""
 
@@ -32,6 +34,7 @@ class ReLUConvBN(nn.Module):
         return self.op(x)
 
 
+@served
 class DilConv(nn.Module):
     """ReLU, dilated depthwise and pointwise convolution, batch norm."""
 
@@ -67,6 +70,7 @@ class DilConv(nn.Module):
         return self.op(x)
 
 
+@served
 class SepConv(nn.Module):
     """Twice (ReLU, depthwise, pointwise, batch norm); the first carries the stride."""
 
@@ -90,6 +94,7 @@ class SepConv(nn.Module):
         return self.op(x)
 
 
+@served
 class Identity(nn.Module):
     """The input itself."""
 
@@ -98,6 +103,7 @@ class Identity(nn.Module):
         return x
 
 
+@served
 class Zero(nn.Module):
     """The ``none`` operation: zeros of the strided shape."""
 
@@ -110,6 +116,7 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
+@served
 class FactorizedReduce(nn.Module):
     """Halve the image without losing pixels: two strided 1x1 convolutions, one of them shifted by a pixel.
 

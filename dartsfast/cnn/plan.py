@@ -1,7 +1,8 @@
 """Reads an edge off its modules: which of them the fused operators serve, and with which tensors.
 
-A module is served only where it is just what :mod:`dartsfast.cnn.operations` builds. A subclass, another
-activation, norm or padding runs as it is, and what it returns joins the sum.
+A module is served only where it is just what :mod:`dartsfast.cnn.operations` builds. A subclass, hooks, a
+``forward`` of its own, another activation, norm or padding: it runs as it is, and what it returns joins the
+sum.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
+from dartsfast.plain import is_plain_tree
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -38,9 +40,11 @@ def plan(
         kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
     }
     for k, op in enumerate(modules):
-        if type(op) is Zero:
+        if not is_plain_tree(op):
+            kinds["extra"].append((k, nhwc(op(nchw(x)))))
+        elif type(op) is Zero:
             continue
-        if type(op) is Identity:
+        elif type(op) is Identity:
             kinds["skip"].append((k, None))
         elif (stages := _stages(op, stride)) is not None:
             kinds["separable" if len(stages) == 2 else "single"].append((k, stages))
