@@ -15,6 +15,7 @@ _FORWARD: dict[type[nn.Module], Callable[..., Any]] = {
     kind: kind.forward
     for kind in (
         nn.AvgPool2d,
+        nn.BatchNorm1d,
         nn.BatchNorm2d,
         nn.Conv2d,
         nn.Linear,

@@ -20,7 +20,7 @@ from dartsfast.rnn import fused, genotypes, model_search
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.model import ACTIVATIONS, INITRANGE, DARTSCell, RNNModel
 from dartsfast.rnn.model_search import DARTSCellSearch, RNNModelSearch
-from dartsfast.rnn.utils import mask2d
+from dartsfast.rnn.utils import LockedDropout, mask2d
 
 _cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
@@ -97,6 +97,25 @@ def test_the_cell_alone_sees_what_was_altered_since_the_last_pass(monkeypatch):
     subclassed(model, "cell", monkeypatch)
     with pytest.warns(UserWarning, match=r"Mine\.cell"):
         assert relative(model.rnns[0](x, hidden)[0][0], plain[0] / 2) < 1e-12
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, LockedDropout])
+def test_a_forward_that_a_script_gave_to_a_class_computes(kind, monkeypatch):
+    """In the loss too, which otherwise multiplies only what dropout leaves."""
+    x, y = text()
+    ours, theirs = network("cpu"), network("reference")
+    forward, losses = kind.forward, []
+    monkeypatch.setattr(kind, "forward", lambda self, *args: forward(self, *args) / 2)
+    for model in (ours, theirs):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses.append(model(x, model.init_hidden(6), target=y)[0])
+    assert relative(*losses) < 1e-10
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    assert relative(ours(x, ours.init_hidden(6), target=y)[0], losses[0]) > 1e-5
 
 
 def scaled(module, args, out):

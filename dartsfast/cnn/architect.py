@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
+from dartsfast.bilevel.original import refuse_steps_of_the_original
 from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.cnn.model_search import Network
-from dartsfast.errors import InputError
-
-_STEPS_OF_THE_ORIGINAL = (
-    "_compute_unrolled_model",
-    "_construct_model_from_theta",
-    "_hessian_vector_product",
-)
 
 
 class Architect:
@@ -95,20 +89,11 @@ class Architect:
         network_optimizer: torch.optim.Optimizer,
     ) -> None:
         """Set the alphas' gradients of second order; what a subclass does instead is done."""
-        self._refuse_steps_of_the_original()
+        refuse_steps_of_the_original(self)
         weights = list(self.model.parameters())
         flatten_(weights)
         virtual = self._virtual_step(weights, eta, network_optimizer)
         self._set_gradients((input_train, target_train), (input_valid, target_valid), virtual)
-
-    def _refuse_steps_of_the_original(self) -> None:
-        own = [name for name in _STEPS_OF_THE_ORIGINAL if hasattr(self, name)]
-        if own:
-            raise InputError(
-                f"{type(self).__name__}.{own[0]} would never be called: no model is copied here. "
-                "Override _backward_step_unrolled, which has the original's arguments, "
-                "or use dartsfast.bilevel.alpha_gradient and hvp"
-            )
 
     def _set_gradients(
         self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor], virtual: VirtualStep | None

@@ -8,16 +8,11 @@ import torch
 from torch import Tensor
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
+from dartsfast.bilevel.original import refuse_steps_of_the_original
 from dartsfast.bilevel.presets import resolve_preset
-from dartsfast.errors import InputError
 from dartsfast.rnn.model_search import RNNModelSearch
 
 _Text = tuple[list[Tensor], Tensor, Tensor]  # hidden states, tokens, the tokens after them
-_STEPS_OF_THE_ORIGINAL = (
-    "_compute_unrolled_model",
-    "_construct_model_from_theta",
-    "_hessian_vector_product",
-)
 
 
 class Architect:
@@ -103,19 +98,10 @@ class Architect:
 
         Returns the hidden states after ``input_valid``.
         """
-        self._refuse_steps_of_the_original()
+        refuse_steps_of_the_original(self)
         flatten_(list(self.model.parameters()))
         train = hidden_train, input_train, target_train
         return self._set_gradients(train, (hidden_valid, input_valid, target_valid), self._virtual_step(eta))
-
-    def _refuse_steps_of_the_original(self) -> None:
-        own = [name for name in _STEPS_OF_THE_ORIGINAL if hasattr(self, name)]
-        if own:
-            raise InputError(
-                f"{type(self).__name__}.{own[0]} would never be called: no model is copied here. "
-                "Override _backward_step_unrolled, which has the original's arguments, "
-                "or use dartsfast.bilevel.alpha_gradient and hvp"
-            )
 
     def _set_gradients(self, train: _Text, valid: _Text, virtual: VirtualStep | None) -> list[Tensor]:
         hidden_next: list[Tensor] = []

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.errors import check_range
-from dartsfast.linear import is_plain, linear
+from dartsfast.linear import linear
 from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
+from dartsfast.plain import is_plain
 from dartsfast.recompute import recomputed
 from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.utils import create_exp_dir as create_exp_dir
 from dartsfast.errors import InputError
+from dartsfast.plain import served
 
 
 def repackage_hidden(h: Tensor | Sequence[Any]) -> Any:
@@ -113,6 +114,7 @@ def embedded_dropout(
     return F.embedding(words, weight, embed.padding_idx)
 
 
+@served
 class LockedDropout(nn.Module):
     """Dropout with one mask for all time steps (Gal and Ghahramani, 2016)."""
 
