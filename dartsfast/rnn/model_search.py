@@ -24,8 +24,8 @@ from dartsfast.rnn.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
 from dartsfast.rnn.utils import LockedDropout
 
-# Rows of logits that the fused path holds at a time: [288, vocabulary], 8 batch elements of 35 time steps.
-LOSS_CHUNK = 288
+# Rows of logits that the fused path holds at a time: [144, vocabulary], 4 batch elements of 35 time steps.
+LOSS_CHUNK = 144
 # The target of F.nll_loss for what is no word, such as padding.
 IGNORED = -100
 
