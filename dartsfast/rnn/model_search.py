@@ -198,9 +198,8 @@ class RNNModelSearch(RNNModel, ArchModule):
         return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        fused = self.backend != "reference"
         for rnn in self.rnns:
-            rnn.fused = fused and is_as_built(rnn)  # type: ignore[assignment]
+            rnn.fused = self.backend != "reference"  # type: ignore[assignment]
         return super()._features(input, hidden)
 
     def _decode(self, rows: Tensor) -> Tensor:

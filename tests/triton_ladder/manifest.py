@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
+from triton.errors import TritonError
 
 FILE = Path(__file__).with_suffix(".json")
 REGISTER_SLACK = 8
@@ -38,7 +39,7 @@ def examine(labels, target):
     for label in labels:
         try:
             found[label] = compiled(VARIANTS[label].launch, target, chosen[label])
-        except Exception as error:
+        except (RuntimeError, TritonError) as error:  # what Triton, its passes and its assembler raise
             raise RuntimeError(f"{label} on {target}: {error}") from error
     kernels = {kernel.hash: kernel for launches in found.values() for kernel in launches}
     used = dict(zip(kernels, usages(list(kernels.values())), strict=True))
