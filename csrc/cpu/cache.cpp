@@ -11,10 +11,10 @@ namespace dartsfast {
 namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
-constexpr size_t kLargestRatio = 8;       // of a block to what it is taken for
+constexpr size_t kLargestRatio = 8;       // of a block to what it is taken or given back for
 
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
-// most that was ever in use.
+// most that was ever in use, or hardly exceed it.
 // They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
 class Cache {
  public:
@@ -32,7 +32,8 @@ class Cache {
       block = found->second.back();
       pop(found);
     } else {
-      while (!idle_.empty() && used_ + idle_bytes_ > most_) release_largest();
+      while (used_ + idle_bytes_ > most_ && release(used_ + idle_bytes_ - most_)) {
+      }
       block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
     if (block == MAP_FAILED) {
@@ -53,7 +54,8 @@ class Cache {
 
   void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (!idle_.empty()) release_largest();
+    while (release(idle_bytes_)) {
+    }
     most_ = used_;
   }
 
@@ -66,11 +68,16 @@ class Cache {
     if (found->second.empty()) idle_.erase(found);
   }
 
-  void release_largest() {
-    const auto last = std::prev(idle_.end());
-    sizes_.erase(last->second.back());
-    munmap(last->second.back(), last->first);
-    pop(last);
+  // Unmap the largest idle block of at most `bytes`, else the smallest unless that is far too large: its pages
+  // would have to be faulted in again. Return whether one was.
+  bool release(size_t bytes) {
+    auto found = idle_.upper_bound(bytes);
+    if (found != idle_.begin()) --found;
+    if (found == idle_.end() || found->first > kLargestRatio * bytes) return false;
+    sizes_.erase(found->second.back());
+    munmap(found->second.back(), found->first);
+    pop(found);
+    return true;
   }
 
   std::mutex mutex_;

@@ -1,8 +1,9 @@
 """The recurrent search cell on the fused operators, all time steps as one autograd node.
 
 A matrix product makes the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
-``rnn_node`` makes the node from them. Kept a time step: states and gates, or states alone with
-``memory="recompute"``. The gradients of the weights add up over time steps in place.
+``rnn_node`` makes the node from them. Kept a time step: states and gates, or with ``memory="recompute"``
+its output and statistics alone, from which the backward makes states and gates again. The gradients of the
+weights add up over time steps in place.
 """
 
 from __future__ import annotations
@@ -92,10 +93,10 @@ class _Cell:
     """What one time step needs, forward and backward."""
 
     def __init__(
-        self, mask: Tensor | None, weights: Tensor, W0: Tensor, Ws: Sequence[Tensor], given: Any, eps: float
+        self, mask: Tensor | None, weights: Tensor, W0: Tensor, Ws: Sequence[Tensor], eps: float
     ) -> None:
         H = Ws[0].shape[0]
-        self.mask, self.Ws, self.given, self.eps = mask, Ws, given, eps
+        self.mask, self.Ws, self.eps = mask, Ws, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
         self.steps, self.H = len(Ws), H
         # A part a node, with a row a predecessor.
@@ -103,43 +104,44 @@ class _Cell:
         self.weights = weights.split(self.predecessors)
         self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
 
+    def memory(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states [T, steps + 1, B, H] and gates [T, 1 + edges, B, 2H], empty; ``like`` is [B, H]."""
+        B, H = like.shape
+        # From memory that is used again: fresh pages cost as much time as a third of the GEMMs.
+        states = kernels.empty(like, [T, self.steps + 1, B, H])
+        return states, kernels.empty(like, [T, 1 + sum(self.predecessors), B, 2 * H])
+
     def masked(self, s: Tensor) -> Tensor:
         return s if self.mask is None else s * self.mask
 
-    def fill_first(self, x: Tensor, h: Tensor, gates: Tensor) -> None:
-        """Write the gates of the initial state, those of input and state before, to gates[0] [B, 2H]."""
+    def forward(self, x: Tensor, h: Tensor, own: bool, states: Tensor, gates: Tensor, stats: Tensor) -> None:
+        """Fill states [steps + 1, B, H] and gates [1 + edges, B, 2H] of a time step.
+
+        ``stats`` [steps + 1, 2, H], the statistics of batch norm, are the batch's ``own`` and filled too, or
+        they are given.
+        """
+        before = states[: self.steps] if self.mask is None else torch.empty_like(states[: self.steps])
+        # The gates of the initial state are those of input and state before.
         kernels.gemm_(gates[0], x, self.Wx, False)
         kernels.gemm_(gates[0], self.masked(h), self.Wh, True)
-
-    def fill_gates(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor) -> None:
-        """Rebuild all gates [1 + edges, B, 2H] of a time step from its states."""
-        self.fill_first(x, h, gates)
-        before = self.masked(states[: self.steps])
-        for i, (W, own) in enumerate(zip(self.Ws, gates[1:].split(self.predecessors), strict=True)):
-            kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
-
-    def forward(self, x: Tensor, h: Tensor, states: Tensor, gates: Tensor, stats: Tensor) -> None:
-        """Fill states [steps + 1, B, H], gates [1 + edges, B, 2H] and stats [steps + 1, 2, H]."""
-        before = states[: self.steps] if self.mask is None else torch.empty_like(states[: self.steps])
-        self.fill_first(x, h, gates)
-        out, found = kernels.rnn_node(gates[:1], h[None], self.init, self.given, self.eps)
-        nodes = zip(self.Ws, gates[1:].split(self.predecessors), self.weights, strict=True)
-        for i, (W, own, weights) in enumerate(nodes):
-            self._keep(i, out, found, states, stats)
-            if self.mask is not None:
-                torch.mul(out, self.mask, out=before[i])
-            kernels.gemm_(own.view(-1, 2 * self.H), before[: i + 1].flatten(0, 1), W, False)
-            out, found = kernels.rnn_node(own, states[: i + 1], weights, self.given, self.eps)
-        self._keep(self.steps, out, found, states, stats)
-
-    def _keep(self, i: int, out: Tensor, found: Tensor, states: Tensor, stats: Tensor) -> None:
-        states[i] = out
-        stats[i] = found if self.given is None else self.given
+        nodes = zip([self.init, *self.weights], gates.split([1, *self.predecessors]), stats, strict=True)
+        for i, (weights, by_edge, norm) in enumerate(nodes):
+            if i > 0:
+                if self.mask is not None:
+                    torch.mul(states[i - 1], self.mask, out=before[i - 1])
+                kernels.gemm_(by_edge.view(-1, 2 * self.H), before[:i].flatten(0, 1), self.Ws[i - 1], False)
+            predecessors = states[:i] if i > 0 else h[None]
+            states[i], found = kernels.rnn_node(
+                by_edge, predecessors, weights, None if own else norm, self.eps
+            )
+            if own:
+                norm.copy_(found)
 
     def backward(
         self,
         g: Tensor,
         h: Tensor,
+        own: bool,
         states: Tensor,
         gates: Tensor,
         stats: Tensor,
@@ -151,7 +153,6 @@ class _Cell:
         ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights``, by node, and ``d_Ws`` are added
         to.
         """
-        own = self.given is None
         before = None if d_Ws is None else self.masked(states[: self.steps])
         through = torch.empty_like(states[: self.steps])  # gradients of the masked states
         d = (g / self.steps).expand_as(states)
@@ -190,30 +191,30 @@ class _Recurrence(torch.autograd.Function):
         W0: Tensor,
         *Ws: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        cell = _Cell(mask, weights, W0, Ws, given, eps)
-        T, B, H, steps = len(x), len(hidden), cell.H, cell.steps
+        cell = _Cell(mask, weights, W0, Ws, eps)
+        own = given is None
+        T, (B, H), nodes = len(x), hidden.shape, cell.steps + 1
         keep = memory == "store" and any(ctx.needs_input_grad)
-        # From memory that is used again: fresh pages cost as much time as a third of the GEMMs.
-        states = kernels.empty(x, [T, steps + 1, B, H])
-        gates = kernels.empty(x, [T if keep else 1, 1 + weights.shape[0], B, 2 * H])
-        stats = x.new_empty(T, steps + 1, 2, H)
+        states, gates = cell.memory(T if keep else 1, hidden)
+        stats = x.new_empty(T, nodes, 2, H) if given is None else given.repeat(T, nodes, 1, 1)
         out = x.new_empty(T, B, H)
         h = hidden
         with nothing_to_record():
             for t in range(T):
-                cell.forward(x[t], h, states[t], gates[t if keep else 0], stats[t])
-                h = torch.mean(states[t, 1:], 0, out=out[t])
-        ctx.given, ctx.eps = given, eps
-        ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, states, gates if keep else None, stats, out)
+                at = t if keep else 0
+                cell.forward(x[t], h, own, states[at], gates[at], stats[t])
+                h = torch.mean(states[at, 1:], 0, out=out[t])
+        ctx.own, ctx.eps = own, eps
+        kept = (states, gates) if keep else (None, None)
+        ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, *kept, stats, out)
         ctx.mark_non_differentiable(stats)
         return out, stats
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
-        x, hidden, mask, weights, W0, *Ws, states, kept, stats, out = ctx.saved_tensors
-        cell = _Cell(mask, weights, W0, Ws, ctx.given, ctx.eps)
-        T, B, H = out.shape
+        x, hidden, mask, weights, W0, *Ws, states, gates, stats, out = ctx.saved_tensors
+        cell = _Cell(mask, weights, W0, Ws, ctx.eps)
         learn = any(ctx.needs_input_grad[7:])
         d_W0 = torch.zeros_like(W0) if learn else None
         d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
@@ -221,14 +222,17 @@ class _Recurrence(torch.autograd.Function):
         d_by_node = d_weights.split(cell.predecessors)
         d_x = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         d_h = torch.zeros_like(hidden)
-        rebuilt = kernels.empty(x, [1 + weights.shape[0], B, 2 * H]) if kept is None else None
+        kept = states is not None
+        if not kept:
+            states, gates = cell.memory(1, hidden)
         with nothing_to_record():
-            for t in reversed(range(T)):
-                h = hidden if t == 0 else out[t - 1]
-                if rebuilt is not None:
-                    cell.fill_gates(x[t], h, states[t], rebuilt)
-                gates = kept[t] if rebuilt is None else rebuilt
-                d_first, d_h = cell.backward(g[t] + d_h, h, states[t], gates, stats[t], d_by_node, d_Ws)
+            for t in reversed(range(len(x))):
+                h, at = hidden if t == 0 else out[t - 1], t if kept else 0
+                if not kept:
+                    cell.forward(x[t], h, False, states[at], gates[at], stats[t])
+                d_first, d_h = cell.backward(
+                    g[t] + d_h, h, ctx.own, states[at], gates[at], stats[t], d_by_node, d_Ws
+                )
                 through = torch.empty_like(d_h)
                 kernels.gemm_(through, d_first, cell.Wh.T, False)
                 d_h = d_h + cell.masked(through)
