@@ -90,19 +90,29 @@ def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class _Cell:
-    """What one time step needs, forward and backward."""
+    """What time steps need, forward and backward."""
 
     def __init__(
-        self, mask: Tensor | None, weights: Tensor, W0: Tensor, Ws: Sequence[Tensor], eps: float
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        weights: Tensor,
+        W0: Tensor,
+        Ws: Sequence[Tensor],
+        eps: float,
     ) -> None:
-        H = Ws[0].shape[0]
-        self.mask, self.Ws, self.eps = mask, Ws, eps
+        (B, H), self.steps = hidden.shape, len(Ws)
+        self.mask, self.eps = hidden.new_ones(()) if mask is None else mask, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
-        self.steps, self.H = len(Ws), H
+        self.Ws = Ws
         # A part a node, with a row a predecessor.
         self.predecessors = list(range(1, self.steps + 1))
         self.weights = weights.split(self.predecessors)
         self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
+        # The masked states that enter the products, and their gradients; all predecessors of a node as rows.
+        self.inputs, self.d_inputs = hidden.new_empty(2, self.steps, B, H)
+        self.rows = [self.inputs[:i].flatten(0, 1) for i in self.predecessors]
+        self.d_rows = [self.d_inputs[:i].flatten(0, 1) for i in self.predecessors]
 
     def memory(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return states [T, steps + 1, B, H] and gates [T, 1 + edges, B, 2H], empty; ``like`` is [B, H]."""
@@ -111,31 +121,27 @@ class _Cell:
         states = kernels.empty(like, [T, self.steps + 1, B, H])
         return states, kernels.empty(like, [T, 1 + sum(self.predecessors), B, 2 * H])
 
-    def masked(self, s: Tensor) -> Tensor:
-        return s if self.mask is None else s * self.mask
-
     def forward(self, x: Tensor, h: Tensor, own: bool, states: Tensor, gates: Tensor, stats: Tensor) -> None:
         """Fill states [steps + 1, B, H] and gates [1 + edges, B, 2H] of a time step.
 
         ``stats`` [steps + 1, 2, H], the statistics of batch norm, are the batch's ``own`` and filled too, or
         they are given.
         """
-        before = states[: self.steps] if self.mask is None else torch.empty_like(states[: self.steps])
+
+        def fill(i: int, gates: Tensor, before: Tensor, weights: Tensor) -> None:
+            norm = None if own else stats[i]
+            states[i], found = kernels.rnn_node(gates, before, weights, norm, self.eps)
+            if own:
+                stats[i] = found
+
         # The gates of the initial state are those of input and state before.
         kernels.gemm_(gates[0], x, self.Wx, False)
-        kernels.gemm_(gates[0], self.masked(h), self.Wh, True)
-        nodes = zip([self.init, *self.weights], gates.split([1, *self.predecessors]), stats, strict=True)
-        for i, (weights, by_edge, norm) in enumerate(nodes):
-            if i > 0:
-                if self.mask is not None:
-                    torch.mul(states[i - 1], self.mask, out=before[i - 1])
-                kernels.gemm_(by_edge.view(-1, 2 * self.H), before[:i].flatten(0, 1), self.Ws[i - 1], False)
-            predecessors = states[:i] if i > 0 else h[None]
-            states[i], found = kernels.rnn_node(
-                by_edge, predecessors, weights, None if own else norm, self.eps
-            )
-            if own:
-                norm.copy_(found)
+        kernels.gemm_(gates[0], h * self.mask, self.Wh, True)
+        fill(0, gates[:1], h[None], self.init)
+        for i, by_edge in enumerate(gates[1:].split(self.predecessors)):
+            torch.mul(states[i], self.mask, out=self.inputs[i])
+            kernels.gemm_(by_edge.view(-1, by_edge.shape[2]), self.rows[i], self.Ws[i], False)
+            fill(i + 1, by_edge, states[: i + 1], self.weights[i])
 
     def backward(
         self,
@@ -153,8 +159,8 @@ class _Cell:
         ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights``, by node, and ``d_Ws`` are added
         to.
         """
-        before = None if d_Ws is None else self.masked(states[: self.steps])
-        through = torch.empty_like(states[: self.steps])  # gradients of the masked states
+        if d_Ws is not None:
+            torch.mul(states[: self.steps], self.mask, out=self.inputs)
         d = (g / self.steps).expand_as(states)
         by_node = gates[1:].split(self.predecessors)
         for i in reversed(range(self.steps)):
@@ -162,16 +168,16 @@ class _Cell:
             # Nothing but nodes are averaged: the initial state has no share in g.
             base = torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]]) if last else d[: i + 1]
             d_gates, d, found = kernels.rnn_node_backward(
-                d[i + 1] if last else d[i + 1] + self.masked(through[i + 1]), states[i + 1], stats[i + 1, 1],
-                by_node[i], states[: i + 1], self.weights[i], self.eps, own, base,
+                d[i + 1] if last else d[i + 1] + self.d_inputs[i + 1] * self.mask, states[i + 1],
+                stats[i + 1, 1], by_node[i], states[: i + 1], self.weights[i], self.eps, own, base,
             )  # fmt: skip
             d_weights[i].add_(found)
-            flat = d_gates.view(-1, 2 * self.H)
-            kernels.gemm_(through[: i + 1].flatten(0, 1), flat, self.Ws[i].T, not last)
-            if d_Ws is not None and before is not None:
-                kernels.gemm_(d_Ws[i], before[: i + 1].flatten(0, 1).T, flat, True)
+            flat = d_gates.flatten(0, 1)
+            kernels.gemm_(self.d_rows[i], flat, self.Ws[i].T, not last)
+            if d_Ws is not None:
+                kernels.gemm_(d_Ws[i], self.rows[i].T, flat, True)
         d_first, d_h, _ = kernels.rnn_node_backward(
-            d[0] + self.masked(through[0]), states[0], stats[0, 1], gates[:1], h[None], self.init,
+            d[0] + self.d_inputs[0] * self.mask, states[0], stats[0, 1], gates[:1], h[None], self.init,
             self.eps, own, None,
         )  # fmt: skip
         return d_first[0], d_h[0]
@@ -191,7 +197,7 @@ class _Recurrence(torch.autograd.Function):
         W0: Tensor,
         *Ws: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        cell = _Cell(mask, weights, W0, Ws, eps)
+        cell = _Cell(hidden, mask, weights, W0, Ws, eps)
         own = given is None
         T, (B, H), nodes = len(x), hidden.shape, cell.steps + 1
         keep = memory == "store" and any(ctx.needs_input_grad)
@@ -214,7 +220,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
         x, hidden, mask, weights, W0, *Ws, states, gates, stats, out = ctx.saved_tensors
-        cell = _Cell(mask, weights, W0, Ws, ctx.eps)
+        cell = _Cell(hidden, mask, weights, W0, Ws, ctx.eps)
         learn = any(ctx.needs_input_grad[7:])
         d_W0 = torch.zeros_like(W0) if learn else None
         d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
@@ -235,10 +241,10 @@ class _Recurrence(torch.autograd.Function):
                 )
                 through = torch.empty_like(d_h)
                 kernels.gemm_(through, d_first, cell.Wh.T, False)
-                d_h = d_h + cell.masked(through)
+                d_h = d_h + through * cell.mask
                 if d_x is not None:
                     kernels.gemm_(d_x[t], d_first, cell.Wx.T, False)
                 if d_W0 is not None:
                     kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, d_first, True)
-                    kernels.gemm_(d_W0[len(cell.Wx) :], cell.masked(h).T, d_first, True)
+                    kernels.gemm_(d_W0[len(cell.Wx) :], (h * cell.mask).T, d_first, True)
         return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))
