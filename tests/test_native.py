@@ -129,3 +129,26 @@ def test_large_memory_is_used_again():
     smaller.fill_(1.0)
     del smaller
     assert kernels.empty(like, [1 << 18]).data_ptr() != place
+
+
+@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+def test_a_large_block_stays_for_the_sake_of_a_small_one():
+    kernels, like = torch.ops.dartsfast, torch.zeros(1)
+    kernels.empty_cache()
+    large = kernels.empty(like, [1 << 24])  # 64 MB
+    large.fill_(1.0)
+    del large
+    small = kernels.empty(like, [1 << 18])
+    assert kernels.empty(like, [1 << 24])[-1] == 1.0  # new pages are zeros
+    del small
+
+
+@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+def test_memory_of_other_sizes_is_given_back():
+    kernels, like = torch.ops.dartsfast, torch.zeros(1)
+    kernels.empty_cache()
+    blocks = [kernels.empty(like, [1 << 20]).fill_(1.0) for _ in range(4)]  # 4 x 4 MB
+    del blocks
+    kernels.empty(like, [1 << 22])  # 16 MB, as much as was in use
+    again = [kernels.empty(like, [1 << 20]) for _ in range(4)]
+    assert [block[-1].item() for block in again] == [0.0] * 4
