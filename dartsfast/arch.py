@@ -107,6 +107,10 @@ class ArchModule(nn.Module):
                 alpha.copy_(value)
 
 
+# Pickles name the type that __reduce_ex__ returns, and torch.load(weights_only=True) knows no list by name.
+torch.serialization.add_safe_globals([list])
+
+
 class _Alphas(list[Tensor]):
     """A module's alphas as the original's list: what a script sets in it or adds to it is the module's."""
 
@@ -117,6 +121,10 @@ class _Alphas(list[Tensor]):
     def __setitem__(self, place: Any, alpha: Any) -> None:
         super().__setitem__(place, alpha)
         self._module._arch_parameters = self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[list[Tensor]]]:
+        # A copy, and what is saved, is a list of tensors that belongs to no module.
+        return list, (list(self),)
 
     def append(self, alpha: Tensor) -> None:
         self[len(self) :] = [alpha]
