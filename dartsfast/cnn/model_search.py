@@ -98,20 +98,27 @@ class Cell(nn.Module):
                 stride = 2 if reduction and j < 2 else 1
                 self._ops.append(MixedOp(C, stride, primitives))
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W]."""
-        if resolve_backend(self._backend, s0.device, dtype=weights.dtype) != "reference":
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any]) -> Tensor:
+        """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W].
+
+        As in the original, ``weights`` may be a list of rows, each of any length; its edges then run as
+        ordinary modules.
+        """
+        fusable = resolve_backend(self._backend, s0.device, dtype=s0.dtype) != "reference"
+        if fusable and isinstance(weights, Tensor):
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
                 list(self._ops),
                 self._altered_edges(),
                 [s0, s1],
-                weights,
+                weights.to(s0.dtype),  # a script's alphas may be of NumPy's float64, its choices of integers
                 self._steps,
                 self._multiplier,
                 self._memory,
                 self._storage_dtype,
             )
+        if fusable:
+            _warn_of_altered_edges("their weights are a list, not a tensor: torch.stack its rows")
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self._steps):
