@@ -1,6 +1,7 @@
 """What old scripts do with parts of the search network: steps, mixing weights and files of their own."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dartsfast.backends import availability
 from dartsfast.cnn import architect as cnn_architect
 from dartsfast.cnn.model_search import Network
 from dartsfast.rnn import architect as rnn_architect
+from dartsfast.rnn.model_search import RNNModelSearch
 
 _cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
@@ -132,3 +134,77 @@ def test_clip_scales_in_place_and_returns_the_factor(norm, factor):
     assert rnn_architect._clip(gradients, norm) == pytest.approx(factor, rel=1e-5)
     wanted = min(1.0, factor)
     torch.testing.assert_close(gradients, [torch.tensor([3 * wanted]), torch.tensor([[0, 4 * wanted]])])
+
+
+def second_order(model, train_loss, valid_loss, eta, staying):
+    """Return the alphas' gradient in the original's words, on a copy of the model."""
+    weights, moved = list(model.parameters()), copy.deepcopy(model)
+    step = torch.autograd.grad(train_loss(model), weights)
+    with torch.no_grad():
+        for name, p, g in zip(dict(model.named_parameters()), moved.parameters(), step, strict=True):
+            p.sub_(eta * g if name not in staying else 0)
+    valid_loss(moved).backward()
+    vector = [p.grad for p in moved.parameters()]
+    R = 0.01 / torch.cat([v.flatten() for v in vector]).norm()
+    ahead, back = [], []
+    for sign, found in ((1, ahead), (-1, back)):
+        with torch.no_grad():
+            for p, v in zip(weights, vector, strict=True):
+                p.add_(sign * R * v)
+        found += torch.autograd.grad(train_loss(model), model.arch_parameters())
+        with torch.no_grad():
+            for p, v in zip(weights, vector, strict=True):
+                p.sub_(sign * R * v)
+    direct = [alpha.grad for alpha in moved.arch_parameters()]
+    return [d - eta * (a - b) / (2 * R) for d, a, b in zip(direct, ahead, back, strict=True)]
+
+
+def with_parameters(model):
+    """Return the model with alphas that are its parameters, as in forks for DataParallel."""
+    names = list(model._arch_names)
+    for name in names:
+        setattr(model, name, nn.Parameter(getattr(model, name).detach()))
+    model._arch_parameters = [getattr(model, name) for name in names]
+    assert {id(a) for a in model.arch_parameters()} <= {id(p) for p in model.parameters()}
+    return model
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("alphas", [with_parameters, lambda model: model], ids=["parameters", "beside"])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_alpha_step_where_the_alphas_are_parameters_and_where_they_are_not(unrolled, alphas, backend):
+    args = SimpleNamespace(momentum=0.0, weight_decay=0.0, arch_learning_rate=0.1, arch_weight_decay=0.0)
+    model, same = (alphas(network(b)) for b in (backend, "reference"))
+    (x, y), eta = batch(), 0.1
+    losses = (lambda m: m._loss(x, y)), (lambda m: m._loss(x.flip(0), y))
+    if unrolled:
+        wanted = second_order(same, *losses, eta, staying=())
+    else:
+        wanted = torch.autograd.grad(losses[1](same), same.arch_parameters())
+    before = [alpha.detach().clone() for alpha in model.arch_parameters()]
+    architect = cnn_architect.Architect(model, args)
+    architect.step(x, y, x.flip(0), y, eta, torch.optim.SGD(model.parameters(), eta), unrolled)
+    for alpha, gradient, start in zip(model.arch_parameters(), wanted, before, strict=True):
+        torch.testing.assert_close(alpha.grad, gradient, rtol=1e-6, atol=1e-10)
+        assert (alpha != start).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alphas_that_are_parameters_stay_in_the_rnns_virtual_step(backend):
+    """As in the original, where they are loaded a second time, as the cell's, at their old value."""
+    args = SimpleNamespace(clip=1e6, wdecay=0.0, arch_lr=0.1, arch_wdecay=0.0)
+    models = []
+    for kind in (backend, "reference"):
+        torch.manual_seed(0)
+        models.append(
+            with_parameters(RNNModelSearch(12, 8, 8, 8, 0.0, 0.0, 0.0, 0.0, 0.0, backend=kind).double())
+        )
+    model, same = models
+    text, after, eta = torch.randint(12, (5, 4)), torch.randint(12, (20,)), 2.0
+    hidden = model.init_hidden(4)
+    losses = (lambda m: m._loss(hidden, text, after)[0]), (lambda m: m._loss(hidden, text.flip(0), after)[0])
+    wanted = second_order(same, *losses, eta, staying=["weights"])
+    architect = rnn_architect.Architect(model, args, preset="paper")
+    sgd = torch.optim.SGD(model.parameters(), eta)
+    architect.step(hidden, text, after, hidden, text.flip(0), after, sgd, unrolled=True)
+    torch.testing.assert_close(model.weights.grad, *wanted, rtol=1e-6, atol=1e-10)
