@@ -11,6 +11,7 @@ from torch import nn
 
 from dartsfast.backends import availability
 from dartsfast.cnn import architect as cnn_architect
+from dartsfast.cnn import model_search
 from dartsfast.cnn.model_search import Network
 from dartsfast.rnn import architect as rnn_architect
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -83,6 +84,38 @@ def test_cells_take_the_mixing_weights_that_the_originals_took(kind):
     ours, theirs = (results(network(backend, model)) for backend in ("cpu", "reference"))
     for got, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+class Squared(model_search.MixedOp):
+    def forward(self, x, weights):
+        return super().forward(x, weights).square()
+
+
+class SquaredToo(Squared):
+    def __init__(self, C, stride):
+        super().__init__(C, stride)
+
+
+class Halved(model_search.Cell):
+    def __init__(self, steps, multiplier, C_prev_prev, C_prev, C, reduction, reduction_prev):
+        super().__init__(steps, multiplier, C_prev_prev, C_prev, C, reduction, reduction_prev)
+
+    def forward(self, s0, s1, weights):
+        return super().forward(s0, s1, weights) / 2
+
+
+@needs_cpu
+@pytest.mark.filterwarnings("ignore:edges run as ordinary modules.*has hooks or a forward")
+@pytest.mark.parametrize(("name", "kind"), [("MixedOp", Squared), ("MixedOp", SquaredToo), ("Cell", Halved)])
+def test_classes_that_a_script_puts_in_the_place_of_ours_compute(name, kind, monkeypatch):
+    """With the constructors of the original."""
+    plain = results(network("reference"))
+    monkeypatch.setattr(model_search, name, kind)
+    ours, theirs = (network(backend) for backend in ("cpu", "reference"))
+    assert {m._backend for m in ours.cells} == {"cpu"} and ours.new().alphas_normal is not None
+    for got, wanted in zip(results(ours), results(theirs), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-11)
+    assert not torch.isclose(results(theirs)[0], plain[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
