@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -107,22 +108,38 @@ class ArchModule(nn.Module):
                 alpha.copy_(value)
 
 
+# Pickles name the type that __reduce_ex__ returns, and torch.load(weights_only=True) knows no list by name.
+torch.serialization.add_safe_globals([list])
+
+
 class _Alphas(list[Tensor]):
-    """A module's alphas as the original's list: what a script sets in it or adds to it is the module's."""
+    """A module's alphas as the original's list: what a script does to it, it does to the module's."""
 
     def __init__(self, module: ArchModule) -> None:
         super().__init__(getattr(module, name) for name in module._arch_names)
         self._module = module
 
-    def __setitem__(self, place: Any, alpha: Any) -> None:
-        super().__setitem__(place, alpha)
+    def __reduce_ex__(self, protocol: Any) -> tuple[type, tuple[list[Tensor]]]:
+        # A copy, and what is saved, is a list of tensors that belongs to no module.
+        return list, (list(self),)
+
+
+def _followed(change: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that changes a list and then the module's alphas."""
+
+    @functools.wraps(change)
+    def method(self: _Alphas, *args: Any) -> Any:
+        result = change(self, *args)
         self._module._arch_parameters = self
+        return result
 
-    def append(self, alpha: Tensor) -> None:
-        self[len(self) :] = [alpha]
+    return method
 
-    def extend(self, alphas: Iterable[Tensor]) -> None:
-        self[len(self) :] = alphas
+
+_ADD = ["__iadd__", "append", "extend", "insert"]
+_CHANGE = ["__delitem__", "__setitem__", "clear", "pop", "remove", "reverse"]
+for _name in _ADD + _CHANGE:
+    setattr(_Alphas, _name, _followed(getattr(list, _name)))
 
 
 def initial_alphas(edges: int, ops: int) -> Tensor:

@@ -67,7 +67,7 @@ def _altered(module: nn.Module) -> bool:
     kind, own = type(module), module.__dict__
     return bool(
         "forward" in own
-        or kind.forward is not _FORWARD.get(kind, kind.forward)
+        or kind.forward is not _FORWARD.get(kind)  # a script's own class is not served
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]

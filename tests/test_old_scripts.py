@@ -32,7 +32,7 @@ def test_alphas_may_be_set_as_the_originals_list(kind, make):
     assert model.arch_parameters()[0] is other  # a refusal leaves everything as it was
 
 
-@pytest.mark.parametrize("add", ["set", "append", "extend", "+="])
+@pytest.mark.parametrize("add", ["set", "append", "extend", "+=", "__iadd__"])
 def test_more_alphas_join_by_the_names_they_have(add):
     model = network()
     model.betas = torch.randn(5, requires_grad=True)
@@ -47,6 +47,34 @@ def test_more_alphas_join_by_the_names_they_have(add):
     ]
     assert model.double().betas.dtype == torch.float64 and model.betas.is_leaf
     assert "betas" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda alphas: alphas.pop(), ["alphas_normal"]),
+        (lambda alphas: alphas.__delitem__(0), ["alphas_reduce"]),
+        (lambda alphas: alphas.remove(alphas[0]), ["alphas_reduce"]),
+        (lambda alphas: alphas.reverse(), ["alphas_reduce", "alphas_normal"]),
+        (lambda alphas: alphas.clear(), []),
+    ],
+    ids=["pop", "del", "remove", "reverse", "clear"],
+)
+def test_alphas_that_are_taken_out_are_trained_no_more(change, wanted):
+    model = network()
+    change(model._arch_parameters)
+    assert [id(a) for a in model.arch_parameters()] == [id(getattr(model, name)) for name in wanted]
+    assert [name for name in model.state_dict() if name.startswith("alphas")] == wanted
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_an_alpha_may_be_put_before_the_others():
+    model = network()
+    model.betas = torch.randn(5, requires_grad=True)
+    model._arch_parameters.insert(0, model.betas)
+    assert [id(a) for a in model.arch_parameters()] == [
+        id(a) for a in (model.betas, model.alphas_normal, model.alphas_reduce)
+    ]
 
 
 def test_a_subclass_initialises_the_alphas():

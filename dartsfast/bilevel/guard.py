@@ -52,14 +52,16 @@ def gradient(
 ) -> list[Tensor | None]:
     """Return the gradient of ``loss_fn()`` by ``wrt``; None by one that is frozen or has no part in it.
 
-    Leaves in ``without`` take no part, so that no backward spends time on them. Ctrl-C may strike.
+    Leaves in ``without`` take no part, so that no backward spends time on them, but for those in ``wrt``: a
+    script's alphas may be parameters of its model. Ctrl-C may strike.
 
     Raises:
         InputError: within ``torch.inference_mode()``, where nothing has a gradient.
     """
     if torch.is_inference_mode_enabled():
         raise InputError("a gradient was asked for within torch.inference_mode(): leave it out")
-    frozen = [t for t in without if t.requires_grad]
+    asked = {id(t) for t in wrt}
+    frozen = [t for t in without if t.requires_grad and id(t) not in asked]
 
     def run() -> list[Tensor | None]:
         with torch.enable_grad():

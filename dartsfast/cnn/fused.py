@@ -40,10 +40,10 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
     if not usual or conv.bias is not None or not norm.affine:
         return module(images)
-    H, W = images.shape[2:]
-    padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    patches = torch.cat([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)], -1)
-    weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1, 1, 1)
+    N, _, H, W = images.shape
+    patches = F.unfold(images, 3, padding=1).transpose(1, 2).reshape(N, H, W, -1)
+    # In the order of the patches, so that its gradient is contiguous, as that of nn.Conv2d.
+    weight = conv.weight.reshape(conv.out_channels, -1, 1, 1)
     edge = Edge((0,), stride=1, relu=False, single=[Stage(1, 1, norm)], storage=storage)
     stored = [_stored(patches, storage)]
     out = node([edge], [[patches, weight]], [None], weight.new_ones(1, 1), "store", stored)

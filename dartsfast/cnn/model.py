@@ -62,14 +62,22 @@ class Cell(nn.Module):
         else:
             self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
-        edges = genotype.reduce if reduction else genotype.normal
-        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
-        self._steps = len(edges) // 2
-        self._indices = [source for _, source in edges]
+        op_names, indices = zip(*(genotype.reduce if reduction else genotype.normal), strict=True)
+        concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        self._compile(C, op_names, indices, concat, reduction)
+
+    def _compile(
+        self, C: int, op_names: Sequence[str], indices: Sequence[int], concat: Sequence[int], reduction: bool
+    ) -> None:
+        # A method, as in the original, for those who override it.
+        self._steps = len(op_names) // 2
+        self._concat = list(concat)
+        self._indices = list(indices)
         self._ops = nn.ModuleList(
-            build_op(name, C, 2 if reduction and source < 2 else 1, True) for name, source in edges
+            build_op(name, C, 2 if reduction and index < 2 else 1, True)
+            for name, index in zip(op_names, indices, strict=True)
         )
-        self.multiplier = len(self._concat)
+        self.multiplier = len(concat)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
         """Map the outputs of the two cells before to [N, multiplier*C, H, W]; paths drop in training."""

@@ -93,25 +93,33 @@ class Cell(nn.Module):
         self._memory = check_memory(memory)
         self._storage_dtype = storage_dtype
         self._ops = nn.ModuleList()
+        space = () if primitives is None else (primitives,)
         for i in range(steps):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
-                self._ops.append(MixedOp(C, stride, primitives))
+                self._ops.append(MixedOp(C, stride, *space))
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W]."""
-        if resolve_backend(self._backend, s0.device, dtype=weights.dtype) != "reference":
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any]) -> Tensor:
+        """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W].
+
+        As in the original, ``weights`` may be a list of rows, each of any length; its edges then run as
+        ordinary modules.
+        """
+        fusable = resolve_backend(self._backend, s0.device, dtype=s0.dtype) != "reference"
+        if fusable and isinstance(weights, Tensor):
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
                 list(self._ops),
                 self._altered_edges(),
                 [s0, s1],
-                weights,
+                weights.to(s0.dtype),  # a script's alphas may be of NumPy's float64, its choices of integers
                 self._steps,
                 self._multiplier,
                 self._memory,
                 self._storage_dtype,
             )
+        if fusable:
+            _warn_of_altered_edges("their weights are a list, not a tensor: torch.stack its rows")
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self._steps):
@@ -195,24 +203,15 @@ class Network(ArchModule):
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
         C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
         self.cells = nn.ModuleList()
+        # A Cell or MixedOp that a script has put in the place of ours takes the original's arguments.
+        space: dict[str, Any] = {} if primitives == list(PRIMITIVES) else {"primitives": primitives}
         reduction_prev = False
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 C_curr *= 2
-            cell = Cell(
-                steps,
-                multiplier,
-                C_prev_prev,
-                C_prev,
-                C_curr,
-                reduction,
-                reduction_prev,
-                backend=backend,
-                memory=memory,
-                storage_dtype=storage_dtype,
-                primitives=primitives,
-            )
+            cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
+            cell._backend, cell._memory, cell._storage_dtype = backend, memory, storage_dtype
             reduction_prev = reduction
             self.cells.append(cell)
             C_prev_prev, C_prev = C_prev, multiplier * C_curr

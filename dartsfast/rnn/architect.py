@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
+from dartsfast.bilevel.original import clip as _clip  # noqa: F401 - old scripts take both from here
+from dartsfast.bilevel.original import concat as _concat  # noqa: F401
 from dartsfast.bilevel.original import refuse_steps_of_the_original
 from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -126,12 +128,13 @@ class Architect:
 
     def _virtual_step(self, lr: float) -> VirtualStep:
         # The original loads the moved weights through a state_dict that also holds the decoder's
-        # weight, the same tensor as the embedding, at its old value: the embedding stays.
-        tied = self.model.encoder.weight
+        # weight, the same tensor as the embedding, at its old value: the embedding stays. So do alphas
+        # that a script has made parameters: they are the cell's as well.
+        staying = self.model.arch_parameters()
+        if not self.preset.moves_tied_embedding:
+            staying = [*staying, self.model.encoder.weight]
         still = frozenset(
-            index
-            for index, weight in enumerate(self.model.parameters())
-            if weight is tied and not self.preset.moves_tied_embedding
+            index for index, weight in enumerate(self.model.parameters()) if any(weight is t for t in staying)
         )
         return VirtualStep(
             lr=lr,

@@ -57,11 +57,11 @@ def save_checkpoint(
 ) -> None:
     """Write ``model.pt``, ``optimizer.pt`` (``finetune_*.pt`` if so) and ``misc.pt`` to the folder ``path``.
 
-    The first two hold a ``state_dict`` where the original pickled whole objects, so that
-    ``torch.load(..., weights_only=True)`` reads them.
+    As in the original, ``model.pt`` is the whole model: ``torch.load(..., weights_only=False)`` reads it,
+    which runs code of whoever wrote the file. The others are a ``state_dict`` and the next epoch.
     """
     prefix = "finetune_" if finetune else ""
-    torch.save(model.state_dict(), os.path.join(path, f"{prefix}model.pt"))
+    torch.save(model, os.path.join(path, f"{prefix}model.pt"))
     torch.save(optimizer.state_dict(), os.path.join(path, f"{prefix}optimizer.pt"))
     torch.save({"epoch": epoch + 1}, os.path.join(path, "misc.pt"))
 
