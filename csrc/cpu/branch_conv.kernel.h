@@ -132,8 +132,7 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
       depthwise_tile(a, b, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
       T* z = a.Co == m.Co ? out : m.z;
-      gemm<T>(pixels, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
-              false);
+      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
       for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * a.Co, z + p * m.Co, a.Co * sizeof(T));
@@ -184,14 +183,14 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   if (y0 == 0 && taps_sum) __builtin_memset(taps_sum, 0, b.kernel * b.kernel * m.Ci * sizeof(T));
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   gradient_tile(a, b, m, n, y0, rows);
-  for (int64_t r = 0; (a.dx || taps_sum) && r < rows; ++r) {
-    gemm<T>(a.Wo, registers<T>(a.Ci), a.Co, {m.z + r * a.Wo * m.Co, m.Co, 1}, {b.transposed, m.Ci, V::size},
-            {m.d.pixel(i * m.Ci, y0 + r), V::size, m.d.block}, false);
+  if (a.dx || taps_sum) {
+    gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.Co, 1},
+            {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
   }
   if (pointwise_sum) {
     depthwise_tile(a, b, m, y0, rows);
-    gemm<T>(a.Ci, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
-            {pointwise_sum, m.Co, V::size}, true);
+    gemm<T, true>({a.Ci}, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
+                  {pointwise_sum, m.Co, V::size});
   }
   for (int64_t c = 0; taps_sum && c < a.Ci; c += V::size) {
     const T* x = m.x.corner(c) + y0 * a.stride * m.x.width * V::size;
