@@ -192,10 +192,10 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
     gemm<T, true>({a.Ci}, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
                   {pointwise_sum, m.Co, V::size});
   }
+  const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
   for (int64_t c = 0; taps_sum && c < a.Ci; c += V::size) {
     const T* x = m.x.corner(c) + y0 * a.stride * m.x.width * V::size;
-    const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
-    gradient(*b.forward, m.x.width, rows, a.Wo, x, m.d.pixel(i * m.Ci + c, y0), m.d.width * V::size, taps_sum + c, m.Ci);
+    gradient({b.forward, m.x.width, x, m.d.pixel(i * m.Ci + c, y0), m.d.width * V::size, rows, a.Wo, taps_sum + c, m.Ci});
   }
 }
 
