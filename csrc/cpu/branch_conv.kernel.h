@@ -279,17 +279,10 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
       interleaved<T>(pixels, [=](int64_t p, V v) { return v + V::load(s + p * V::size); }).store(part + c);
       // Where relu cut, the gradient is zero: relu's output serves for norm(x).
       const T* x = m.x.pixel(c, y);
-      int64_t u = 0;
-      const auto product = [&](int64_t p, V v) {
-        v = V::fma(V::load(s + p * V::size), V::load(x), v);
-        x += V::size;
-        if (++u == a.W) {
-          u = 0;
-          x += 2 * m.x.border * V::size;
-        }
-        return v;
-      };
-      interleaved<T>(pixels, product).store(part + m.Ci + c);
+      const int64_t row = m.x.width * V::size;
+      interleaved_rows<T>(pixels / a.W, a.W, [=](int64_t p, int64_t r, int64_t u, V v) {
+        return V::fma(V::load(s + p * V::size), V::load(x + r * row + u * V::size), v);
+      }).store(part + m.Ci + c);
     }
   }
 }
