@@ -132,8 +132,7 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
       depthwise_tile(a, b, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
       T* z = a.Co == m.Co ? out : m.z;
-      gemm<T>(pixels, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
-              false);
+      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
       for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * a.Co, z + p * m.Co, a.Co * sizeof(T));
@@ -184,19 +183,19 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   if (y0 == 0 && taps_sum) __builtin_memset(taps_sum, 0, b.kernel * b.kernel * m.Ci * sizeof(T));
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   gradient_tile(a, b, m, n, y0, rows);
-  for (int64_t r = 0; (a.dx || taps_sum) && r < rows; ++r) {
-    gemm<T>(a.Wo, registers<T>(a.Ci), a.Co, {m.z + r * a.Wo * m.Co, m.Co, 1}, {b.transposed, m.Ci, V::size},
-            {m.d.pixel(i * m.Ci, y0 + r), V::size, m.d.block}, false);
+  if (a.dx || taps_sum) {
+    gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.Co, 1},
+            {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
   }
   if (pointwise_sum) {
     depthwise_tile(a, b, m, y0, rows);
-    gemm<T>(a.Ci, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
-            {pointwise_sum, m.Co, V::size}, true);
+    gemm<T, true>({a.Ci}, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
+                  {pointwise_sum, m.Co, V::size});
   }
+  const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
   for (int64_t c = 0; taps_sum && c < a.Ci; c += V::size) {
     const T* x = m.x.corner(c) + y0 * a.stride * m.x.width * V::size;
-    const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
-    gradient(*b.forward, m.x.width, rows, a.Wo, x, m.d.pixel(i * m.Ci + c, y0), m.d.width * V::size, taps_sum + c, m.Ci);
+    gradient({b.forward, m.x.width, x, m.d.pixel(i * m.Ci + c, y0), m.d.width * V::size, rows, a.Wo, taps_sum + c, m.Ci});
   }
 }
 
@@ -280,17 +279,10 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
       interleaved<T>(pixels, [=](int64_t p, V v) { return v + V::load(s + p * V::size); }).store(part + c);
       // Where relu cut, the gradient is zero: relu's output serves for norm(x).
       const T* x = m.x.pixel(c, y);
-      int64_t u = 0;
-      const auto product = [&](int64_t p, V v) {
-        v = V::fma(V::load(s + p * V::size), V::load(x), v);
-        x += V::size;
-        if (++u == a.W) {
-          u = 0;
-          x += 2 * m.x.border * V::size;
-        }
-        return v;
-      };
-      interleaved<T>(pixels, product).store(part + m.Ci + c);
+      const int64_t row = m.x.width * V::size;
+      interleaved_rows<T>(pixels / a.W, a.W, [=](int64_t p, int64_t r, int64_t u, V v) {
+        return V::fma(V::load(s + p * V::size), V::load(x + r * row + u * V::size), v);
+      }).store(part + m.Ci + c);
     }
   }
 }

@@ -20,15 +20,17 @@ struct Columns {
   Columns at(int64_t i, int64_t registers) const { return {data + i * row + registers * next, row, next}; }
 };
 
-template <class T, int U, int V>
-void gemm_block(int64_t K, Left<T> a, Columns<const T> b, Columns<T> c, bool accumulate) {
+// Always inlined: a call takes its arguments back from the stack just after they were written there, which cost as
+// much time as the 16 steps of C=16.
+template <class T, int U, int V, bool ACCUMULATE>
+[[gnu::always_inline]] inline void gemm_block(int64_t K, Left<T> a, Columns<const T> b, Columns<T> c) {
   using Lane = Vec<T>;
   Lane acc[U][V];
 #pragma GCC unroll 16
   for (int i = 0; i < U; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) {
-      acc[i][j] = accumulate ? Lane::load(c.data + i * c.row + j * c.next) : Lane::zero();
+      acc[i][j] = ACCUMULATE ? Lane::load(c.data + i * c.row + j * c.next) : Lane::zero();
     }
   }
   // Not unrolled: the compiler would run out of registers and spill accumulators.
@@ -51,28 +53,36 @@ void gemm_block(int64_t K, Left<T> a, Columns<const T> b, Columns<T> c, bool acc
   }
 }
 
-template <class T, int V>
-void gemm_columns(int64_t M, int64_t K, Left<T> a, Columns<const T> b, Columns<T> c, bool accumulate) {
-  int64_t i = 0;
-  const auto block = [&](auto size) {
-    constexpr int U = decltype(size)::value;
-    gemm_block<T, U, V>(K, {a.data + i * a.row, a.row, a.column}, b, c.at(i, 0), accumulate);
-    i += U;
-  };
-  // As many accumulators as there are registers for; 8 rows are better two fours than six and two.
-  constexpr int most = kRegisters == 32 ? 16 / V : 6;
-  while (M - i >= most && (most != 6 || M - i != 8)) block(Int<most>());
-  while (M - i >= 4) block(Int<4>());
-  if (M - i >= 2) block(Int<2>());
-  if (M - i >= 1) block(Int<1>());
+// Rows of C: `groups` times `count`, groups `apart` elements from each other; in A they follow each other.
+struct Rows {
+  int64_t count, groups = 1, apart = 0;
+};
+
+template <class T, int V, bool ACCUMULATE>
+void gemm_columns(Rows rows, int64_t K, Left<T> a, Columns<const T> b, Columns<T> c) {
+  for (; rows.groups > 0; --rows.groups, a.data += rows.count * a.row, c.data += rows.apart) {
+    int64_t i = 0;
+    const auto block = [&](auto size) {
+      constexpr int U = decltype(size)::value;
+      gemm_block<T, U, V, ACCUMULATE>(K, {a.data + i * a.row, a.row, a.column}, b, c.at(i, 0));
+      i += U;
+    };
+    // 8 sums keep two units of four cycles busy. 12 on AVX2 would save loads, of which there are few, and lose a
+    // fifth between two blocks at C=16.
+    constexpr int most = kRegisters == 32 ? 16 / V : 8 / V;
+    while (rows.count - i >= most) block(Int<most>());
+    if (rows.count - i >= 4) block(Int<4>());
+    if (rows.count - i >= 2) block(Int<2>());
+    if (rows.count - i >= 1) block(Int<1>());
+  }
 }
 
-// M rows and `registers` columns of C.
-template <class T>
-void gemm(int64_t M, int64_t registers, int64_t K, Left<T> a, Columns<const T> b, Columns<T> c, bool accumulate) {
+// `registers` columns of C, two for all rows at a time: what they take of B stays in the first cache.
+template <class T, bool ACCUMULATE = false>
+void gemm(Rows rows, int64_t registers, int64_t K, Left<T> a, Columns<const T> b, Columns<T> c) {
   int64_t j = 0;
-  for (; j + 2 <= registers; j += 2) gemm_columns<T, 2>(M, K, a, b.at(0, j), c.at(0, j), accumulate);
-  if (j < registers) gemm_columns<T, 1>(M, K, a, b.at(0, j), c.at(0, j), accumulate);
+  for (; j + 2 <= registers; j += 2) gemm_columns<T, 2, ACCUMULATE>(rows, K, a, b.at(0, j), c.at(0, j));
+  if (j < registers) gemm_columns<T, 1, ACCUMULATE>(rows, K, a, b.at(0, j), c.at(0, j));
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA

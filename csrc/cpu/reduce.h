@@ -31,6 +31,28 @@ Vec<T> interleaved(int64_t pixels, F f) {
   return fold<T>(s);
 }
 
+// The same where f takes the pixel, its row and its column.
+template <class T, class F>
+Vec<T> interleaved_rows(int64_t rows, int64_t width, F f) {
+  if (width % kInterleave) {
+    int64_t y = 0, u = 0;
+    return interleaved<T>(rows * width, [&](int64_t p, Vec<T> v) {
+      if (u == width) u = 0, ++y;
+      return f(p, y, u++, v);
+    });
+  }
+  Vec<T> s[kInterleave];
+#pragma GCC unroll 8
+  for (int k = 0; k < kInterleave; ++k) s[k] = Vec<T>::zero();
+  for (int64_t y = 0; y < rows; ++y) {
+    for (int64_t u = 0; u < width; u += kInterleave) {
+#pragma GCC unroll 8
+      for (int k = 0; k < kInterleave; ++k) s[k] = f(y * width + u + k, y, u + k, s[k]);
+    }
+  }
+  return fold<T>(s);
+}
+
 // Pairwise tree over `count` rows of `width` values, in place; the sum ends in row 0.
 template <class T>
 void tree_sum(T* rows, int64_t count, int64_t stride, int64_t width) {

@@ -147,46 +147,84 @@ void taps_tile(const TapsTile<T>& r, int64_t rows, int64_t count) {
   blocks(Int<0>(), Int<0>());
 }
 
-// The gradient of taps [first, first + G), all of them at once in registers.
+// What the gradient of the taps needs: grad[t] += sum over pixels, ascending, of x[pixel + tap t] * d[pixel].
+template <class T>
+struct TapsGrad {
+  const Taps* taps;
+  int64_t width;  // of the padded image x
+  const T* x;
+  const T* d;  // rows of `count` pixels
+  int64_t d_row, rows, count;
+  T* grad;  // [K*K], ldw elements between taps
+  int64_t ldw;
+};
+
+// Taps [first, first + G), all of them at once in registers, inputs S apart.
 template <class T, int G, int S>
-void grad_block(const Taps& taps, int first, int64_t width, int64_t rows, int64_t count, const T* x, const T* d,
-                int64_t d_row, T* grad, int64_t ldw) {
+void listed_grad(const TapsGrad<T>& r, int64_t first) {
   using V = Vec<T>;
   V acc[G];
   const T* tap[G];
-#pragma GCC unroll 9
+#pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
-    acc[g] = V::load(grad + (first + g) * ldw);
-    tap[g] = x + taps.offset[first + g] * V::size;
+    acc[g] = V::load(r.grad + (first + g) * r.ldw);
+    tap[g] = r.x + r.taps->offset[first + g] * V::size;
   }
-  for (int64_t y = 0; y < rows; ++y) {
-    const int64_t row = y * S * width * V::size;
-    for (int64_t u = 0; u < count; ++u) {
-      const V dv = V::load(d + y * d_row + u * V::size);
-#pragma GCC unroll 9
+  for (int64_t y = 0; y < r.rows; ++y) {
+    const int64_t row = y * S * r.width * V::size;
+    for (int64_t u = 0; u < r.count; ++u) {
+      const V dv = V::load(r.d + y * r.d_row + u * V::size);
+#pragma GCC unroll 8
       for (int g = 0; g < G; ++g) acc[g] = V::fma(V::load(tap[g] + row + u * S * V::size), dv, acc[g]);
     }
   }
-#pragma GCC unroll 9
-  for (int g = 0; g < G; ++g) acc[g].store(grad + (first + g) * ldw);
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) acc[g].store(r.grad + (first + g) * r.ldw);
 }
 
-// grad[t] += sum over pixels, ascending, of x[pixel + tap t] * d[pixel]; d: rows of count pixels, d_row apart.
-template <class T, int S>
-void taps_grad(const Taps& taps, int64_t width, int64_t rows, int64_t count, const T* x, const T* d, int64_t d_row,
-               T* grad, int64_t ldw) {
-  for (int t = 0; t < taps.count;) {
-    const auto group = [&](auto size) {
-      constexpr int G = decltype(size)::value;
-      grad_block<T, G, S>(taps, t, width, rows, count, x, d, d_row, grad, ldw);
-      t += G;
-    };
-    // K*K = 1, or 8s until 9s are left: 9 = 9, 25 = 8 + 8 + 9, 49 = 5 * 8 + 9.
-    const int64_t left = taps.count - t;
-    if (left == 1) group(Int<1>());
-    else if (left % 9) group(Int<8>());
-    else group(Int<9>());
+// The same for K*K taps D pixels apart, from FIRST on, with constant offsets in a row: as many at a time as leave
+// registers for d, the others in further passes.
+template <class T, int S, int K, int D, int FIRST = 0>
+void unrolled_grad(const TapsGrad<T>& r) {
+  using V = Vec<T>;
+  constexpr int left = K * K - FIRST, passes = (left + kRegisters - 4) / (kRegisters - 3);
+  constexpr int G = (left + passes - 1) / passes, top = FIRST / K, height = (FIRST + G - 1) / K - top + 1;
+  const int64_t count = r.count, down = D * r.width * V::size, next = S * r.width * V::size, d_row = r.d_row;
+  const int64_t ldw = r.ldw;
+  const T *x = r.x + r.taps->offset[0] * V::size + top * down, *d = r.d;
+  T* const grad = r.grad + FIRST * ldw;
+  V acc[G];
+#pragma GCC unroll 32
+  for (int g = 0; g < G; ++g) acc[g] = V::load(grad + g * ldw);
+  for (int64_t y = r.rows; y > 0; --y, x += next, d += d_row) {
+    for (int64_t u = 0; u < count; ++u) {
+      // Else the compiler keeps pixels for the next steps and spills sums for them.
+      asm volatile("" ::: "memory");
+      const V dv = V::load(d + u * V::size);
+#pragma GCC unroll 32
+      for (int g = 0; g < G; ++g) {
+        const int64_t row = ((FIRST + g) / K - top) * down, column = (FIRST + g) % K * D;
+        acc[g] = V::fma(V::load(x + row + (column + u * S) * V::size), dv, acc[g]);
+      }
+    }
   }
+#pragma GCC unroll 32
+  for (int g = 0; g < G; ++g) acc[g].store(grad + g * ldw);
+  if constexpr (FIRST + G < K * K) unrolled_grad<T, S, K, D, FIRST + G>(r);
+}
+
+template <class T, int S>
+void taps_grad(const TapsGrad<T>& r) {
+  const int64_t K = r.taps->kernel, D = r.taps->distance;
+  if (K == 3 && D == 1) return unrolled_grad<T, S, 3, 1>(r);
+  if (K == 3 && D == 2) return unrolled_grad<T, S, 3, 2>(r);
+  if (K == 5 && D == 1) return unrolled_grad<T, S, 5, 1>(r);
+  if (K == 5 && D == 2) return unrolled_grad<T, S, 5, 2>(r);
+  if (K == 7 && D == 1) return unrolled_grad<T, S, 7, 1>(r);
+  // K is odd: K*K = 8n + 1.
+  int64_t t = 0;
+  for (; t + 8 <= r.taps->count; t += 8) listed_grad<T, 8, S>(r, t);
+  listed_grad<T, 1, S>(r, t);
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA
