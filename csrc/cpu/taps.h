@@ -188,7 +188,7 @@ template <class T, int S, int K, int D, int FIRST = 0>
 void unrolled_grad(const TapsGrad<T>& r) {
   using V = Vec<T>;
   constexpr int left = K * K - FIRST, passes = (left + kRegisters - 4) / (kRegisters - 3);
-  constexpr int G = (left + passes - 1) / passes, top = FIRST / K, height = (FIRST + G - 1) / K - top + 1;
+  constexpr int G = (left + passes - 1) / passes, top = FIRST / K;
   const int64_t count = r.count, down = D * r.width * V::size, next = S * r.width * V::size, d_row = r.d_row;
   const int64_t ldw = r.ldw;
   const T *x = r.x + r.taps->offset[0] * V::size + top * down, *d = r.d;
