@@ -25,12 +25,13 @@ class ArchModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._arch_names: list[str] = []
+        self._arch_names: list[str] = []  # of arch_parameters()
+        self._saved_names: list[str] = []  # and of those that a script has taken out since
 
     def add_arch_parameter(self, name: str, value: Tensor) -> None:
         """Make ``value`` (float, [edges, ops]) the trainable leaf ``self.<name>``."""
         setattr(self, name, value.detach().requires_grad_())
-        self._arch_names.append(name)
+        self._name_arch_parameters([*self._arch_names, name])
 
     def arch_parameters(self) -> list[Tensor]:
         """Return the alphas, in the order in which they were added; what the list is given, the module is."""
@@ -57,16 +58,27 @@ class ArchModule(nn.Module):
             given[name] = alpha
         for name, alpha in given.items():
             if getattr(self, name) is not alpha:
-                self._parameters.pop(name, None)
-                vars(self)[name] = alpha  # not by setattr: a Parameter must not join parameters()
-        self._arch_names = list(given)
+                self._place_alpha(name, alpha)
+        self._name_arch_parameters(list(given))
+
+    def _place_alpha(self, name: str, alpha: Tensor) -> None:
+        place_alpha(self, name, alpha)
+
+    def _name_arch_parameters(self, names: list[str]) -> None:
+        # What is taken out of the list is trained no more, but the network computes with it still.
+        self._arch_names = names
+        self._saved_names += [name for name in names if name not in self._saved_names]
+
+    def _saved_alphas(self) -> dict[str, Tensor]:
+        found = {name: getattr(self, name, None) for name in self._saved_names}
+        return {name: alpha for name, alpha in found.items() if isinstance(alpha, Tensor)}
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         return chain(vars(self).items(), self._parameters.items())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        for alpha in self.arch_parameters():
+        for alpha in self._saved_alphas().values():
             with torch.no_grad():
                 alpha.data = fn(alpha.data)
                 if alpha.grad is not None:
@@ -75,8 +87,7 @@ class ArchModule(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._arch_names:
-            alpha = getattr(self, name)
+        for name, alpha in self._saved_alphas().items():
             destination[prefix + name] = alpha if keep_vars else alpha.detach()
 
     def _load_from_state_dict(
@@ -89,15 +100,15 @@ class ArchModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        present = [name for name in self._arch_names if prefix + name in state_dict]
+        present = {n: alpha for n, alpha in self._saved_alphas().items() if prefix + n in state_dict}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in present:
+        for name, alpha in present.items():
             key = prefix + name
             if key in unexpected_keys:
                 unexpected_keys.remove(key)
-            alpha, value = getattr(self, name), state_dict[key]
+            value = state_dict[key]
             if value.shape != alpha.shape:
                 error_msgs.append(
                     f"size mismatch for {key}: the checkpoint has {tuple(value.shape)}, "
@@ -106,6 +117,12 @@ class ArchModule(nn.Module):
                 continue
             with torch.no_grad():
                 alpha.copy_(value)
+
+
+def place_alpha(module: nn.Module, name: str, alpha: Tensor) -> None:
+    """Make ``alpha`` the attribute ``name`` of ``module``, and never one of its parameters."""
+    module._parameters.pop(name, None)
+    vars(module)[name] = alpha
 
 
 # Pickles name the type that __reduce_ex__ returns, and torch.load(weights_only=True) knows no list by name.
@@ -129,9 +146,11 @@ def _followed(change: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(change)
     def method(self: _Alphas, *args: Any) -> Any:
-        result = change(self, *args)
-        self._module._arch_parameters = self
-        return result
+        changed = list(self)
+        result = change(changed, *args)
+        self._module._arch_parameters = changed  # which may refuse them
+        list.__setitem__(self, slice(None), changed)
+        return self if result is changed else result
 
     return method
 

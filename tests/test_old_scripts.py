@@ -64,8 +64,42 @@ def test_alphas_that_are_taken_out_are_trained_no_more(change, wanted):
     model = network()
     change(model._arch_parameters)
     assert [id(a) for a in model.arch_parameters()] == [id(getattr(model, name)) for name in wanted]
-    assert [name for name in model.state_dict() if name.startswith("alphas")] == wanted
-    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+    # The network computes with all of them: all are saved, follow it, and go to a new one under their names.
+    other = network()
+    other.load_state_dict(model.state_dict())
+    new = model.new()
+    for name in ("alphas_normal", "alphas_reduce"):
+        assert torch.equal(getattr(other, name), getattr(model, name))
+        assert torch.equal(getattr(new, name), getattr(model, name))
+    assert model.double()(torch.randn(2, 3, 8, 8, dtype=torch.float64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("make", [lambda t: t.requires_grad_(), nn.Parameter])
+def test_the_rnn_computes_with_alphas_that_are_set_in_the_list(make):
+    model = MODELS["rnn"]()
+    tokens = torch.arange(12).view(6, 2) % model.ntoken
+
+    def loss():
+        torch.manual_seed(0)
+        return model._loss(model.init_hidden(2), tokens, tokens)[0]
+
+    model.weights = make(torch.zeros_like(model.weights))
+    before = loss()
+    alphas = make(torch.randn(model.weights.shape))
+    model.arch_parameters()[0] = alphas
+    assert model.weights is model.rnns[0].weights is alphas
+    assert loss() != before
+    (gradient,) = torch.autograd.grad(loss(), model.arch_parameters())
+    assert gradient.abs().sum() > 0
+    assert not any(p is alphas for p in model.parameters()) and "rnns.0.weights" not in model.state_dict()
+
+
+def test_a_refused_alpha_does_not_stay_in_the_list():
+    alphas = network()._arch_parameters
+    with pytest.raises(InputError, match="must be a tensor"):
+        alphas.append(torch.zeros(3))
+    assert len(alphas) == 2
 
 
 def test_an_alpha_may_be_put_before_the_others():

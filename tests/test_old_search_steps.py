@@ -139,6 +139,15 @@ def test_a_forward_of_ones_own_under_autocast(backend):
     assert all(g.dtype == torch.float32 for g in gradients)
 
 
+@needs_cpu
+def test_a_stem_that_runs_as_a_module_under_autocast():
+    model = network("cpu", dtype=torch.float32)
+    model.stem.register_forward_hook(lambda *args: None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, *_ = results(model, torch.float32)
+    assert abs(loss - results(network("reference"))[0]) < 0.1
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_alphas_are_copied_and_saved_as_a_list_without_the_model(kind, tmp_path):
     model = MODELS[kind]()

@@ -14,7 +14,7 @@ constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to t
 constexpr size_t kLargestRatio = 8;       // of a block to what it is taken or given back for
 
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
-// most that was ever in use, or hardly exceed it.
+// most that was ever in use, or not much more; a block that is too large for what it serves is in use as a whole.
 // They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
 class Cache {
  public:

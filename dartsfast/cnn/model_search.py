@@ -105,14 +105,19 @@ class Cell(nn.Module):
         As in the original, ``weights`` may be a list of rows, each of any length; its edges then run as
         ordinary modules.
         """
-        fusable = resolve_backend(self._backend, s0.device, dtype=s0.dtype) != "reference"
+        dtype = next(self.parameters(), s0).dtype
+        fusable = resolve_backend(self._backend, s0.device, dtype=dtype) != "reference"
         if fusable and isinstance(weights, Tensor):
+            if torch.is_autocast_enabled(
+                s0.device.type
+            ):  # it makes them half, the kernels compute in float32
+                s0, s1 = s0.to(dtype), s1.to(dtype)
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
                 list(self._ops),
                 self._altered_edges(),
                 [s0, s1],
-                weights.to(s0.dtype),  # a script's alphas may be of NumPy's float64, its choices of integers
+                weights.to(dtype),  # a script's alphas may be of NumPy's float64, its choices of integers
                 self._steps,
                 self._multiplier,
                 self._memory,
@@ -251,8 +256,8 @@ class Network(ArchModule):
             primitives=self._primitives,
         ).to(self.alphas_normal)
         with torch.no_grad():
-            for ours, theirs in zip(model.arch_parameters(), self.arch_parameters(), strict=True):
-                ours.copy_(theirs)
+            for name in model._arch_names:
+                getattr(model, name).copy_(getattr(self, name))
         return model
 
     def forward(self, input: Tensor) -> Tensor:

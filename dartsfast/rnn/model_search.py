@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartsfast.arch import ArchModule, best_edges, initial_alphas
+from dartsfast.arch import ArchModule, best_edges, initial_alphas, place_alpha
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.errors import check_range
 from dartsfast.linear import linear
@@ -191,6 +191,12 @@ class RNNModelSearch(RNNModel, ArchModule):
         if name == "weights":  # the cells read their own attribute, as in the original
             for rnn in self.rnns:
                 rnn.weights = value
+
+    def _place_alpha(self, name: str, alpha: Tensor) -> None:
+        super()._place_alpha(name, alpha)
+        if name == "weights":
+            for rnn in self.rnns:
+                place_alpha(rnn, name, alpha)
 
     @property
     def backend(self) -> str:
