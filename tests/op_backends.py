@@ -13,7 +13,8 @@ from unittest import mock
 import pytest
 import torch
 from comparisons import same_bits
-from op_cases import ORACLES, Norms, Vectors, call
+from op_calls import ORACLES, call
+from op_cases import Norms, Vectors
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.backends import availability

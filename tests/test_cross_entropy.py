@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
-from op_cases import CLASSES, Classes, call
+from op_calls import call
+from op_cases import CLASSES, Classes
 from test_fused_rnn import DRY, VOCABULARY, network, relative, text
 from test_native import without_extension
 
@@ -19,7 +20,8 @@ from dartsfast.rnn.model_search import RNNModelSearch
 WITHOUT = """
 import torch
 from comparisons import assert_close
-from op_cases import CLASSES, call
+from op_calls import call
+from op_cases import CLASSES
 from test_cross_entropy import stock
 from dartsfast import native
 assert native.load() is not None

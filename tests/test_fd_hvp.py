@@ -8,7 +8,8 @@ from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import native_only, needs_kernels
 from op_backends import triton_ran as triton_ran
-from op_cases import VECTORS, Sampler, Vectors, call
+from op_calls import call
+from op_cases import VECTORS, Sampler, Vectors
 from test_native import without_extension
 
 import dartsfast.ops as ops
@@ -39,7 +40,8 @@ STOCK = {
 WITHOUT = """
 import torch
 from comparisons import assert_close
-from op_cases import VECTORS, call
+from op_calls import call
+from op_cases import VECTORS
 from test_fd_hvp import STOCK
 from dartsfast import native
 assert native.load() is not None

@@ -5,7 +5,8 @@ import torch
 from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
-from op_cases import PRODUCTS, Product, call
+from op_calls import call
+from op_cases import PRODUCTS, Product
 from test_native import without_extension
 
 from dartsfast.errors import InputError
@@ -16,7 +17,8 @@ WITHOUT = """
 import torch
 import dartsfast.ops
 from comparisons import assert_close
-from op_cases import PRODUCTS, call
+from op_calls import call
+from op_cases import PRODUCTS
 from dartsfast import native
 assert native.load() is not None
 for case in PRODUCTS:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from comparisons import assert_close, same_bits
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import needs_kernels
-from op_cases import LOCKED, ORACLES, Locked, call
+from op_calls import ORACLES, call
+from op_cases import LOCKED, Locked
 from test_native import without_extension
 
 from dartsfast.errors import InputError
@@ -17,7 +18,8 @@ WITHOUT = """
 import torch
 import dartsfast.ops
 from comparisons import assert_close
-from op_cases import LOCKED, call
+from op_calls import call
+from op_cases import LOCKED
 from test_locked_linear import stock
 from dartsfast import native
 assert native.load() is not None

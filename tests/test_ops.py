@@ -7,7 +7,8 @@ from comparisons import assert_close, same_bits
 from op_backends import INTERPRETED, assert_agrees, native_only, needs_kernels
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import triton_ran as triton_ran
-from op_cases import CASES, ORACLES, SMALL, VECTORS, Mix, Sampler, call
+from op_calls import ORACLES, call
+from op_cases import CASES, SMALL, VECTORS, Mix, Sampler
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 from comparisons import assert_close, same_bits
-from op_cases import ORACLES, Alphas, Classes, Conv, Locked, Mix, Node, Norms, Pool, Product, Vectors, call
+from op_calls import ORACLES, call
+from op_cases import Alphas, Classes, Conv, Locked, Mix, Node, Norms, Pool, Product, Vectors
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators

@@ -108,9 +108,8 @@ class Cell(nn.Module):
         dtype = next(self.parameters(), s0).dtype
         fusable = resolve_backend(self._backend, s0.device, dtype=dtype) != "reference"
         if fusable and isinstance(weights, Tensor):
-            if torch.is_autocast_enabled(
-                s0.device.type
-            ):  # it makes them half, the kernels compute in float32
+            # Autocast makes them half, the kernels compute in float32.
+            if torch.is_autocast_enabled(s0.device.type):
                 s0, s1 = s0.to(dtype), s1.to(dtype)
             return fused.cell(
                 [self.preprocess0, self.preprocess1],

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast import triton_backend
 from dartsfast.ops.contract import CONTRACTS
-from tests.op_cases import ORACLES
+from tests.op_calls import ORACLES
 
 DEVICE = "cpu" if triton_backend.INTERPRETED else "cuda"
 HALVES = (torch.bfloat16, torch.float16)

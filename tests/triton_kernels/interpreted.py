@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_cases import call
+from op_calls import call
 from torch.utils._pytree import tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators

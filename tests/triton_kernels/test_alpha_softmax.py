@@ -7,7 +7,8 @@ import torch
 from checks import HALVES, MARKS, assert_rounded, oracle, run, tensors
 
 from tests.comparisons import same_bits
-from tests.op_cases import ALPHAS, ORACLES, SMALL, Alphas
+from tests.op_calls import ORACLES
+from tests.op_cases import ALPHAS, SMALL, Alphas
 
 KERNELS = ("alpha_softmax",)
 CASES = (*ALPHAS, *(case for case in SMALL if isinstance(case, Alphas)), Alphas(((33, 2), (2, 70))))

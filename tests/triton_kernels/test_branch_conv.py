@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dartsfast.ops.contract import CONTRACTS, accumulated
 from dartsfast.triton_backend import INTERPRETED, missing
 from tests.comparisons import assert_close
-from tests.op_cases import CONVS, EDGE, ORACLES, SMALL, Conv, Sampler, call
+from tests.op_calls import ORACLES, call
+from tests.op_cases import CONVS, EDGE, SMALL, Conv, Sampler
 from tests.test_ops import STOCK as STOCK_FORWARD
 from tests.test_ops import STOCK_BACKWARD
 

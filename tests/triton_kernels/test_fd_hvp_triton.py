@@ -4,7 +4,8 @@ import pytest
 import torch
 from comparisons import assert_close
 from interpreted import moved, needs_triton, run, ulps, watch
-from op_cases import ORACLES, VECTORS, Sampler, Vectors
+from op_calls import ORACLES
+from op_cases import VECTORS, Sampler, Vectors
 
 pytest.importorskip("triton")
 pytestmark = [needs_triton, pytest.mark.usefixtures("poisoned")]

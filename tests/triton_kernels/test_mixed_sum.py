@@ -5,7 +5,8 @@ import torch
 from checks import HALVES, MARKS, assert_rounded, assert_sum, oracle, run, tensors
 
 from tests.comparisons import assert_close, same_bits
-from tests.op_cases import MIXES, ORACLES, SMALL, Mix
+from tests.op_calls import ORACLES
+from tests.op_cases import MIXES, SMALL, Mix
 
 KERNELS = ("mixed_sum",)
 # More channels than a tile holds, more branches than a group, and a dense layout of either unit; beside

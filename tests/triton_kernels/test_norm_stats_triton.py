@@ -4,7 +4,8 @@ import pytest
 import torch
 from comparisons import assert_close, same_bits
 from interpreted import needs_triton, run, watch
-from op_cases import NORMS, ORACLES, Norms
+from op_calls import ORACLES
+from op_cases import NORMS, Norms
 
 pytest.importorskip("triton")
 pytestmark = needs_triton

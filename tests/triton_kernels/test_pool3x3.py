@@ -5,7 +5,8 @@ import torch
 from checks import HALVES, MARKS, assert_rounded, assert_sum, oracle, run, tensors
 
 from tests.comparisons import assert_close, same_bits
-from tests.op_cases import ORACLES, POOLS, SMALL, Pool
+from tests.op_calls import ORACLES
+from tests.op_cases import POOLS, SMALL, Pool
 
 KERNELS = ("pool3x3", "reduce")
 # More channels than a tile holds, and windows that hang over every side at once; beside them what

@@ -4,7 +4,8 @@ import pytest
 import torch
 from comparisons import assert_close
 from interpreted import DEVICE, needs_triton, run
-from op_cases import ORACLES, Conv
+from op_calls import ORACLES
+from op_cases import Conv
 
 pytest.importorskip("triton")
 pytestmark = needs_triton

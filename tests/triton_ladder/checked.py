@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
 from dartsfast.kernels import OPERATORS
-from op_cases import spared
+from op_calls import spared
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 

@@ -1,0 +1,62 @@
+"""The operators by name: their oracles, and calls that spare the arguments of those that write in place."""
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from dartsfast.oracle import (
+    alpha_softmax,
+    branch_conv,
+    cross_entropy,
+    fd_hvp,
+    gemm,
+    locked_linear,
+    mixed_sum,
+    norm_stats,
+    pool3x3,
+    rnn_node,
+)
+
+ORACLES = {
+    "alpha_softmax": alpha_softmax.alpha_softmax,
+    "alpha_softmax_backward": alpha_softmax.alpha_softmax_backward,
+    "branch_conv": branch_conv.branch_conv,
+    "branch_conv_backward": branch_conv.branch_conv_backward,
+    "cross_entropy_": cross_entropy.cross_entropy_,
+    "fd_norm": fd_hvp.fd_norm,
+    "fd_perturb_": fd_hvp.fd_perturb_,
+    "fd_quotient": fd_hvp.fd_quotient,
+    "fd_virtual_step_": fd_hvp.fd_virtual_step_,
+    "gemm_": gemm.gemm_,
+    "locked_linear_": locked_linear.locked_linear_,
+    "locked_linear_input_gradient_": locked_linear.locked_linear_input_gradient_,
+    "locked_linear_weight_gradient_": locked_linear.locked_linear_weight_gradient_,
+    "mixed_sum": mixed_sum.mixed_sum,
+    "mixed_sum_backward": mixed_sum.mixed_sum_backward,
+    "norm_stats_": norm_stats.norm_stats_,
+    "norm_stats_backward": norm_stats.norm_stats_backward,
+    "pool3x3": pool3x3.pool3x3,
+    "pool3x3_backward": pool3x3.pool3x3_backward,
+    "rnn_node": rnn_node.rnn_node,
+    "rnn_node_backward": rnn_node.rnn_node_backward,
+}
+Call = tuple[str, tuple]
+
+
+def call(name, args):
+    """Return what the operator gives and, for one in place, what becomes of copies of what it writes."""
+    args, written = spared(name, args)
+    out = getattr(torch.ops.dartsfast, name)(*args)
+    if not written:
+        return out
+    return written[0] if out is None else (out, *written)
+
+
+def spared(name, args):
+    """Return ``args`` with copies in place of what the operator writes, and those copies."""
+    args, written = list(args), []
+    for i, argument in enumerate(getattr(torch.ops.dartsfast, name).default._schema.arguments[: len(args)]):
+        if argument.alias_info is not None:
+            args[i] = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, args[i])
+            written.append(args[i])
+    return args, written
