@@ -108,8 +108,9 @@ class Cell(nn.Module):
         dtype = next(self.parameters(), s0).dtype
         fusable = resolve_backend(self._backend, s0.device, dtype=dtype) != "reference"
         if fusable and isinstance(weights, Tensor):
-            # Autocast makes them half, the kernels compute in float32.
-            if torch.is_autocast_enabled(s0.device.type):
+            # Autocast makes them half, the kernels compute in float32. It does not know the meta device.
+            device = s0.device.type
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 s0, s1 = s0.to(dtype), s1.to(dtype)
             return fused.cell(
                 [self.preprocess0, self.preprocess1],
