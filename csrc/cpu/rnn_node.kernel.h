@@ -3,25 +3,31 @@
 
 #include "../activations.h"
 #include "../rnn_node.h"
+#include "pair.h"
 #include "reduce.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
-// The candidate of a predecessor and what it is made of.
-template <class T>
+// Rows of a block of channels lie apart, so the hardware does not see which are next: they are asked for.
+constexpr int64_t kRowsAhead = 2;
+
+// The candidate of a predecessor and what it is made of, in V, a Vec or a Pair.
+template <class V, class T>
 struct Candidate {
-  using V = Vec<T>;
   V c, tanh, relu, sigmoid, h, s, d, u;
 
   template <class Left>
   Candidate(const RnnNode<T>& a, int64_t j, int64_t b, int64_t channel, const T* w, Left left) {
-    const T* gate = a.gates.at(j, b) + channel;
-    const V pre = load_channels(gate, left);
+    const T *gate = a.gates.at(j, b) + channel, *state = a.states.at(j, b) + channel;
+    const T* next = gate + kRowsAhead * a.gates.h;
+    prefetch<false>(next, sizeof(V)), prefetch<false>(next + a.H, sizeof(V));
+    prefetch<false>(state + kRowsAhead * a.states.h, sizeof(V));
+    const V pre = load_channels<V>(gate, left);
     c = Activations<V, T>(pre).sigmoid();
-    h = load_channels(gate + a.H, left);
+    h = load_channels<V>(gate + a.H, left);
     const Activations<V, T> f(h);
     tanh = f.tanh(), relu = h.relu(), sigmoid = f.sigmoid();
-    s = load_channels(a.states.at(j, b) + channel, left);
+    s = load_channels<V>(state, left);
     d = V::set(w[0]) * tanh;
     d = V::fma(V::set(w[1]), relu, d);
     d = V::fma(V::set(w[2]), sigmoid, d);
@@ -33,13 +39,13 @@ struct Candidate {
 // Scratch memory: the sums, [chunk, kBlockChannels].
 template <class T>
 void rnn_node_part(const RnnNode<T>& a, int64_t item, T* memory) {
-  using V = Vec<T>;
   const Part<T> part(a, item);
   for (int64_t b = 0; b < part.rows; ++b) {
-    each_register<T>(part.width, [&](int64_t c, auto left) {
+    each_pair<T>(part.width, [&](int64_t c, auto left, auto v) {
+      using V = decltype(v);
       V sum = V::zero();
       for (int64_t j = 0; j < a.P; ++j) {
-        const Candidate<T> k(a, j, part.b + b, part.c + c, a.weights + j * kWeightSums, left);
+        const Candidate<V, T> k(a, j, part.b + b, part.c + c, a.weights + j * kWeightSums, left);
         sum = sum + V::fma(k.c, k.d - k.u, k.u);
       }
       sum.store(memory + b * kBlockChannels + c);
@@ -94,10 +100,10 @@ void rnn_node_through_norm(const RnnNode<T>& a, const Part<T>& part, T* ds) {
 // Scratch memory: ds, and the sums of a predecessor's weights [5, kBlockChannels].
 template <class T>
 void rnn_node_backward_part(const RnnNode<T>& a, int64_t item, T* memory) {
-  using V = Vec<T>;
   const Part<T> part(a, item);
   T* sums = memory + kChunkPixels * kBlockChannels;
-  const auto add = [&](int64_t i, int64_t c, V x, V y) {
+  const auto add = [&](int64_t i, int64_t c, auto x, auto y) {
+    using V = decltype(x);
     T* sum = sums + i * kBlockChannels + c;
     V::fma(x, y, V::load(sum)).store(sum);
   };
@@ -106,18 +112,23 @@ void rnn_node_backward_part(const RnnNode<T>& a, int64_t item, T* memory) {
     const T* w = a.weights + j * kWeightSums;
     __builtin_memset(sums, 0, kWeightSums * kBlockChannels * sizeof(T));
     for (int64_t b = 0; b < part.rows; ++b) {
-      each_register<T>(part.width, [&](int64_t c, auto left) {
+      each_pair<T>(part.width, [&](int64_t c, auto left, auto v) {
+        using V = decltype(v);
         const int64_t channel = part.c + c, row = j * a.B + part.b + b;
-        const Candidate<T> k(a, j, part.b + b, channel, w, left);
+        const Candidate<V, T> k(a, j, part.b + b, channel, w, left);
         const V one = V::set(1), ds = V::load(memory + b * kBlockChannels + c), dd = ds * k.c, du = ds - dd;
         V slope = V::fma(V::set(w[0]), one - k.tanh * k.tanh, V::set(w[3]));
         slope = V::fma(V::set(w[2]), k.sigmoid * (one - k.sigmoid), slope);
         slope = slope + V::set(w[1]).where_positive(k.h);
-        T* d_gate = a.d_gates + row * 2 * a.H + channel;
+        T *d_gate = a.d_gates + row * 2 * a.H + channel, *d_state = a.d_states + row * a.H + channel;
+        const T* base = a.base.data ? a.base.at(j, part.b + b) + channel : nullptr;
+        T* next = d_gate + kRowsAhead * 2 * a.H;
+        prefetch<true>(next, sizeof(V)), prefetch<true>(next + a.H, sizeof(V));
+        prefetch<true>(d_state + kRowsAhead * a.H, sizeof(V));
+        if (base) prefetch<false>(base + kRowsAhead * a.base.h, sizeof(V));
         store_channels(((ds * (k.d - k.u)) * k.c) * (one - k.c), d_gate, left);
         store_channels(dd * slope, d_gate + a.H, left);
-        const V base = a.base.data ? load_channels(a.base.at(j, part.b + b) + channel, left) : V::zero();
-        store_channels(V::fma(V::set(w[4]), du, base), a.d_states + row * a.H + channel, left);
+        store_channels(V::fma(V::set(w[4]), du, base ? load_channels<V>(base, left) : V::zero()), d_state, left);
         add(0, c, dd, k.tanh);
         add(1, c, dd, k.relu);
         add(2, c, dd, k.sigmoid);
