@@ -9,14 +9,12 @@ import torch
 
 from bench.device import Device
 from bench.rnn_peers import SEARCH, Size
-from bench.timing import interleaved
 from dartsfast.rnn.genotypes import STEPS
 
 # Passes of an iteration, by order. The weights' are the weight step and, in second order, the gradient of
 # the virtual step and the validation pass; the alphas' are the validation pass or the two differences.
 ALPHA_PASSES = {1: 1, 2: 2}
 WEIGHT_PASSES = {1: 1, 2: 3}
-SAMPLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,19 @@ def flops(size: Size, order: int) -> int:
     return sum(gemm.flops * sum(passes(gemm, order).values()) for gemm in gemms(size))
 
 
-def floor_seconds(size: Size, repeats: int, device: Device) -> dict[int, float]:
-    """Measure the products of all passes, shape by shape; return what an iteration's take, by order."""
-    seconds = dict.fromkeys(ALPHA_PASSES, 0.0)
+def floor(size: Size, order: int, device: Device) -> Callable[[], None]:
+    """Return what runs all products of an iteration, shape by shape, as often as it needs them."""
+    calls = []
     for gemm in gemms(size):
-        times = interleaved(_products(gemm, device), repeats, device, sample_seconds=SAMPLE_SECONDS)
-        for order in seconds:
-            for kind, count in passes(gemm, order).items():
-                seconds[order] += times[kind]["ms_p50"] / 1e3 * gemm.times * count
-    return seconds
+        products = _products(gemm, device)
+        calls += [(products[kind], gemm.times * count) for kind, count in passes(gemm, order).items()]
+
+    def run() -> None:
+        for product, times in calls:
+            for _ in range(times):
+                product()
+
+    return run
 
 
 def _products(gemm: Gemm, device: Device) -> dict[str, Callable[[], torch.Tensor]]:

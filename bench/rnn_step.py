@@ -7,27 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import steps
-from bench.device import open_device
-from bench.gemm import WEIGHT_PASSES, floor_seconds, flops
+from bench.gemm import floor, flops
 from bench.options import Options
 from bench.rnn_peers import RNN
 
 
 def run(options: Options) -> dict[str, Any]:
     """Gate and measure all peers, and the floor under them; errors as :func:`bench.steps.run`."""
-    result = steps.run(RNN, options)
+    result = steps.run(RNN, options, floor)
     given = result["conditions"]
     names = [field.name for field in dataclasses.fields(RNN.size)]
     size = dataclasses.replace(RNN.size, **{name: given[name] for name in names})
-    print("rnn_step: time of the matrix products", flush=True)
-    floor = floor_seconds(size, given["repeats"], open_device(options.device))
-    for row in result["rows"]:
-        if "ms_p50" in row:
-            row["floor_s"] = floor[row["order"]]
-            row["share_floor"] = 1e3 * row["floor_s"] / row["ms_p50"]
-    gflop = {order: flops(size, order) / 1e9 for order in WEIGHT_PASSES}
+    timed = [row for row in result["rows"] if "ms_p50" in row]
+    for row in timed:
+        row["share_floor"] = 1e3 * row["floor_s"] / row["ms_p50"]
+    seconds = {row["order"]: row["floor_s"] for row in timed}
+    gflop = {order: flops(size, order) / 1e9 for order in seconds}
     given["gflop"] = list(gflop.values())
-    given["sgemm_gflops"] = [gflop[order] / floor[order] for order in gflop]
+    given["sgemm_gflops"] = [gflop[order] / seconds[order] for order in gflop]
     return result
 
 
@@ -56,7 +53,7 @@ def conditions(result: dict[str, Any]) -> str:
         f"{'the dropouts of the search' if given['dropout'] else 'no dropout'}"
     )
     return (
-        f"{steps.conditions(result, network)}; the floor is sgemm of an iteration's own shapes in the same "
-        f"run, the decoder's without the features that dropout drops, {counted} for the two orders, and the "
-        f"share reached is the floor over the time"
+        f"{steps.conditions(result, network)}; the floor is sgemm of an iteration's own shapes, timed in "
+        f"turn with the peers, the decoder's without the features that dropout drops, {counted} for the two "
+        f"orders, and the share reached is the floor over the time"
     )

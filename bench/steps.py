@@ -21,13 +21,19 @@ from dartsfast.backends import resolve_backend
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-2}
 # Every layer rounds what it stores: rounding the reference's images to bfloat16 moves these gradients by 0.2.
 STORED_TOLERANCE = 0.5
+FLOOR = "floor"
 QUICK_PEERS = ("cpu store", "triton store", REFERENCE)
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]  # title, and row to cell
 
+# An iteration's size, order and device to what runs its floor once.
+Floor = Callable[[Any, int, Device], Callable[[], Any]]
 
-def run(workload: Workload, options: Options) -> dict[str, Any]:
+
+def run(workload: Workload, options: Options, floor: Floor | None = None) -> dict[str, Any]:
     """Gate and measure the peers of ``workload``, compiled ones if asked for; return conditions and rows.
+
+    With a ``floor``, what no peer can do without is timed in turn with them, each row's ``floor_s``.
 
     Raises:
         InputError: a device or backend that is not available.
@@ -54,10 +60,13 @@ def run(workload: Workload, options: Options) -> dict[str, Any]:
         # What did not compile there will not compile here.
         lost = {n for n, peer in left.items() if peer.compiled and "memory_error" in memory[n, order]}
         kept = {n: peer for n, peer in left.items() if n not in lost}
-        found = _timed(workload, kept, order, size, repeats, device)
+        beside = {} if floor is None else {FLOOR: floor(size, order, device)}
+        found = _timed(workload, kept, beside, order, size, repeats, device)
+        under = {"floor_s": found.pop(FLOOR)["ms_p50"] / 1e3} if beside else {}
         found |= {n: {"failed": memory[n, order]["memory_error"]} for n in lost}
         rows += [
-            {"peer": n, "order": order, "batch": size.batch, **found[n], **memory[n, order]} for n in left
+            {"peer": n, "order": order, "batch": size.batch, **found[n], **memory[n, order], **under}
+            for n in left
         ]
     _add_ratios(rows)
     return {"conditions": {**dataclasses.asdict(size), "repeats": repeats, "dtype": "float32"}, "rows": rows}
@@ -96,12 +105,18 @@ def _memory(workload: Workload, name: str, order: int, size: Any, device: str) -
 
 
 def _timed(
-    workload: Workload, peers: Mapping[str, Peer], order: int, size: Any, repeats: int, device: Device
+    workload: Workload,
+    peers: Mapping[str, Peer],
+    beside: Mapping[str, Callable[[], Any]],
+    order: int,
+    size: Any,
+    repeats: int,
+    device: Device,
 ) -> dict[str, dict[str, Any]]:
-    """Time an iteration of every peer in turn; a compiled one that fails says why."""
+    """Time an iteration of every peer, and what is ``beside`` them; a compiled one that fails says why."""
     _say(workload, f"time of order {order}")
     failed: dict[str, dict[str, Any]] = {}
-    calls = {}
+    calls = dict(beside)
     for name, peer in peers.items():
         calls[name] = partial(workload.iteration(peer, size, device=device.place).run, order)
         if peer.compiled:

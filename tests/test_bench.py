@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -226,23 +227,30 @@ def test_products_of_an_iteration_are_those_that_the_reference_takes():
         assert gemm.flops(size, order) + more == counter.get_total_flops()
 
 
-def test_floor_adds_up_the_products_of_an_iteration(monkeypatch):
-    timed = []
+def test_floor_is_the_products_of_an_iteration(monkeypatch):
+    run = Counter()
 
-    def each_takes_a_millisecond(products, repeats, device, sample_seconds):
-        timed.append({kind: call().shape for kind, call in products.items()})
-        return dict.fromkeys(products, {"ms_p50": 1.0})
+    def mm(a, b, out):
+        run[tuple(a.shape), tuple(b.shape)] += 1
+        return real(a, b, out=out)
 
-    monkeypatch.setattr(gemm, "interleaved", each_takes_a_millisecond)
-    floor = gemm.floor_seconds(Size(batch=4, nhid=6, bptt=5, vocabulary=11), 1, CPU())
-    # words and decoder once a pass, hidden state and nodes once a time step
-    recurrent = 5 * (1 + STEPS)
-    assert floor[1] == pytest.approx(1e-3 * (2 + 1 + 1 + (2 + 2 + 1) * (recurrent + 1)))
-    assert floor[2] == pytest.approx(1e-3 * (5 + 3 + 3 + (5 + 5 + 3) * (recurrent + 1)))
-    assert len(timed) == 1 + 1 + STEPS + 1
-    # The decoder's inner features without the three quarters that are dropped.
-    assert timed[-1] == {"forward": (20, 11), "input gradient": (20, 2), "weight gradient": (2, 11)}
-    assert timed[3] == {"forward": (8, 12), "input gradient": (8, 6), "weight gradient": (6, 12)}
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", mm)
+    size = Size(batch=4, nhid=6, bptt=5, vocabulary=11)
+    for order, alphas, weights in ((1, 1, 1), (2, 2, 3)):
+        run.clear()
+        gemm.floor(size, order, CPU())()
+        # Words and decoder once a pass, hidden state and nodes once a time step.
+        recurrent = 5 * (1 + STEPS)
+        both = alphas + weights
+        assert run.total() == both + weights + weights + (2 * both + weights) * (recurrent + 1)
+        # The decoder's inner features without the three quarters that are dropped.
+        assert run[(20, 2), (2, 11)] == run[(20, 11), (11, 2)] == both and run[(2, 20), (20, 11)] == weights
+        assert (
+            run[(8, 6), (6, 12)] == run[(8, 12), (12, 6)] == 5 * both and run[(6, 8), (8, 12)] == 5 * weights
+        )
+        flops = sum(2 * rows * inner * columns * n for ((rows, inner), (_, columns)), n in run.items())
+        assert flops == gemm.flops(size, order)
 
 
 @needs_cpu

@@ -113,6 +113,8 @@ class _Cell:
         self.inputs, self.d_inputs = hidden.new_empty(2, self.steps, B, H)
         self.rows = [self.inputs[:i].flatten(0, 1) for i in self.predecessors]
         self.d_rows = [self.d_inputs[:i].flatten(0, 1) for i in self.predecessors]
+        # The gradients of the states as the mean passes them on: the initial state has no share in it.
+        self.d_mean = hidden.new_zeros(self.steps, B, H)
 
     def memory(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return states [T, steps + 1, B, H] and gates [T, 1 + edges, B, 2H], empty; ``like`` is [B, H]."""
@@ -161,15 +163,14 @@ class _Cell:
         """
         if d_Ws is not None:
             torch.mul(states[: self.steps], self.mask, out=self.inputs)
-        d = (g / self.steps).expand_as(states)
+        share, d = g / self.steps, self.d_mean
+        d[1:] = share
         by_node = gates[1:].split(self.predecessors)
         for i in reversed(range(self.steps)):
             last = i == self.steps - 1
-            # Nothing but nodes are averaged: the initial state has no share in g.
-            base = torch.cat([torch.zeros_like(d[:1]), d[1 : i + 1]]) if last else d[: i + 1]
             d_gates, d, found = kernels.rnn_node_backward(
-                d[i + 1] if last else d[i + 1] + self.d_inputs[i + 1] * self.mask, states[i + 1],
-                stats[i + 1, 1], by_node[i], states[: i + 1], self.weights[i], self.eps, own, base,
+                share if last else d[i + 1] + self.d_inputs[i + 1] * self.mask, states[i + 1],
+                stats[i + 1, 1], by_node[i], states[: i + 1], self.weights[i], self.eps, own, d[: i + 1],
             )  # fmt: skip
             d_weights[i].add_(found)
             flat = d_gates.flatten(0, 1)
