@@ -35,8 +35,7 @@ def extension():
     checks = [f"-fsanitize={sanitize}"] if sanitize else []
     # With checks in them the unrolled kernels take a compiler a quarter of an hour at -O3.
     level = ["-O1", "-fno-omit-frame-pointer", *checks] if sanitize else ["-O3"]
-    # The compiler's own header of AVX-512 warns of itself.
-    warnings = ["-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    warnings = ["-Wall"]
     # Python's own flags ask for symbols: the library would be nine times as large.
     language = ["-std=c++20", "-fvisibility=hidden", "-g0"]
     native = CppExtension(

@@ -60,9 +60,8 @@ def run(workload: Workload, options: Options, floor: Floor | None = None) -> dic
         # What did not compile there will not compile here.
         lost = {n for n, peer in left.items() if peer.compiled and "memory_error" in memory[n, order]}
         kept = {n: peer for n, peer in left.items() if n not in lost}
-        beside = {} if floor is None else {FLOOR: floor(size, order, device)}
-        found = _timed(workload, kept, beside, order, size, repeats, device)
-        under = {"floor_s": found.pop(FLOOR)["ms_p50"] / 1e3} if beside else {}
+        found = _timed(workload, kept, floor, order, size, repeats, device)
+        under = {"floor_s": found.pop(FLOOR)["ms_p50"] / 1e3} if floor else {}
         found |= {n: {"failed": memory[n, order]["memory_error"]} for n in lost}
         rows += [
             {"peer": n, "order": order, "batch": size.batch, **found[n], **memory[n, order], **under}
@@ -107,16 +106,16 @@ def _memory(workload: Workload, name: str, order: int, size: Any, device: str) -
 def _timed(
     workload: Workload,
     peers: Mapping[str, Peer],
-    beside: Mapping[str, Callable[[], Any]],
+    floor: Floor | None,
     order: int,
     size: Any,
     repeats: int,
     device: Device,
 ) -> dict[str, dict[str, Any]]:
-    """Time an iteration of every peer, and what is ``beside`` them; a compiled one that fails says why."""
+    """Time an iteration of every peer, and the ``floor``, in turn; a compiled one that fails says why."""
     _say(workload, f"time of order {order}")
     failed: dict[str, dict[str, Any]] = {}
-    calls = dict(beside)
+    calls = {FLOOR: floor(size, order, device)} if floor else {}
     for name, peer in peers.items():
         calls[name] = partial(workload.iteration(peer, size, device=device.place).run, order)
         if peer.compiled:

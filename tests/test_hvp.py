@@ -120,3 +120,38 @@ def test_no_grad_does_not_silence_a_product():
     assert all(a.grad.abs().sum() > 0 for a in alphas)
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
         step(False)
+
+
+def quadratic(dtype=torch.float64):
+    """A loss a |w|^2, whose product with v is 2 <w, v>."""
+    w = torch.tensor([1.0, 2.0], dtype=dtype, requires_grad=True)
+    a = torch.tensor([3.0], dtype=dtype, requires_grad=True)
+    return w, a, lambda: (a * w.pow(2)).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_that_half_precision_rounds_away_are_warned_of(dtype):
+    w, a, loss = quadratic(dtype)
+    v = [torch.tensor([0.5, -1.0], dtype=dtype)]
+    (exact,) = hvp(loss, [w], v, [a], method="exact")
+    assert exact.item() == -3.0
+    with pytest.warns(UserWarning, match=f"{dtype} parameters"):
+        hvp(loss, [w], v, [a])
+    assert w.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_a_parameter_listed_twice_is_refused(method):
+    w, a, loss = quadratic()
+    v = [torch.ones(2, dtype=torch.float64)] * 2
+    with pytest.raises(InputError, match="twice"):
+        hvp(loss, [w, w], v, [a], method=method)
+
+
+@pytest.mark.parametrize("frozen", ["w", "a"])
+def test_exact_says_what_cannot_be_differentiated(frozen):
+    w, a, loss = quadratic()
+    v, still = [torch.ones(2, dtype=torch.float64)], torch.zeros(2, dtype=torch.float64)
+    params, wrt = ([still], [a]) if frozen == "w" else ([w], [still])
+    with pytest.raises(InputError, match="does not require a gradient"):
+        hvp(loss, params, v, wrt, method="exact")

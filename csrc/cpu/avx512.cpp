@@ -1,6 +1,9 @@
 // The kernels with AVX-512. The whole file is compiled for it, so nothing here may be inlined elsewhere:
 // no headers of the standard library with code in them.
 #pragma GCC target("avx512f,fma")
+// The compiler's own header of AVX-512 warns of itself.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define DARTSFAST_ISA isa_avx512
 #define DARTSFAST_AVX512
 #include "kernels.inc"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,25 +34,28 @@ def hvp(
     R = ``r`` / ||v|| and returns (plus - minus) / 2R (paper equation 8): two passes, error O(R^2).
     Parameters are moved in place and restored to the bit; as one vector where
     :func:`~dartsfast.bilevel.flatten_` has laid them side by side. ``exact`` differentiates the gradient
-    once more; the loss must be twice differentiable. Random streams and ``buffers`` are restored too, all
-    of it also where the loss raises.
+    once more; the loss must be twice differentiable. The default random streams of torch and ``buffers``
+    are restored too, all of it also where the loss raises; other generators, Python's and NumPy's are not.
 
     Args:
         loss_fn: a closure that runs the network and returns the scalar loss.
-        params: leaves that ``vector`` belongs to.
+        params: leaves that ``vector`` belongs to, each once. Of half precision ``finite_difference`` warns:
+            a step of the usual length is mostly rounded away.
         vector: one tensor a parameter, same shapes.
         wrt: leaves to differentiate by, e.g. the alphas.
         r: length of the step along ``vector`` in parameter space.
         method: ``finite_difference`` or ``exact``.
         same_randomness: both passes draw the same random numbers (one dropout mask for the two).
-        buffers: what a pass moves and is to be put back, e.g. ``list(model.buffers())``.
+        buffers: what a pass moves and is to be put back, as batch norm's running statistics:
+            ``list(model.buffers())``. A closure does not tell, so buffers that are not named stay moved.
 
     Returns:
         One tensor a member of ``wrt``, of its shape; zeros where the loss does not depend on it.
 
     Raises:
-        InputError: unknown method, a step that is not positive and finite, a vector that does not fit, or a
-            loss that is differentiable once only where ``exact`` is asked for.
+        InputError: unknown method, a step that is not positive and finite, a vector that does not fit, a
+            parameter listed twice; for ``exact`` a loss that is differentiable once only, or a tensor that
+            does not require a gradient.
         DivergedError: the vector is not finite.
     """
     params, vector, wrt = list(params), list(vector), list(wrt)
@@ -66,6 +70,8 @@ def hvp(
     if not 0 < r < math.inf:
         raise InputError(f"r, the length of the step, must be positive, got {r}")
     flat = Flat(params)
+    if len({(p.data_ptr(), p.shape) for p in params if p.numel()}) < sum(p.numel() > 0 for p in params):
+        raise InputError("params holds a parameter twice: list each once, with the sum of its vectors")
     before = random_state()
     try:
         with preserved(buffers):
@@ -95,6 +101,7 @@ def product(
     member of ``wrt``.
     """
     length = norm(v)
+    _check_method(method, flat.tensors, wrt)
     if method == "exact":
         return interruptible(lambda: _exact(loss_fn, flat.tensors, flat.split(v), wrt)), length
 
@@ -112,6 +119,21 @@ def product(
             set_random_state(before)
         minus = gradient_at(origin, -1)
     return _quotient(wrt, plus, minus, length, r), length
+
+
+def _check_method(method: str, params: Sequence[Tensor], wrt: Sequence[Tensor]) -> None:
+    small = {p.dtype for p in params} - {torch.float32, torch.float64}
+    if method == "finite_difference" and small:
+        warnings.warn(
+            f"finite differences of {small.pop()} parameters: a step of the usual length is mostly rounded "
+            "away. Keep the parameters in float32 (autocast does), use method='exact', or a larger r",
+            stacklevel=3,
+        )
+    if method == "exact" and not all(t.requires_grad for t in (*params, *wrt)):
+        raise InputError(
+            "method='exact' differentiates by all of params and wrt, and one does not require a gradient: "
+            "leave it out, or use method='finite_difference'"
+        )
 
 
 def _quotient(

@@ -109,12 +109,23 @@ class _Cell:
         self.predecessors = list(range(1, self.steps + 1))
         self.weights = weights.split(self.predecessors)
         self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
-        # The masked states that enter the products, and their gradients; all predecessors of a node as rows.
-        self.inputs, self.d_inputs = hidden.new_empty(2, self.steps, B, H)
+        # The masked states that enter the products; all predecessors of a node as rows.
+        self.inputs = hidden.new_empty(self.steps, B, H)
         self.rows = [self.inputs[:i].flatten(0, 1) for i in self.predecessors]
-        self.d_rows = [self.d_inputs[:i].flatten(0, 1) for i in self.predecessors]
-        # The gradients of the states as the mean passes them on: the initial state has no share in it.
-        self.d_mean = hidden.new_zeros(self.steps, B, H)
+
+    @functools.cached_property
+    def d_inputs(self) -> Tensor:
+        """The gradients of the inputs."""
+        return torch.empty_like(self.inputs)
+
+    @functools.cached_property
+    def d_rows(self) -> list[Tensor]:
+        return [self.d_inputs[:i].flatten(0, 1) for i in self.predecessors]
+
+    @functools.cached_property
+    def d_mean(self) -> Tensor:
+        """The gradients that the mean gives the states; the initial one has no share in it, its are zeros."""
+        return torch.zeros_like(self.inputs)
 
     def memory(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return states [T, steps + 1, B, H] and gates [T, 1 + edges, B, 2H], empty; ``like`` is [B, H]."""
