@@ -157,10 +157,11 @@ def test_same_bits_for_any_number_of_threads_and_either_memory(order):
         assert all(torch.equal(other[name], value) for name, value in first.items())
 
 
-def test_float32_is_as_near_to_float64_as_stock_modules():
+@pytest.mark.parametrize(("H", "T"), [(48, 10), (76, 35)])
+def test_float32_is_as_near_to_float64_as_stock_modules(H, T):
     def run(backend, dtype):
-        model = network(backend, dtype, H=48, dropouts=DRY, scale=None)
-        x, y = text(T=10, B=32)
+        model = network(backend, dtype, H=H, dropouts=DRY, scale=None)
+        x, y = text(T=T, B=32)
         loss, _, (raw,) = model(x, model.init_hidden(32), target=y)
         loss.backward()
         gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
