@@ -127,7 +127,7 @@ def _check_method(method: str, params: Sequence[Tensor], wrt: Sequence[Tensor]) 
         warnings.warn(
             f"finite differences of {small.pop()} parameters: a step of the usual length is mostly rounded "
             "away. Keep the parameters in float32 (autocast does), use method='exact', or a larger r",
-            stacklevel=3,
+            stacklevel=4,
         )
     if method == "exact" and not all(t.requires_grad for t in (*params, *wrt)):
         raise InputError(
