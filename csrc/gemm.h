@@ -27,7 +27,8 @@ struct Gemm {
   bool accumulate;
 };
 
-// Elements of scratch memory: packed B and A, and a tile of results.
-constexpr int64_t kGemmScratch = (kGemmColumns + kGemmRows) * kGemmDepth + 12 * 32;
+// Elements of scratch memory: packed B and A, and the largest tile of results.
+constexpr int64_t kGemmTile = 12 * 32;
+constexpr int64_t kGemmScratch = (kGemmColumns + kGemmRows) * kGemmDepth + kGemmTile;
 
 }  // namespace dartsfast

@@ -11,6 +11,10 @@ constexpr int64_t kTileRows = kRegisters == 32 ? 12 : 6;
 template <class T>
 constexpr int64_t kTileColumns = 2 * Vec<T>::size;
 
+// Panels fill their memory exactly: the last of a block is padded, and must not reach into what follows.
+static_assert(kGemmRows % kTileRows == 0 && kGemmColumns % kTileColumns<float> == 0);
+static_assert(kTileRows * kTileColumns<float> <= kGemmTile);
+
 // f(r) for every panel of `step` of the `count` rows or columns.
 template <class F>
 void each_panel(int64_t count, int64_t step, F f) {

@@ -61,19 +61,12 @@ struct Rows {
 template <class T, int V, bool ACCUMULATE>
 void gemm_columns(Rows rows, int64_t K, Left<T> a, Columns<const T> b, Columns<T> c) {
   for (; rows.groups > 0; --rows.groups, a.data += rows.count * a.row, c.data += rows.apart) {
-    int64_t i = 0;
-    const auto block = [&](auto size) {
-      constexpr int U = decltype(size)::value;
-      gemm_block<T, U, V, ACCUMULATE>(K, {a.data + i * a.row, a.row, a.column}, b, c.at(i, 0));
-      i += U;
-    };
     // 8 sums keep two units of four cycles busy. 12 on AVX2 would save loads, of which there are few, and lose a
     // fifth between two blocks at C=16.
-    constexpr int most = kRegisters == 32 ? 16 / V : 8 / V;
-    while (rows.count - i >= most) block(Int<most>());
-    if (rows.count - i >= 4) block(Int<4>());
-    if (rows.count - i >= 2) block(Int<2>());
-    if (rows.count - i >= 1) block(Int<1>());
+    each_block<(kRegisters == 32 ? 16 : 8) / V>(rows.count, [&](int64_t i, auto size) {
+      constexpr int U = decltype(size)::value;
+      gemm_block<T, U, V, ACCUMULATE>(K, {a.data + i * a.row, a.row, a.column}, b, c.at(i, 0));
+    });
   }
 }
 

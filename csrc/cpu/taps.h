@@ -113,25 +113,18 @@ void taps_tile(const TapsTile<T>& r, int64_t rows, int64_t count) {
     for (int64_t y = 0; y < rows;) {
       const T* in = r.in + y * r.in_row;
       T* out = r.out + y * r.out_row;
-      int64_t x = 0;
       if constexpr (K > 0 && pairs) {
         if (y + 2 <= rows && count % pair == 0) {
-          for (; x < count; x += pair) two_row_block<T, pair, K, D>(r, in + x * L, out + x * r.out_step);
+          for (int64_t x = 0; x < count; x += pair) two_row_block<T, pair, K, D>(r, in + x * L, out + x * r.out_step);
           y += 2;
           continue;
         }
       }
-      const auto all = [&](auto size) {
+      each_block<(kRegisters == 32 ? 16 : 8)>(count, [&](int64_t x, auto size) {
         constexpr int U = decltype(size)::value;
-        for (; x + U <= count; x += U) {
-          if constexpr (K > 0) unrolled_block<T, U, S, K, D>(r, in + x * S * L, out + x * r.out_step);
-          else listed_block<T, U, S>(r, in + x * S * L, out + x * r.out_step);
-        }
-      };
-      if constexpr (kRegisters == 32) all(Int<16>());
-      all(Int<8>());
-      all(Int<4>());
-      all(Int<1>());
+        if constexpr (K > 0) unrolled_block<T, U, S, K, D>(r, in + x * S * L, out + x * r.out_step);
+        else listed_block<T, U, S>(r, in + x * S * L, out + x * r.out_step);
+      });
       ++y;
     }
   };

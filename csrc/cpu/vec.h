@@ -291,6 +291,15 @@ struct Vec {
 template <int I>
 using Int = std::integral_constant<int, I>;
 
+// block(i, Int<U>()) for blocks of U = MOST, MOST / 2, ... 1 that follow each other and together are [0, count),
+// whatever the count and MOST: the last U is always 1.
+template <int MOST, class F>
+void each_block(int64_t count, F block, int64_t i = 0) {
+  static_assert(MOST >= 1);
+  for (; i + MOST <= count; i += MOST) block(i, Int<MOST>());
+  if constexpr (MOST > 1) each_block<MOST / 2>(count, block, i);
+}
+
 // Ask for the lines of [p, p + bytes) ahead of their use; beyond the end of an array it does nothing.
 template <bool WRITE>
 inline void prefetch(const void* p, int64_t bytes) {
