@@ -7,9 +7,10 @@ from importlib import metadata
 
 import torch
 
-from dartsfast import selfcheck, triton_backend
+from dartsfast import instruction_set, native, selfcheck, triton_backend
 from dartsfast.backends import BACKENDS, PREFERENCE, availability, candidates
 from dartsfast.errors import BackendError
+from dartsfast.instruction_set import AGREES
 
 PACKAGES = (
     "torch",
@@ -29,6 +30,7 @@ def diagnosis() -> list[tuple[str, str]]:
     lines = [("dartsfast", _version("dartsfast")), ("python", platform.python_version())]
     lines += [(name, _version(name)) for name in PACKAGES]
     lines.append(("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads, {_simd()}"))
+    lines.append(("instruction sets", _instruction_sets()))
     count = torch.cuda.device_count()
     lines += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)]
     if not count:
@@ -70,6 +72,20 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _instruction_sets() -> str:
+    """Say of each instruction set of this processor whether it serves, could, or was refused and why."""
+    if native.load() is not None:
+        return "none: see backend cpu"
+    serves, found = torch.ops.dartsfast.cpu_instruction_set(), instruction_set.choose(native.LIBRARY)
+    words = {serves: "in use", **{name: f"REFUSED: {why}" for name, why in found.items() if why != AGREES}}
+    known = ", ".join(
+        f"{name} ({words[name]})" if name in words else name for name in instruction_set.names()
+    )
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return known
+    return f"{known}; {platform.machine()} has no kernels of its own"
 
 
 def _simd() -> str:

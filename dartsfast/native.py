@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dartsfast import triton_backend
 LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).with_name("_C.abi3.so"))
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
+torch.library.define("dartsfast::cpu_instruction_sets", "() -> str")
 torch.library.define("dartsfast::empty_cache", "() -> ()")
 torch.library.define("dartsfast::empty", "(Tensor like, int[] sizes) -> Tensor")
 torch.library.impl("dartsfast::empty", "CompositeExplicitAutograd", lambda like, sizes: like.new_empty(sizes))
@@ -22,7 +24,7 @@ torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 @functools.cache
 def load() -> str | None:
-    """Load the extension once; return None, or why it cannot be used."""
+    """Load the extension once and choose its instruction set; return None, or why it cannot be used."""
     if triton_backend.INTERPRETED:
         return "TRITON_INTERPRET=1 is set: operators on CPU tensors run in Triton's interpreter"
     if not LIBRARY.exists():
@@ -34,4 +36,6 @@ def load() -> str | None:
         torch.ops.load_library(LIBRARY)
     except OSError as error:
         return f"the native extension does not load: {error}"
+    importlib.import_module("dartsfast.ops")  # which calls this function
+    importlib.import_module("dartsfast.instruction_set").choose(LIBRARY)
     return None

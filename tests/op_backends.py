@@ -10,6 +10,7 @@ import contextlib
 import importlib
 from unittest import mock
 
+import instruction_sets
 import pytest
 import torch
 from comparisons import same_bits
@@ -38,21 +39,26 @@ MODULES = (
 """Those of ``dartsfast.kernels`` that launch."""
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else ["avx512", "avx2", "portable"])
+@pytest.fixture(params=["triton"] if INTERPRETED else instruction_sets.ALL)
 def instruction_set(request):
-    """Run the test on every instruction set of the C++ kernels, or on Triton's."""
+    """Run the test on every instruction set of the C++ kernels, emulated where need be, or on Triton's."""
     if INTERPRETED:
         yield
-        return
+    else:
+        yield from running_on(request.param, request)
+
+
+def running_on(name, request):
+    """Have the C++ kernels run on an instruction set until taken up again; the test's report says so."""
     kernels = torch.ops.dartsfast
     before = kernels.cpu_instruction_set()
     try:
-        kernels.set_cpu_instruction_set(request.param)
-    except RuntimeError as error:
-        if "not one of this processor's" not in str(error):
-            raise
-        pytest.skip(f"this processor has no {request.param}")
-    assert kernels.cpu_instruction_set() == request.param
+        way = instruction_sets.way(name)
+    except instruction_sets.UnavailableError as reason:
+        pytest.skip(str(reason))
+    kernels.set_cpu_instruction_set(way)
+    assert kernels.cpu_instruction_set() == way
+    request.node.user_properties.append((instruction_sets.RAN, way))
     yield
     kernels.set_cpu_instruction_set(before)
 

@@ -1,15 +1,29 @@
 """The figures of the original code in float64: names, losses, gradients, trajectories, genotypes."""
 
+import instruction_sets
 import pytest
 import torch
 from golden_inputs import cases, cnn, cnn_batches, load, rnn, rnn_batches, rnn_loss
+from op_backends import running_on
 
 from dartsfast.backends import availability
 from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.rnn.architect import Architect as RNNArchitect
 
 _cpu = availability("cpu")
-needs_cpu = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
+
+
+@pytest.fixture(params=["reference", *(f"cpu-{name}" for name in instruction_sets.ALL)])
+def backend(request):
+    """Compute on the reference path, or on the C++ kernels of every instruction set."""
+    name, _, instructions = request.param.partition("-")
+    if not instructions:
+        yield name
+        return
+    if not _cpu.available:
+        pytest.skip(_cpu.reason)
+    for _ in running_on(instructions, request):
+        yield name
 
 
 def close(actual, expected, tolerance):
@@ -33,7 +47,6 @@ def norm(tensors):
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("case", cases("cnn"))
 def test_cnn(case, backend, memory):
     golden = load(case)
@@ -76,7 +89,6 @@ def test_cnn(case, backend, memory):
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("case", cases("rnn"))
 def test_rnn(case, backend, memory):
     golden = load(case)

@@ -1,5 +1,6 @@
 // The kernels with AVX2 and FMA. The whole file is compiled for them, so nothing here may be inlined elsewhere:
 // no headers of the standard library with code in them.
+#if defined(__x86_64__)
 #pragma GCC target("avx2,fma")
 #define DARTSFAST_ISA isa_avx2
 #define DARTSFAST_AVX2
@@ -8,3 +9,4 @@
 namespace dartsfast {
 const InstructionSet avx2 = {"avx2", isa_avx2::table<float>(), isa_avx2::table<double>()};
 }
+#endif

@@ -1,5 +1,6 @@
 // The kernels with AVX-512. The whole file is compiled for it, so nothing here may be inlined elsewhere:
 // no headers of the standard library with code in them.
+#if defined(__x86_64__)
 #pragma GCC target("avx512f,fma")
 // The compiler's own header of AVX-512 warns of itself.
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -11,3 +12,4 @@
 namespace dartsfast {
 const InstructionSet avx512 = {"avx512", isa_avx512::table<float>(), isa_avx512::table<double>()};
 }
+#endif

@@ -44,7 +44,10 @@ struct InstructionSet {
   Kernels<double> f64;
 };
 
-extern const InstructionSet avx512, avx2, portable;
+#if defined(__x86_64__)
+extern const InstructionSet avx512, avx2;
+#endif
+extern const InstructionSet portable;  // of any processor
 
 // The set in use: the widest that the processor has, unless another was asked for.
 const InstructionSet& instruction_set();

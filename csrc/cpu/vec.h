@@ -5,8 +5,16 @@
 #include <cstdint>
 #include <type_traits>
 
-#if defined(DARTSFAST_AVX512) || defined(DARTSFAST_AVX2)
+#if defined(DARTSFAST_INTRINSICS)  // a test's emulation, for processors that lack them
+#include DARTSFAST_INTRINSICS
+#elif defined(DARTSFAST_AVX512) || defined(DARTSFAST_AVX2)
 #include <immintrin.h>
+#endif
+
+// The shape of the portable registers, AVX2's; tests compile AVX-512's too, so that its tiling runs on any machine.
+#ifndef DARTSFAST_REGISTERS
+#define DARTSFAST_REGISTERS 16
+#define DARTSFAST_REGISTER_BYTES 32
 #endif
 
 namespace dartsfast::DARTSFAST_ISA {
@@ -214,7 +222,7 @@ struct Vec<double> {
 
 #else
 
-constexpr int kRegisters = 16;
+constexpr int kRegisters = DARTSFAST_REGISTERS;
 
 inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma1(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -225,7 +233,7 @@ inline double power_of_two1(double x) {
 
 template <class T>
 struct Vec {
-  static constexpr int size = 32 / sizeof(T);
+  static constexpr int size = DARTSFAST_REGISTER_BYTES / sizeof(T);
   T v[size];
 
   template <class F>

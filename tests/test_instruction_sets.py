@@ -1,0 +1,169 @@
+"""Which instruction set serves, what is done about one that computes something else, and other processors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import instruction_sets
+import pytest
+import torch
+
+from dartsfast import doctor, instruction_set, native
+from dartsfast.backends import availability
+
+cpu = availability("cpu")
+pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """Keep what is found in a folder of the test, and choose anew in it and after it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)
+    chosen = torch.ops.dartsfast.cpu_instruction_set()
+    instruction_set.choose.cache_clear()
+    yield tmp_path / "dartsfast" / "instruction_sets.json"
+    instruction_set.choose.cache_clear()
+    torch.ops.dartsfast.set_cpu_instruction_set(chosen)
+
+
+def kept(cache):
+    (found,) = json.loads(cache.read_text()).values()
+    return found
+
+
+def test_the_widest_serves_and_is_checked_once(cache, monkeypatch):
+    widest = instruction_set.names()[0]
+    torch.ops.dartsfast.set_cpu_instruction_set("portable")
+    assert instruction_set.choose(native.LIBRARY) == {widest: "agrees"} == kept(cache)
+    assert torch.ops.dartsfast.cpu_instruction_set() == widest
+    instruction_set.choose.cache_clear()  # as in another process
+    monkeypatch.setattr(instruction_set, "disagreement", None)
+    assert instruction_set.choose(native.LIBRARY) == {widest: "agrees"}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b'{"key', b""])
+def test_a_damaged_file_of_findings_is_made_anew(cache, content):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(content)
+    instruction_set.choose(native.LIBRARY)
+    assert "agrees" in kept(cache).values()
+
+
+def test_another_library_or_processor_is_checked_anew(cache, monkeypatch, tmp_path):
+    instruction_set.choose(native.LIBRARY)
+    other = tmp_path / "other.so"
+    other.write_bytes(native.LIBRARY.read_bytes() + b"\0")
+    instruction_set.choose(other)
+    assert len(json.loads(cache.read_text())) == 2
+    instruction_set.choose.cache_clear()
+    monkeypatch.setattr(instruction_set, "_processor", lambda: "another")
+    instruction_set.choose(native.LIBRARY)
+    assert len(json.loads(cache.read_text())) == 3
+
+
+def test_a_home_that_cannot_be_written_is_no_error(cache, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "agrees" in instruction_set.choose(native.LIBRARY).values()
+
+
+def test_one_that_disagrees_is_refused_aloud_and_the_next_serves(cache, monkeypatch):
+    monkeypatch.setattr(instruction_set, "names", lambda: ["avx1024", "portable"])
+    monkeypatch.setattr(instruction_set, "disagreement", lambda name: "gemm_ differs")
+    for _ in range(2):  # found, then read
+        instruction_set.choose.cache_clear()
+        with pytest.warns(UserWarning, match="avx1024 is not used: gemm_ differs on this processor"):
+            found = instruction_set.choose(native.LIBRARY)
+        assert found == {"avx1024": "gemm_ differs", "portable": "agrees"} == kept(cache)
+        assert torch.ops.dartsfast.cpu_instruction_set() == "portable"
+    line = dict(doctor.diagnosis())["instruction sets"]
+    assert line.startswith("avx1024 (REFUSED: gemm_ differs), portable (in use)")
+
+
+def test_the_check_can_be_skipped(cache, monkeypatch):
+    monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
+    assert instruction_set.choose(native.LIBRARY) == {} and not cache.exists()
+
+
+def test_all_sets_of_this_processor_agree(instruction_set_name):
+    assert instruction_set.disagreement(instruction_set_name) is None
+
+
+@pytest.fixture(params=[*instruction_sets.ALL, instruction_sets.EMULATED])
+def instruction_set_name(request):
+    try:
+        if request.param == instruction_sets.EMULATED:  # also where the processor has the instructions
+            return instruction_sets.added(request.param)
+        return instruction_sets.way(request.param)
+    except instruction_sets.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+def test_rows_left_out_are_seen(tmp_path):
+    """Blocks of 16, 4, 2 and 1 rows, each but the first at most once, leave rows out."""
+    csrc, here = tmp_path / "csrc", tmp_path / "tests"
+    shutil.copytree(instruction_sets.CSRC, csrc)
+    shutil.copytree(instruction_sets.HERE, here)
+    header = csrc / "cpu" / "vec.h"
+    right = "if constexpr (MOST > 1) each_block<MOST / 2>(count, block, i);"
+    wrong = """if constexpr (MOST > 8) {
+    if (count - i >= 4) block(i, Int<4>()), i += 4;
+    if (count - i >= 2) block(i, Int<2>()), i += 2;
+    if (count - i >= 1) block(i, Int<1>());
+  } else if constexpr (MOST > 1) each_block<MOST / 2>(count, block, i);"""
+    assert header.read_text().count(right) == 1
+    header.write_text(header.read_text().replace(right, wrong))
+    source = here / "wide.cpp"
+    source.write_text(source.read_text().replace("portable-wide", "planted"))
+    instruction_sets.add(instruction_sets.build(source, csrc, tmp_path, ("-O0",)))
+    assert instruction_set.disagreement("planted") == "branch_conv differs from the portable kernels"
+
+
+def test_the_first_use_in_a_process_leaves_random_numbers_and_modes_alone(tmp_path):
+    program = """
+import torch
+torch.manual_seed(7)
+torch.set_default_dtype(torch.float64)
+with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
+    from dartsfast.backends import availability
+    assert availability("cpu").available
+    from dartsfast.instruction_set import choose
+    from dartsfast.native import LIBRARY
+    print(choose(LIBRARY))
+print(torch.rand(1, device="cpu").item())
+"""
+    out = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    found, number = out.stdout.splitlines()
+    assert "agrees" in found
+    torch.manual_seed(7)
+    assert float(number) == torch.rand(1, dtype=torch.float64).item()
+
+
+CROSS = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(shutil.which(CROSS) is None, reason=f"no {CROSS} (Debian's g++-aarch64-linux-gnu)")
+@pytest.mark.parametrize(
+    "source", sorted(instruction_sets.CSRC.glob("cpu/*.cpp")), ids=lambda path: path.name
+)
+def test_no_instruction_or_flag_of_x86_is_needed(source):
+    """Every file of the extension, as the compiler of an aarch64 machine reads it."""
+    include = Path(torch.__file__).parent / "include"
+    flags = (
+        "-std=c++20",
+        "-fvisibility=hidden",
+        "-fsyntax-only",
+        "-Wall",
+        "-Werror",
+        "-DTORCH_TARGET_VERSION=0x020d000000000000",
+    )
+    subprocess.run([CROSS, *flags, "-isystem", str(include), str(source)], check=True, timeout=300)
