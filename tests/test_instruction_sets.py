@@ -167,3 +167,31 @@ def test_no_instruction_or_flag_of_x86_is_needed(source):
         "-DTORCH_TARGET_VERSION=0x020d000000000000",
     )
     subprocess.run([CROSS, *flags, "-isystem", str(include), str(source)], check=True, timeout=300)
+
+
+EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(
+    shutil.which(CROSS) is None or EMULATOR is None,
+    reason=f"no {CROSS} or no qemu-aarch64 (qemu-user-static)",
+)
+def test_the_portable_kernels_have_the_same_bits_on_aarch64(tmp_path):
+    def run(compiler, level, *emulator):
+        program = tmp_path / compiler
+        source = instruction_sets.HERE / "portable_bits.cpp"
+        flags = (
+            "-std=c++20",
+            "-w",
+            "-ffp-contract=off",
+            "-static",
+            level,
+            f"-I{instruction_sets.CSRC / 'cpu'}",
+        )
+        subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True, timeout=300)
+        return subprocess.run(
+            [*emulator, str(program)], check=True, timeout=300, capture_output=True, text=True
+        ).stdout.splitlines()
+
+    there = run(CROSS, "-O1", EMULATOR)
+    assert len(there) == 12 and there == run(instruction_sets.COMPILER, "-O0")
