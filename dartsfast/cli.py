@@ -84,9 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_compare, config=config, compare=run)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
-        "genotype", help="folder of a run, genotype.json, or a published cell, e.g. rnn:DARTS_V2"
+        "genotype",
+        help='folder of a run, genotype.json, "Genotype(...)" as a search prints it, or a published cell, '
+        "e.g. rnn:DARTS_V2",
     )
-    draw.add_argument("--out", help="the pictures, without suffix (default: the genotype's name)")
+    draw.add_argument(
+        "--out",
+        help="the picture, .png, .svg or .pdf; else PNG and SVG (default: the genotype's name)",
+    )
     draw.set_defaults(run=_draw)
     doctor = commands.add_parser("doctor", help="versions, devices, backends")
     doctor.add_argument("--deep", action="store_true", help="also check every operator against its oracle")
@@ -188,11 +193,10 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace) -> None:
     from dartsfast.drawing import draw_genotype
-    from dartsfast.genotypes import resolve_genotype
+    from dartsfast.genotypes import picture_name, resolve_genotype
 
     genotype = resolve_genotype(args.genotype)
-    out = args.out or args.genotype.rstrip("/").removesuffix(".json").replace(":", "-")
-    for file in draw_genotype(genotype, out):
+    for file in draw_genotype(genotype, args.out or picture_name(args.genotype)):
         print(file)
 
 

@@ -1,6 +1,7 @@
 """Pictures: cells as layered graphs, architecture weights as heat maps, training curves.
 
-Every function writes a PNG and an SVG. Same input, same bytes; a killed run leaves no half picture.
+Every function writes a PNG and an SVG, or the one file (also PDF) whose suffix it is given. Same input,
+same bytes; a killed run leaves no half picture.
 matplotlib is imported on first use, through its object API, so no global state of it changes.
 """
 
@@ -9,8 +10,8 @@ import importlib.util
 import io
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dartsfast.cnn.genotypes import Genotype as CNNGenotype
 from dartsfast.dag_layout import Box, Edge, Node, lay_out
 from dartsfast.errors import InputError
+from dartsfast.genotypes import CNN, RNN, as_genotype, check_cell
 
 # Sizes are in inches: one data unit of a cell's axes is one inch of paper.
 _NODE_HEIGHT, _LABEL_HEIGHT, _MARGIN = 0.42, 0.2, 0.25
@@ -52,24 +55,21 @@ class _Cell(NamedTuple):
 
 
 def draw_genotype(genotype: Any, path: str | os.PathLike) -> list[Path]:
-    """Draw a CNN genotype (both cells) or an RNN genotype to ``<path>.png`` and ``<path>.svg``.
+    """Draw a CNN genotype (both cells) or an RNN genotype to the files of :func:`save_figure`.
 
     A CNN genotype has ``normal``, ``normal_concat``, ``reduce`` and ``reduce_concat``; an RNN genotype has
-    ``recurrent`` and ``concat`` (DARTS, section 2.1 and appendix A). Returns the two paths. ``InputError``
+    ``recurrent`` and ``concat`` (DARTS, section 2.1 and appendix A); each in any form that
+    :func:`dartsfast.genotypes.as_genotype` takes, of any operations. Returns the paths. ``InputError``
     for another object or an entry that names no earlier node.
     """
-    if all(hasattr(genotype, name) for name in ("normal", "normal_concat", "reduce", "reduce_concat")):
+    genotype = as_genotype(genotype)
+    if isinstance(genotype, CNNGenotype):
         cells = [
             _cell_graph(genotype.normal, genotype.normal_concat, "Normal cell"),
             _cell_graph(genotype.reduce, genotype.reduce_concat, "Reduction cell"),
         ]
-    elif hasattr(genotype, "recurrent") and hasattr(genotype, "concat"):
-        cells = [_recurrent_graph(genotype.recurrent, genotype.concat, "Recurrent cell")]
     else:
-        raise InputError(
-            "a genotype needs the fields normal, normal_concat, reduce and reduce_concat (CNN) or recurrent "
-            f"and concat (RNN), got {genotype!r}; pass a Genotype of dartsfast.cnn or dartsfast.rnn"
-        )
+        cells = [_recurrent_graph(genotype.recurrent, genotype.concat, "Recurrent cell")]
     return _draw_cells(cells, path)
 
 
@@ -77,7 +77,7 @@ def draw_cell(edges: Sequence[tuple[str, int]], path: str | os.PathLike) -> list
     """Draw one CNN cell, every node of which reaches the output (``visualize.py`` of the DARTS code).
 
     ``edges`` is ``genotype.normal`` or ``genotype.reduce``: two ``(op, input)`` a node, inputs 0 and 1 being
-    c_{k-2} and c_{k-1}. Returns the PNG and SVG paths; ``InputError`` for an edge from no earlier node.
+    c_{k-2} and c_{k-1}. Returns the paths; ``InputError`` for an edge from no earlier node.
     """
     return _draw_cells([_cell_graph(edges, range(2, 2 + len(edges) // 2), "")], path)
 
@@ -86,7 +86,7 @@ def draw_recurrent(edges: Sequence[tuple[str, int]], path: str | os.PathLike) ->
     """Draw one recurrent cell, every node of which reaches the output (``visualize.py`` of the DARTS code).
 
     ``edges`` is ``genotype.recurrent``: one ``(activation, predecessor)`` a node, node 0 being the initial
-    state. Returns the PNG and SVG paths; ``InputError`` for an edge from no earlier node.
+    state. Returns the paths; ``InputError`` for an edge from no earlier node.
     """
     return _draw_cells([_recurrent_graph(edges, range(1, len(edges) + 1), "")], path)
 
@@ -110,7 +110,7 @@ def draw_alphas(
     """Draw softmax(alpha), the weight of every op on every edge, as one heat map a name.
 
     ``alphas`` maps a panel's name to ``(alpha, ops, edges)``: raw weights ``[len(edges), len(ops)]`` (tensor
-    or array), op names, edge labels such as ``"0→2"``. Returns the PNG and SVG paths; ``InputError`` for
+    or array), op names, edge labels such as ``"0→2"``. Returns the paths; ``InputError`` for
     shapes that do not fit or weights whose softmax is not a number.
     """
     if not alphas:
@@ -191,49 +191,20 @@ def _softmax(name: str, alpha: Any, ops: Sequence[str], edges: Sequence[str]) ->
     return weights
 
 
-def _check_edge(entry: Any, place: int, earlier: int, field: str) -> tuple[str, int]:
-    """Return the entry as (op, input) if it is one and its input is below ``earlier``."""
-    if not (isinstance(entry, (tuple, list)) and len(entry) == 2):
-        raise InputError(f"{field} entry {place} is {entry!r}; make it a pair (op name, input index)")
-    op, source = entry
-    if not (isinstance(op, str) and isinstance(source, Integral) and source in range(earlier)):
-        raise InputError(
-            f"{field} entry {place} is {entry!r}; its input must be an index from 0 to {earlier - 1}"
-        )
-    return op, int(source)
-
-
-def _check_concat(concat: Any, first: int, last: int, field: str) -> list[int]:
-    if not isinstance(concat, Iterable) or not (nodes := list(concat)):
-        raise InputError(f"the concat of the {field} is {concat!r}; list the nodes that make its output")
-    for node in nodes:
-        if not (isinstance(node, Integral) and node in range(first, last + 1)):
-            raise InputError(
-                f"the concat of the {field} names node {node!r}; its nodes run from {first} to {last}"
-            )
-    return sorted({int(node) for node in nodes})
-
-
 def _cell_graph(entries: Any, concat: Any, title: str) -> _Cell:
-    field = title.lower() or "cell"
-    if not isinstance(entries, (list, tuple)) or not entries or len(entries) % 2:
-        raise InputError(f"the edges of the {field} are {entries!r}; list two (op name, input index) a node")
-    steps = len(entries) // 2
-    edges = [_edge(*_check_edge(entry, k, 2 + k // 2, field), 2 + k // 2) for k, entry in enumerate(entries)]
-    edges += [_edge("", node, 2 + steps) for node in _check_concat(concat, 2, 1 + steps, field)]
+    checked, concat = check_cell(entries, concat, CNN, title.lower() or "cell")
+    steps = len(checked) // 2
+    edges = [_edge(op, source, 2 + k // 2) for k, (op, source) in enumerate(checked)]
+    edges += [_edge("", node, 2 + steps) for node in sorted(set(concat))]
     return _Cell(title, _nodes(("$c_{k-2}$", "$c_{k-1}$"), steps, "$c_k$"), edges)
 
 
 def _recurrent_graph(entries: Any, concat: Any, title: str) -> _Cell:
-    field = title.lower() or "cell"
-    if not isinstance(entries, (list, tuple)) or not entries:
-        raise InputError(f"the edges of the {field} are {entries!r}; list one (activation, input) a node")
-    steps = len(entries)
+    checked, concat = check_cell(entries, concat, RNN, title.lower() or "cell")
+    steps = len(checked)
     edges = [_edge("", 0, 2), _edge("", 1, 2)]
-    for k, entry in enumerate(entries):
-        op, source = _check_edge(entry, k, 1 + k, field)
-        edges.append(_edge(op, source + 2, k + 3))
-    edges += [_edge("", node + 2, steps + 3) for node in _check_concat(concat, 1, steps, field)]
+    edges += [_edge(op, source + 2, k + 3) for k, (op, source) in enumerate(checked)]
+    edges += [_edge("", node + 2, steps + 3) for node in sorted(set(concat))]
     return _Cell(title, _nodes(("$x_t$", "$h_{t-1}$"), steps + 1, "$h_t$"), edges)
 
 
@@ -347,29 +318,46 @@ def new_figure(**options: Any) -> Any:
 
 
 def save_figure(figure: Any, path: str | os.PathLike) -> list[Path]:
-    """Write the figure to ``path`` with .png and .svg, each whole or not at all; return both paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write the figure to ``path`` that ends in .png, .svg or .pdf, or else to ``path`` + .png and + .svg.
 
+    Each file is written whole or not at all. Returns the paths; ``InputError`` for the suffix of another
+    format of pictures.
+    """
     base = Path(path)
+    suffix = base.suffix.lower()
     if not base.name:
         raise InputError(f"pictures need a file name, got the path {str(path)!r}; pass one such as runs/cell")
-    stem = base.stem if base.suffix.lower() in (".png", ".svg") else base.name
-    png = io.BytesIO()
+    if suffix in _OTHER_FORMATS:
+        raise InputError(f"pictures are {', '.join(_FORMATS)}, got {str(path)!r}; change the suffix")
+    added = ("",) if suffix in _FORMATS else (".png", ".svg")
+    targets = [base.with_name(base.name + end) for end in added]
     with _RENDERING:
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": "dartsfast"})
-        svg = _svg(figure)
+        contents = [_FORMATS[target.suffix.lower()](figure) for target in targets]
     base.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for suffix, content in ((".png", png.getvalue()), (".svg", svg)):
-        target = base.with_name(stem + suffix)
+    for target, content in zip(targets, contents, strict=True):
         part = base.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             part.write_bytes(content)
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
-        written.append(target)
-    return written
+    return targets
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out, metadata={"Software": "dartsfast"})
+    return out.getvalue()
+
+
+def _pdf(figure: Any) -> bytes:
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+    out = io.BytesIO()
+    FigureCanvasPdf(figure).print_pdf(out, metadata={"Creator": "dartsfast", "CreationDate": None})
+    return out.getvalue()
 
 
 def _svg(figure: Any) -> bytes:
@@ -394,3 +382,7 @@ def _svg(figure: Any) -> bytes:
     figure.draw(renderer)
     renderer.finalize()
     return out.getvalue().encode()
+
+
+_FORMATS: dict[str, Callable[[Any], bytes]] = {".png": _png, ".svg": _svg, ".pdf": _pdf}
+_OTHER_FORMATS = frozenset((".bmp", ".eps", ".gif", ".jpeg", ".jpg", ".ps", ".tif", ".tiff", ".webp"))

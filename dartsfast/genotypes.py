@@ -1,16 +1,164 @@
-"""Genotypes by name, in JSON, and from the folder of a run: one way in for every command."""
+"""Genotypes in every form that people hold, and the one check that all users of a genotype make.
+
+:func:`as_genotype` takes a genotype in memory; :func:`resolve_genotype`, for the commands, finds it in files
+too.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import os
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
+from dartsfast.files import read_text
+from dartsfast.genotype_text import looks_like_genotype, parse_genotype
 from dartsfast.rnn import genotypes as rnn_genotypes
 
 AnyGenotype = cnn_genotypes.Genotype | rnn_genotypes.Genotype
+
+
+class Kind(NamedTuple):
+    """What the cells of one kind of network have in common.
+
+    Attributes:
+        inputs: states before the first node, and edges a node: two each, or one.
+        first: first state that may be part of the output.
+        state: what an edge's index counts.
+        operation: what an edge's name names.
+    """
+
+    inputs: int
+    first: int
+    state: str
+    operation: str
+
+
+CNN = Kind(2, 2, "input", "operation")
+RNN = Kind(1, 0, "state", "activation")
+TYPES: dict[Kind, type] = {CNN: cnn_genotypes.Genotype, RNN: rnn_genotypes.Genotype}
+
+
+def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | None = None) -> Any:
+    """Return ``value`` as a ``Genotype`` of this package, checked.
+
+    Args:
+        value: an object with the fields of a genotype, such as a ``Genotype``, also of other code; a dict of
+            them, as JSON loads it; a list of their values in order, as JSON writes named tuples; text, which
+            is ``Genotype(...)``, JSON, or the name of a published cell.
+        kind: ``CNN`` or ``RNN`` where the other will not do.
+        known: the names that edges may have; None for any.
+
+    Returns:
+        A ``cnn.genotypes.Genotype`` or ``rnn.genotypes.Genotype`` of lists of ``(name, index)``; a concat is
+        a list, or the range that was given.
+
+    Raises:
+        InputError: no genotype, or one of the other kind; an unknown name; another number of edges than two a
+            node (CNN); an index that is no earlier state; a concat that is empty or names no state.
+    """
+    if isinstance(value, str):
+        value = parse_genotype(value) if looks_like_genotype(value) else _published(value, kind)
+    fields = _fields(value)
+    found = CNN if "normal" in fields else RNN
+    if kind not in (None, found):
+        raise InputError(
+            f"the genotype has the fields {', '.join(fields)}, where {', '.join(TYPES[kind]._fields)} "  # type: ignore[index]
+            "are needed: pass a genotype of the other kind of network"
+        )
+    if found == RNN:
+        cell = check_cell(fields["recurrent"], fields["concat"], RNN, "recurrent cell", known)
+        return rnn_genotypes.Genotype(*cell)
+    normal = check_cell(fields["normal"], fields["normal_concat"], CNN, "normal cell", known)
+    reduction = check_cell(fields["reduce"], fields["reduce_concat"], CNN, "reduction cell", known)
+    return cnn_genotypes.Genotype(*normal, *reduction)
+
+
+def check_cell(
+    edges: Any, concat: Any, kind: Kind, cell: str, known: Collection[str] | None = None
+) -> tuple[list[tuple[str, int]], Sequence[int]]:
+    """Return the edges and the concat of one cell, called ``cell`` in errors, as :func:`as_genotype` does."""
+    each = "two (op name, input index)" if kind == CNN else "one (activation name, state index)"
+    if not isinstance(edges, (list, tuple)) or not edges or len(edges) % kind.inputs:
+        count = f", got {len(edges)}" if isinstance(edges, (list, tuple)) else ""
+        raise InputError(f"the edges of the {cell} are {_shown(edges)}: list {each} a node{count}")
+    checked = []
+    for place, edge in enumerate(edges):
+        earlier = kind.inputs + place // kind.inputs
+        try:
+            checked.append(_check_edge(edge, earlier, kind, known))
+        except InputError as error:
+            raise InputError(f"{cell} entry {place} is {_shown(edge)}: {error}") from None
+    last = kind.inputs + len(edges) // kind.inputs - 1
+    return checked, _check_concat(concat, kind.first, last, cell)
+
+
+def _check_edge(edge: Any, earlier: int, kind: Kind, known: Collection[str] | None) -> tuple[str, int]:
+    if not (isinstance(edge, (tuple, list)) and len(edge) == 2):
+        raise InputError(f"make it a pair ({kind.operation} name, {kind.state} index)")
+    name, source = edge
+    if isinstance(source, str) and _is_index(name):
+        raise InputError(f"the two are swapped, write ({source!r}, {name})")
+    if not isinstance(name, str):
+        raise InputError(f"the {kind.operation}'s name must be a string")
+    if not (_is_index(source) and 0 <= source < earlier):
+        raise InputError(
+            f"it takes {kind.state} {_shown(source)}, which must be an index from 0 to {earlier - 1}"
+        )
+    if known is not None and name not in known:
+        raise InputError(f"unknown {kind.operation} {name!r}, known are {', '.join(known)}")
+    return name, int(source)
+
+
+def _check_concat(concat: Any, first: int, last: int, cell: str) -> Sequence[int]:
+    if isinstance(concat, (str, Mapping)) or not isinstance(concat, Iterable) or not (nodes := list(concat)):
+        raise InputError(
+            f"the concat of the {cell} is {_shown(concat)}: list the nodes that make its output, "
+            f"from {first} to {last}"
+        )
+    for node in nodes:
+        if not (_is_index(node) and first <= node <= last):
+            raise InputError(
+                f"the concat of the {cell} names node {_shown(node)}; its nodes run from {first} to {last}"
+            )
+    return concat if isinstance(concat, range) else [int(node) for node in nodes]
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a genotype of either kind by name."""
+    for kind in TYPES.values():
+        names = kind._fields  # type: ignore[attr-defined]
+        if isinstance(value, Mapping):
+            if set(value) == set(names):
+                return {name: value[name] for name in names}
+        elif all(hasattr(value, name) for name in names):
+            return {name: getattr(value, name) for name in names}
+        elif isinstance(value, (list, tuple)) and len(value) == len(names) and _is_edges(value[0]):
+            return dict(zip(names, value, strict=True))
+    raise InputError(
+        "no genotype: expected the fields "
+        + " or ".join(", ".join(kind._fields) for kind in TYPES.values())  # type: ignore[attr-defined]
+        + f", got {_shown(value)}"
+    )
+
+
+def _is_edges(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(edge, (list, tuple)) for edge in value)
+
+
+def _shown(value: Any) -> str:
+    """Return ``repr(value)``, cut where it is long or deep."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python likes to print
+        return f"a huge {type(value).__name__}"
 
 
 def genotype_to_json(genotype: AnyGenotype) -> dict[str, Any]:
@@ -22,24 +170,8 @@ def genotype_to_json(genotype: AnyGenotype) -> dict[str, Any]:
 
 
 def genotype_from_json(fields: Any) -> AnyGenotype:
-    """Return the genotype that :func:`genotype_to_json` wrote.
-
-    Raises:
-        InputError: the fields are those of neither kind.
-    """
-    for kind in (cnn_genotypes.Genotype, rnn_genotypes.Genotype):
-        if isinstance(fields, dict) and set(fields) == set(kind._fields):
-            if not all(isinstance(value, list) for value in fields.values()):
-                raise InputError(f"no genotype: every field must be a list, got {fields}")
-            values = [
-                [tuple(entry) if isinstance(entry, list) else entry for entry in fields[name]]
-                for name in kind._fields
-            ]
-            return kind(*values)  # type: ignore[arg-type]
-    raise InputError(
-        f"no genotype: expected the fields {', '.join(cnn_genotypes.Genotype._fields)} "
-        f"or {', '.join(rnn_genotypes.Genotype._fields)}"
-    )
+    """Return the genotype that :func:`genotype_to_json` wrote; errors as :func:`as_genotype`."""
+    return as_genotype(fields)
 
 
 def published() -> dict[str, AnyGenotype]:
@@ -53,28 +185,59 @@ def published() -> dict[str, AnyGenotype]:
     }
 
 
+def _published(name: str, kind: Kind | None = None) -> AnyGenotype:
+    known = published()
+    for prefix in ("", "rnn:") if kind == RNN else ("", "cnn:", "rnn:"):
+        if prefix + name in known:
+            return known[prefix + name]
+    raise InputError(
+        f"no genotype {_shown(name)}: give the folder of a run, a genotype.json, Genotype(...) as a search "
+        f"prints it, or one of {', '.join(known)}"
+    )
+
+
 def resolve_genotype(spec: str) -> AnyGenotype:
-    """Return the genotype that ``spec`` names.
+    """Return the genotype that ``spec`` names, of operations that there are.
 
     Args:
-        spec: the folder of a run, a ``genotype.json``, or a published cell such as ``DARTS_V2``
-            (a CNN cell) or ``rnn:DARTS_V2``.
+        spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed
+            ``Genotype(...)``; one of these texts itself; or a published cell such as ``DARTS_V2`` (a CNN
+            cell) or ``rnn:DARTS_V2``.
 
     Raises:
-        InputError: nothing by that name.
+        InputError: none of these, or no genotype in it.
     """
-    path = Path(spec)
-    if path.is_dir():
-        path = path / "genotype.json"
-    if path.exists():
+    # Not at the top: the networks import this module.
+    from dartsfast.cnn.operations import OPS
+    from dartsfast.rnn.model import ACTIVATIONS
+
+    path = spec
+    if os.path.isdir(spec):
+        path = os.path.join(spec, "genotype.json")
+        if not os.path.lexists(path):
+            raise InputError(
+                f"the folder {spec} holds no genotype.json: a search writes it there at the end of its first "
+                "epoch"
+            )
+    if os.path.lexists(path):
         try:
-            return genotype_from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not JSON ({error})") from error
-    known = published()
-    for name in (spec, f"cnn:{spec}", f"rnn:{spec}"):
-        if name in known:
-            return known[name]
-    raise InputError(
-        f"no genotype {spec!r}: give the folder of a run, a genotype.json, or one of {', '.join(known)}"
-    )
+            genotype = as_genotype(parse_genotype(read_text(path)))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    else:
+        genotype = as_genotype(spec)
+    names = OPS if isinstance(genotype, cnn_genotypes.Genotype) else ACTIVATIONS
+    try:
+        return as_genotype(genotype, known=names)
+    except InputError as error:
+        raise InputError(
+            f"{error}; cells of operations of your own are drawn by dartsfast.drawing.draw_genotype"
+        ) from error
+
+
+def picture_name(spec: str) -> str:
+    """Return the path, without suffix, of the picture of what :func:`resolve_genotype` takes."""
+    base = spec.rstrip("/").removesuffix(".json").replace(":", "-")
+    if (looks_like_genotype(spec) and not os.path.lexists(spec)) or os.path.basename(base) in ("", ".", ".."):
+        return "genotype"
+    return base

@@ -134,7 +134,7 @@ def test_same_input_same_bytes(draw, tmp_path):
         (CNN([("sep_conv_3x3",), TWO[1]], [2], TWO, [2]), r"entry 0 .*pair"),
         (CNN([("sep_conv_3x3", "0"), TWO[1]], [2], TWO, [2]), r"entry 0 .*'0'"),
         (RNN([("tanh", 0), ("relu", 2)], [1, 2]), r"recurrent cell entry 1 .*\('relu', 2\).* 0 to 1"),
-        (RNN([("tanh", 0)], [0]), r"concat of the recurrent cell names node 0"),
+        (RNN([("tanh", 0)], [2]), r"concat of the recurrent cell names node 2"),
         (RNN([], [1]), r"recurrent cell are \[\]"),
         (TWO, r"fields normal.*recurrent"),
     ],
@@ -145,9 +145,19 @@ def test_bad_genotypes_are_named(genotype, names, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_suffix_is_stripped_dots_are_kept_and_folders_made(tmp_path):
-    genotype = RNN([("tanh", 0)], [1])
-    check_pair(drawing.draw_genotype(genotype, tmp_path / "new" / "cell.svg"), "cell")
+def test_suffixes_are_honoured_dots_are_kept_and_folders_made(tmp_path):
+    genotype = RNN([("tanh", 0)], [0, 1])
+    heads = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF", ".PDF": b"%PDF"}
+    for suffix, head in heads.items():
+        path = tmp_path / f"new{suffix}" / f"cell{suffix}"
+        assert drawing.draw_genotype(genotype, path) == [path] == list(path.parent.iterdir())
+        first = path.read_bytes()
+        assert first.startswith(head)
+        drawing.draw_genotype(genotype, path)
+        assert path.read_bytes() == first
+    for suffix in (".jpg", ".eps", ".TIFF"):
+        with pytest.raises(InputError, match=r"pictures are \.png, \.svg, \.pdf.*change the suffix"):
+            drawing.draw_genotype(genotype, tmp_path / f"cell{suffix}")
     check_pair(drawing.draw_genotype(genotype, str(tmp_path / "epoch.5")), "epoch.5")
     with pytest.raises(InputError, match="file name"):
         drawing.draw_genotype(genotype, "")

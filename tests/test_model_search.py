@@ -300,7 +300,7 @@ def test_a_search_space_of_ones_own(monkeypatch):
         ),
         (
             lambda: NetworkCIFAR(4, 10, 3, False, cnn_genotypes.DARTS._replace(normal_concat=[9])),
-            "concat names node 9",
+            "concat of the normal cell names node 9",
         ),
         (lambda: NetworkCIFAR(4, 10, 3, True, cnn_genotypes.DARTS)(torch.randn(2, 3, 16, 16)), "32x32"),
     ],

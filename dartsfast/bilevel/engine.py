@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from dartsfast.bilevel.flat import Flat, norm
 from dartsfast.bilevel.guard import gradient, preserved
 from dartsfast.bilevel.hvp import product
-from dartsfast.errors import DivergedError
+from dartsfast.errors import DivergedError, InputError
 from dartsfast.ops import fd_virtual_step_
 
 Loss = Callable[[], Tensor]
@@ -38,6 +40,11 @@ class VirtualStep:
         still: indices of weights that the virtual step leaves where they are, beside frozen ones.
         vector_max_norm: clip the validation gradient, the vector of the product, to this norm.
         one_mask: both finite-difference passes draw the same random numbers.
+
+    The numbers may also be NumPy's or tensors of one element.
+
+    Raises:
+        InputError: another thing in a number's place.
     """
 
     lr: float
@@ -49,6 +56,23 @@ class VirtualStep:
     still: frozenset[int] = frozenset()
     vector_max_norm: float | None = None
     one_mask: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "momentum", "max_norm", "vector_max_norm"):
+            value = getattr(self, name)
+            if value is not None or name in ("lr", "weight_decay", "momentum"):
+                object.__setattr__(self, name, _number(name, value))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value.item())
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise InputError(
+        f"the virtual step's {name} must be one number, got {value!r}: pass, for example, "
+        "scheduler.get_last_lr()[0]"
+    )
 
 
 def alpha_gradient(

@@ -59,12 +59,13 @@ class Architect:
             target_train: labels [N], int64.
             input_valid: images of the alphas' half.
             target_valid: their labels.
-            eta: learning rate xi of the virtual step.
+            eta: learning rate xi of the virtual step, one number.
             network_optimizer: the weights' SGD, whose momentum the virtual step takes part in.
             unrolled: second order if true, first order (xi = 0) if false.
 
         Raises:
-            InputError: a subclass overrides a step of the original's second order that there is not here.
+            InputError: a subclass overrides a step of the original's second order that there is not here, or
+                ``eta`` is no number.
         """
         self.optimizer.zero_grad()
         if unrolled:

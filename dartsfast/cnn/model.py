@@ -20,31 +20,15 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
 )
 from dartsfast.cnn.utils import drop_path
 from dartsfast.errors import InputError
-
-
-def check_genotype(genotype: Genotype) -> None:
-    """Raise InputError where ``genotype`` is not a pair of CNN cells; operations are checked when built."""
-    cells = {
-        "normal": (genotype.normal, genotype.normal_concat),
-        "reduce": (genotype.reduce, genotype.reduce_concat),
-    }
-    for kind, (edges, concat) in cells.items():
-        if not edges or len(edges) % 2:
-            raise InputError(f"the {kind} cell needs two edges a node, got {len(edges)} edges")
-        nodes = len(edges) // 2
-        for number, (name, source) in enumerate(edges):
-            if not 0 <= source < 2 + number // 2:
-                raise InputError(
-                    f"the {kind} cell's node {2 + number // 2} takes input {source} ({name}): "
-                    f"only 0..{1 + number // 2} come before it"
-                )
-        for node in concat:
-            if not 2 <= node < 2 + nodes:
-                raise InputError(f"the {kind} cell's concat names node {node}: its nodes are 2..{1 + nodes}")
+from dartsfast.genotypes import CNN, as_genotype
 
 
 class Cell(nn.Module):
-    """One cell of a genotype: two operations a node, their sum its value."""
+    """One cell of a genotype: two operations a node, their sum its value.
+
+    Raises:
+        InputError: ``genotype``, in any form of :func:`dartsfast.genotypes.as_genotype`, is none of a CNN.
+    """
 
     def __init__(
         self,
@@ -56,6 +40,7 @@ class Cell(nn.Module):
         reduction_prev: bool,
     ) -> None:
         super().__init__()
+        genotype = as_genotype(genotype, CNN)  # names are looked up as the operations are built
         self.preprocess0: nn.Module
         if reduction_prev:
             self.preprocess0 = FactorizedReduce(C_prev_prev, C)
@@ -125,7 +110,7 @@ class AuxiliaryHeadCIFAR(nn.Module):
 
 
 class AuxiliaryHeadImageNet(nn.Module):
-    """A second classifier at two thirds of the depth, for images of 14x14 there.
+    """A second classifier at two thirds of the depth, for images of 7x7 there.
 
     As in the original, and in the paper's experiments, no batch norm follows the last convolution.
     """
@@ -144,7 +129,7 @@ class AuxiliaryHeadImageNet(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, 14, 14] to logits [N, classes]."""
+        """Map [N, C, 7, 7] to logits [N, classes]."""
         x = self.features(x)
         x = x.view(x.size(0), -1)
         if x.size(1) != self.classifier.in_features:
@@ -153,10 +138,14 @@ class AuxiliaryHeadImageNet(nn.Module):
 
 
 def _build_cells(
-    genotype: Genotype, layers: int, channels: tuple[int, int, int], reduction_prev: bool
+    genotype: Genotype, layers: int, channels: tuple[int, int, int], reduction_prev: bool, auxiliary: bool
 ) -> tuple[nn.ModuleList, int, int]:
     """Stack ``layers`` cells; return them, the channels at two thirds of the depth, and the last ones."""
-    check_genotype(genotype)
+    if auxiliary and layers < 2:
+        raise InputError(
+            f"the auxiliary head follows the second of two reduction cells, and there are {layers} layers: "
+            "use 2 or more, or build the network without it"
+        )
     C_prev_prev, C_prev, C_curr = channels
     cells, C_to_auxiliary = nn.ModuleList(), 0
     for i in range(layers):
@@ -182,10 +171,10 @@ class NetworkCIFAR(nn.Module):
         num_classes: classes of the classifier.
         layers: number of cells.
         auxiliary: with a second classifier, active in training.
-        genotype: the cells.
+        genotype: the cells, in any form that :func:`dartsfast.genotypes.as_genotype` takes.
 
     Raises:
-        InputError: a genotype that does not fit.
+        InputError: a genotype that does not fit, or too few layers for the second classifier.
     """
 
     def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
@@ -195,7 +184,9 @@ class NetworkCIFAR(nn.Module):
         self.drop_path_prob = 0.0
         C_curr = 3 * C
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
-        self.cells, C_to_auxiliary, C_last = _build_cells(genotype, layers, (C_curr, C_curr, C), False)
+        self.cells, C_to_auxiliary, C_last = _build_cells(
+            genotype, layers, (C_curr, C_curr, C), False, auxiliary
+        )
         if auxiliary:
             self.auxiliary_head = AuxiliaryHeadCIFAR(C_to_auxiliary, num_classes)
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
@@ -233,7 +224,7 @@ class NetworkImageNet(nn.Module):
             nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(C),
         )
-        self.cells, C_to_auxiliary, C_last = _build_cells(genotype, layers, (C, C, C), True)
+        self.cells, C_to_auxiliary, C_last = _build_cells(genotype, layers, (C, C, C), True, auxiliary)
         if auxiliary:
             self.auxiliary_head = AuxiliaryHeadImageNet(C_to_auxiliary, num_classes)
         self.global_pooling = nn.AvgPool2d(7)

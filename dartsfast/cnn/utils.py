@@ -34,8 +34,11 @@ class AvgrageMeter:
 
 
 def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
-    """Return, for each k, the percentage of ``target`` [N] among the k largest of ``output`` [N, classes]."""
-    _, predicted = output.topk(max(topk), dim=1)
+    """Return, for each k, the percentage of ``target`` [N] among the k largest of ``output`` [N, classes].
+
+    Of fewer than k classes all are among the k largest.
+    """
+    _, predicted = output.topk(min(max(topk), output.size(1)), dim=1)
     correct = predicted.eq(target.view(-1, 1))  # [N, k]
     return [correct[:, :k].any(dim=1).float().mean() * 100.0 for k in topk]
 

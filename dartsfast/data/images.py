@@ -17,7 +17,9 @@ from torch import Tensor
 
 from dartsfast.data import photos
 from dartsfast.data.photos import require
+from dartsfast.data.pixels import list_images, to_rgb
 from dartsfast.errors import InputError
+from dartsfast.files import check_regular
 
 SPECS = "photos, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, imagefolder:DIR"
 
@@ -29,7 +31,6 @@ _CIFAR_STATS = {
 # The usual constants of ImageNet: measuring a folder would mean to decode all of it.
 _IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
-_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"))
 _FOLDER_LAYOUT = "the layout is DIR/train/CLASS/*.jpg with DIR/val (or valid, or test)/CLASS/*.jpg"
 
 
@@ -131,10 +132,11 @@ class FolderImages:
     def _decode(self, path: Path) -> Tensor:
         """Return one file as uint8 [image_size, image_size, 3]."""
         size = (self.image_size, self.image_size)
+        check_regular(path)
         try:
             with self._pil.open(path) as image:
                 image.draft("RGB", size)  # JPEG: decode at the nearest larger power-of-two fraction
-                square = self._ops.fit(image.convert("RGB"), size, method=self._pil.Resampling.BILINEAR)
+                square = self._ops.fit(to_rgb(image), size, method=self._pil.Resampling.BILINEAR)
         # What Pillow raises for damaged files, depending on the format and on where the damage is.
         except (OSError, SyntaxError, ValueError, struct.error, self._pil.DecompressionBombError) as error:
             raise InputError(f"cannot decode the image {path} ({error}): repair or remove it") from error
@@ -274,8 +276,8 @@ def _imagefolder(root: Path, train_portion: float, image_size: int) -> ImageTask
             f"imagefolder: {held_out} has classes without training images ({', '.join(sorted(unknown))}): "
             "add them to the train folder or remove them"
         )
-    paths, targets = _list_images(root / "train", classes)
-    test = FolderImages(*_list_images(held_out, classes), image_size)
+    paths, targets = _list_classes(root / "train", classes)
+    test = FolderImages(*_list_classes(held_out, classes), image_size)
     searched = FolderImages(paths, targets, image_size)
     first, rest = _class_halves(targets, classes, train_portion)
     mean, std = map(torch.tensor, _IMAGENET_STATS)
@@ -296,11 +298,11 @@ def _torchvision(name: str, dataset: Any, root: Path, download: bool, url: str) 
         ) from error
 
 
-def _list_images(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
+def _list_classes(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
     """Return the image files below ``folder``/CLASS, sorted by class and path, and classes int64 [N]."""
     paths, counts = [], []
     for name in classes:
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _EXTENSIONS)
+        found = list_images(folder / name)
         paths += found
         counts.append(len(found))
     if not paths:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.errors import InputError
+from dartsfast.files import check_regular
 
 PARTS = ("train", "valid", "test")
 LAYOUTS = ("{}.txt", "ptb.{}.txt", "wiki.{}.tokens")
@@ -90,7 +91,7 @@ def corpus_files(path: str | Path) -> list[Path]:
     folder = Path(path).expanduser()
     for layout in LAYOUTS:
         files = [folder / layout.format(part) for part in PARTS]
-        if all(file.is_file() for file in files):
+        if all(file.exists() for file in files):
             return files
     accepted = "; ".join(" ".join(layout.format(part) for part in PARTS) for layout in LAYOUTS)
     problem = "lacks the files of a corpus" if folder.is_dir() else "is not a folder"
@@ -98,11 +99,18 @@ def corpus_files(path: str | Path) -> list[Path]:
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text; InputError where it cannot be read or holds no word."""
+    """Yield the lines of a UTF-8 text, without a byte order mark.
+
+    Raises InputError for what is no regular file or cannot be read, for another encoding, and for a text
+    without a word.
+    """
+    check_regular(path)
     empty = True
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for line in file:
+                if "\0" in line:
+                    raise InputError(f"the text {path} holds NUL, as UTF-16 does: convert it to UTF-8")
                 empty = empty and not line.strip()
                 yield line
     except OSError as error:

@@ -195,6 +195,20 @@ class _Cell:
         return d_first[0], d_h[0]
 
 
+def _mean(states: Tensor, out: Tensor) -> Tensor:
+    """Write the mean of ``states`` [nodes, B, H] to ``out`` [B, H] and return it.
+
+    On the CPU torch adds up the last elements in another order than the others. Rows that are alike would
+    become different by a rounding, which batch norm over such rows, whose variance is zero, makes large.
+    """
+    if not states.is_cpu or len(states) == 1:
+        return torch.mean(states, 0, out=out)
+    torch.add(states[0], states[1], out=out)
+    for state in states[2:]:
+        out.add_(state)
+    return out.div_(len(states))
+
+
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -221,7 +235,7 @@ class _Recurrence(torch.autograd.Function):
             for t in range(T):
                 at = t if keep else 0
                 cell.forward(x[t], h, own, states[at], gates[at], stats[t])
-                h = torch.mean(states[at, 1:], 0, out=out[t])
+                h = _mean(states[at, 1:], out[t])
         ctx.own, ctx.eps = own, eps
         kept = (states, gates) if keep else (None, None)
         ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, *kept, stats, out)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast.errors import InputError, check_range
+from dartsfast.genotypes import RNN, as_genotype
 from dartsfast.rnn.genotypes import STEPS, Genotype
 from dartsfast.rnn.utils import LockedDropout, embedded_dropout, mask2d
 
@@ -43,9 +44,8 @@ class DARTSCell(nn.Module):
         super().__init__()
         if genotype is not None:
             # What overrides _get_activation may know more names.
-            check_genotype(
-                genotype, any_name=type(self)._get_activation is not BUILT_METHODS["_get_activation"]
-            )
+            built = type(self)._get_activation is BUILT_METHODS["_get_activation"]
+            genotype = as_genotype(genotype, RNN, known=ACTIVATIONS if built else None)
         self.nhid = nhid
         self.dropouth = dropouth
         self.dropoutx = dropoutx
@@ -108,24 +108,6 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 BUILT_METHODS = {
     name: getattr(DARTSCell, name) for name in ("forward", "_compute_init_state", "_get_activation")
 }
-
-
-def check_genotype(genotype: Genotype, any_name: bool = False) -> None:
-    """Raise InputError where ``genotype`` is not a recurrent cell; with ``any_name``, of any activations."""
-    for node, (name, pred) in enumerate(genotype.recurrent):
-        if not any_name and name not in ACTIVATIONS:
-            raise InputError(
-                f"unknown activation {name!r} at node {node + 1}: known are {', '.join(ACTIVATIONS)}"
-            )
-        if not 0 <= pred <= node:
-            raise InputError(
-                f"node {node + 1} of the genotype takes state {pred}: it must come before (0..{node})"
-            )
-    for state in genotype.concat:
-        if not 0 <= state <= len(genotype.recurrent):
-            raise InputError(
-                f"concat names state {state}; the genotype has states 0..{len(genotype.recurrent)}"
-            )
 
 
 class RNNModel(nn.Module):

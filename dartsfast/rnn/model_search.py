@@ -227,7 +227,8 @@ class RNNModelSearch(RNNModel, ArchModule):
             input: tokens [T, B], int64.
             hidden: states before ``input``, as of :meth:`init_hidden`.
             return_h: as :meth:`RNNModel.forward`; without effect where there is a target.
-            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``.
+            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``,
+                whose mean over none is NaN.
 
         Returns:
             Without target as :meth:`RNNModel.forward`. With it the mean negative log-likelihood, for which
@@ -270,6 +271,8 @@ class RNNModelSearch(RNNModel, ArchModule):
         if padded:
             known = labels != IGNORED
             rows, labels = rows[known], labels[known]
+            if not len(rows):  # NaN, with gradients of zero
+                return F.cross_entropy(self.decoder(rows), labels)
         return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:

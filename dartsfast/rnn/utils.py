@@ -28,13 +28,16 @@ def batchify(data: Tensor, bsz: int, args: Any = None) -> Tensor:
     ``args.cuda``, if there is one and it is true, moves the result to the GPU, as in the original.
 
     Raises:
-        InputError: fewer than two tokens a column.
+        InputError: a batch size below 1, or fewer than two tokens a column.
     """
+    if bsz < 1:
+        raise InputError(f"batch size must be at least 1, got {bsz}")
     rows = data.numel() // bsz
     if rows < 2:
+        most = data.numel() // 2
+        smaller = f"a batch size of at most {most} or " if most else ""
         raise InputError(
-            f"{data.numel()} tokens cannot fill {bsz} columns with at least two each: "
-            f"use a batch size of at most {data.numel() // 2} or more text"
+            f"{data.numel()} tokens cannot fill {bsz} columns with at least two each: use {smaller}more text"
         )
     data = data[: rows * bsz].view(bsz, rows).t().contiguous()
     return data.cuda() if getattr(args, "cuda", False) else data

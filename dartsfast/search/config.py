@@ -11,6 +11,8 @@ from dartsfast.backends import BACKENDS, MEMORY_MODES
 from dartsfast.bilevel import PRESETS
 from dartsfast.errors import InputError
 
+MIN_BATCH_SIZE = 2  # of texts
+
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
     """Declare a field whose help and choices the command line shows."""
@@ -129,9 +131,10 @@ class RNNConfig(CommonConfig):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        if self.batch_size < 2:
+        if self.batch_size < MIN_BATCH_SIZE:
             raise InputError(
-                f"batch_size must be at least 2 for the cell's batch norm, got {self.batch_size}"
+                f"batch_size must be at least {MIN_BATCH_SIZE} for the cell's batch norm, "
+                f"got {self.batch_size}"
             )
         if self.small_batch_size not in (-1, self.batch_size):
             raise InputError(

@@ -16,7 +16,7 @@ from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import batchify, get_batch, search_loss
-from dartsfast.search.config import RNNConfig
+from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
 from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
 
 EVAL_BATCH_SIZE = 10
@@ -60,9 +60,13 @@ class RNNSearch(Search):
     def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
         # A batch needs a row to read and one to predict, and train() stops a row early.
         if tokens.numel() < 3 * columns:
+            most = tokens.numel() // 3
+            smaller = f"a batch_size of at most {most}, or " if most >= MIN_BATCH_SIZE else ""
+            if part == "valid" and most < EVAL_BATCH_SIZE:  # which no batch_size changes
+                columns, smaller = max(columns, EVAL_BATCH_SIZE), ""
             raise InputError(
                 f"{self.config.data}: the {part} text has {tokens.numel()} tokens, too few for {columns} "
-                f"columns of 3: use a batch_size of at most {tokens.numel() // 3}, or more text"
+                f"columns of 3: use {smaller}more text, at least {3 * columns} tokens"
             )
         return batchify(tokens, columns).to(self.device)
 
