@@ -66,9 +66,9 @@ def _arguments(call: ast.expr) -> dict[str, Any]:
     names = _FIELDS.get(len(call.args), ()) if not call.keywords else ()
     if call.args and not names:
         raise InputError("the genotype has fields without a name: write normal=[...] and so on")
-    found = dict(zip(names, map(_literal, call.args), strict=True))
-    # Python itself refuses a keyword that appears twice.
-    return found | {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+    named = ((str(keyword.arg), keyword.value) for keyword in call.keywords)
+    fields = _without_duplicates([*zip(names, call.args, strict=True), *named])
+    return {name: _literal(value) for name, value in fields.items()}
 
 
 def _literal(node: ast.expr) -> Any:

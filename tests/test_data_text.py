@@ -1,5 +1,6 @@
 import builtins
 import itertools
+import os
 
 import pytest
 import torch
@@ -62,6 +63,34 @@ def test_empty_and_non_utf8_files_are_named(tmp_path, kind):
             kind(write(tmp_path / "text", test=text))
     with pytest.raises(InputError, match=r"valid\.txt is not UTF-8"):
         kind(write(tmp_path / "text", valid=b"caf\xe9 au lait\n"))
+
+
+@pytest.mark.parametrize("kind", [Corpus, SentCorpus])
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path, kind):
+    plain = kind(write(tmp_path / "plain"))
+    marked = kind(
+        write(tmp_path / "text", **{part: b"\xef\xbb\xbf" + t.encode() for part, t in TEXTS.items()})
+    )
+    assert marked.dictionary.idx2word == plain.dictionary.idx2word
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_unicode_encodings_are_refused(tmp_path, encoding):
+    with pytest.raises(InputError, match=r"valid\.txt .*convert it to UTF-8"):
+        Corpus(write(tmp_path / "text", valid=TEXTS["valid"].encode(encoding)))
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    path = write(tmp_path / "text") / "valid.txt"
+    for make, kind in (
+        (lambda: os.mkfifo(path), "a FIFO"),
+        (lambda: path.symlink_to("/dev/zero"), "a device"),
+        (lambda: path.symlink_to(tmp_path), "a folder"),
+    ):
+        path.unlink()
+        make()
+        with pytest.raises(InputError, match=rf"valid\.txt is {kind}"):
+            Corpus(tmp_path / "text")
 
 
 def test_pydoc_is_deterministic_moderate_and_split():

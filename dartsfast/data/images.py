@@ -302,7 +302,7 @@ def _list_classes(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]
     """Return the image files below ``folder``/CLASS, sorted by class and path, and classes int64 [N]."""
     paths, counts = [], []
     for name in classes:
-        found = list_images(folder / name)
+        found = list_images(folder / name) if (folder / name).is_dir() else []
         paths += found
         counts.append(len(found))
     if not paths:
