@@ -113,7 +113,7 @@ def test_the_mean_over_no_targets_is_nan_with_gradients_of_zero(backend):
 
 @pytest.mark.parametrize("batch", [5, 6, 17, 33])
 def test_columns_that_are_alike_stay_alike(batch):
-    """The variance of batch norm is zero then, and a difference of one rounding would grow 316-fold a node."""
+    """Batch norm over such columns has no variance, and a difference of a rounding grows 316-fold a node."""
     model = small_rnn("cpu", words=2)
     x = (torch.arange(35) % 2)[:, None].expand(-1, batch).contiguous()
     loss, _, (states,) = model(x, model.init_hidden(batch), target=1 - x)
