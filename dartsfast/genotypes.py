@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 CNN = Kind(2, 2, "input", "operation")
 RNN = Kind(1, 0, "state", "activation")
-TYPES: dict[Kind, type] = {CNN: cnn_genotypes.Genotype, RNN: rnn_genotypes.Genotype}
+TYPES: dict[Kind, Any] = {CNN: cnn_genotypes.Genotype, RNN: rnn_genotypes.Genotype}
 
 
 def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | None = None) -> Any:
@@ -64,9 +64,9 @@ def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | N
         value = parse_genotype(value) if looks_like_genotype(value) else _published(value, kind)
     fields = _fields(value)
     found = CNN if "normal" in fields else RNN
-    if kind not in (None, found):
+    if kind is not None and kind != found:
         raise InputError(
-            f"the genotype has the fields {', '.join(fields)}, where {', '.join(TYPES[kind]._fields)} "  # type: ignore[index]
+            f"the genotype has the fields {', '.join(fields)}, where {', '.join(TYPES[kind]._fields)} "
             "are needed: pass a genotype of the other kind of network"
         )
     if found == RNN:
@@ -134,7 +134,7 @@ def _is_index(value: Any) -> bool:
 def _fields(value: Any) -> dict[str, Any]:
     """Return the fields of a genotype of either kind by name."""
     for kind in TYPES.values():
-        names = kind._fields  # type: ignore[attr-defined]
+        names = kind._fields
         if isinstance(value, Mapping):
             if set(value) == set(names):
                 return {name: value[name] for name in names}
@@ -144,7 +144,7 @@ def _fields(value: Any) -> dict[str, Any]:
             return dict(zip(names, value, strict=True))
     raise InputError(
         "no genotype: expected the fields "
-        + " or ".join(", ".join(kind._fields) for kind in TYPES.values())  # type: ignore[attr-defined]
+        + " or ".join(", ".join(kind._fields) for kind in TYPES.values())
         + f", got {_shown(value)}"
     )
 
