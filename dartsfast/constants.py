@@ -41,5 +41,5 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         )
         return make(*args) if apart else kept(*args)
 
-    found.cache_clear, found.cache_info = kept.cache_clear, kept.cache_info  # type: ignore[attr-defined]
+    found.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
     return found
