@@ -18,9 +18,10 @@ class ArchModule(nn.Module):
     """A module with architecture parameters (alphas) that the weight optimiser must not see.
 
     Alphas are trainable leaves, plain attributes and members of :meth:`arch_parameters`. They are
-    not in ``parameters()``; they follow ``.to()`` and ``.double()`` without losing their identity
-    (an optimiser that holds them stays valid) and are saved in ``state_dict()``. A checkpoint
-    without them, as the original code wrote, loads with ``strict=True`` and leaves them alone.
+    not in ``parameters()``; they follow ``.to()`` and ``.double()`` without losing their identity (an
+    optimiser that holds them stays valid; to and from the meta device others take their place, as of
+    parameters) and are saved in ``state_dict()``. A checkpoint without them, as the original code wrote,
+    loads with ``strict=True`` and leaves them alone.
     """
 
     def __init__(self) -> None:
@@ -78,11 +79,18 @@ class ArchModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        for alpha in self._saved_alphas().values():
+        for name, alpha in self._saved_alphas().items():
             with torch.no_grad():
-                alpha.data = fn(alpha.data)
-                if alpha.grad is not None:
-                    alpha.grad = fn(alpha.grad)
+                moved = fn(alpha.data)
+                if torch._has_compatible_shallow_copy_type(alpha, moved):
+                    alpha.data = moved
+                    if alpha.grad is not None:
+                        alpha.grad = fn(alpha.grad)
+                    continue
+            # To or from the meta device a tensor cannot go, as a parameter cannot: another takes its place.
+            other = moved.requires_grad_(alpha.requires_grad)
+            other.grad = None if alpha.grad is None else fn(alpha.grad)
+            setattr(self, name, other)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -114,6 +122,9 @@ class ArchModule(nn.Module):
                     f"size mismatch for {key}: the checkpoint has {tuple(value.shape)}, "
                     f"this network {tuple(alpha.shape)}"
                 )
+                continue
+            if local_metadata.get("assign_to_params_buffers", False):  # load_state_dict(assign=True)
+                setattr(self, name, value.detach().requires_grad_(alpha.requires_grad))
                 continue
             with torch.no_grad():
                 alpha.copy_(value)

@@ -90,6 +90,10 @@ def resolve_backend(
     raise AssertionError("the reference path runs everywhere")
 
 
+# For torch.compile, which would look for the extension's file in its graph: the same for the same arguments.
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -> list[Availability]:
     """Return the backends that ``auto`` considers for ``device``, the one it would rather take first."""
     names = PREFERENCE.get(torch.device(device).type, ("reference",))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import dartsfast.ops  # noqa: F401 - defines the operators
-from dartsfast.ops.contract import once_differentiable
+from dartsfast.ops.contract import Function, eager, once_differentiable
 from dartsfast.plain import is_plain
 
 kernels = torch.ops.dartsfast
 
 
+@eager
 def linear(module: Any, x: Tensor) -> Tensor:
     """Apply an ``nn.Linear`` to [R, in], by ``gemm_``; a module that is not plain runs as it is."""
     if not is_plain(module):
@@ -21,7 +22,7 @@ def linear(module: Any, x: Tensor) -> Tensor:
     return _Linear.apply(x.to(module.weight.dtype), module.weight, module.bias)
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)

@@ -18,6 +18,7 @@ torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
 torch.library.define("dartsfast::cpu_instruction_sets", "() -> str")
 torch.library.define("dartsfast::empty_cache", "() -> ()")
 torch.library.define("dartsfast::empty", "(Tensor like, int[] sizes) -> Tensor")
+torch.library.impl("dartsfast::empty", "Autograd", torch.library.fallthrough_kernel)
 torch.library.impl("dartsfast::empty", "CompositeExplicitAutograd", lambda like, sizes: like.new_empty(sizes))
 torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 

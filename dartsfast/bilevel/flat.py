@@ -139,6 +139,7 @@ def norm(vectors: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([first, *(n.to(first) for n in others)])) if others else first
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained any more
 @torch.no_grad()
 def flatten_(tensors: Sequence[Tensor]) -> None:
     """Move the memory of ``tensors`` together, into one buffer a device and dtype, where it allows.

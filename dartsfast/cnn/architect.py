@@ -25,6 +25,9 @@ class Architect:
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
 
+    In several processes each sets the alphas' gradients of its own batch: nothing averages them, not
+    ``DistributedDataParallel`` either, as alphas are no parameters.
+
     Raises:
         InputError: unknown preset.
     """

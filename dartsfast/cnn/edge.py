@@ -5,7 +5,6 @@ Images are [N, H, W, C].
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.statistics import normalise
+from dartsfast.constants import constant
 
 kernels = torch.ops.dartsfast
 
@@ -99,19 +99,19 @@ class Kept:
 Pooled = tuple[Tensor, Tensor]
 
 
-@functools.cache
+@constant
 def columns(ops: tuple[int, ...], device: torch.device) -> Tensor:
     """Return ``ops`` as a tensor: made once, so that no iteration copies to a device."""
     return torch.tensor(ops, device=device)
 
 
-@functools.cache
+@constant
 def batch_norms(flags: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return [norms], 1 where a norm is the batch's own."""
     return torch.tensor(flags, dtype=dtype, device=device)
 
 
-@functools.cache
+@constant
 def no_norm(count: int, C: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return [count, 2, C], mean 0 and 1 / std 1."""
     return torch.tensor([0.0, 1.0], dtype=dtype, device=device)[:, None].repeat(count, 1, C)

@@ -20,7 +20,7 @@ from dartsfast.cnn.node import node
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.cnn.plan import are, nchw, nhwc, plan
 from dartsfast.ops import alpha_softmax, pool3x3
-from dartsfast.ops.contract import once_differentiable
+from dartsfast.ops.contract import Function, eager, once_differentiable
 from dartsfast.plain import is_plain_tree
 from dartsfast.recompute import applied
 
@@ -30,6 +30,7 @@ __all__ = ["alpha_softmax", "cell", "stem"]
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
+@eager
 def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is."""
     built = type(module) is nn.Sequential and is_plain_tree(module)
@@ -50,6 +51,7 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
     return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
 
 
+@eager
 def cell(
     preprocess: Sequence[nn.Module],
     mixed: Sequence[Any],
@@ -102,7 +104,7 @@ def cell(
     return nchw(_Concatenate.apply(*states[-multiplier:]))
 
 
-class _Affine(torch.autograd.Function):
+class _Affine(Function):
     """x * weight + bias, with [C] both; keeps x as it is stored."""
 
     @staticmethod
@@ -124,7 +126,7 @@ class _Affine(torch.autograd.Function):
         )
 
 
-class _Concatenate(torch.autograd.Function):
+class _Concatenate(Function):
     """Concatenates [N, H, W, C] by channels; all that is large, the gradients too, in memory used again."""
 
     @staticmethod
@@ -142,7 +144,7 @@ class _Concatenate(torch.autograd.Function):
         )
 
 
-class _ChannelsLast(torch.autograd.Function):
+class _ChannelsLast(Function):
     """[N, C, H, W] as [N, H, W, C], the same memory; autograd may add to the gradient in place."""
 
     @staticmethod
@@ -167,7 +169,7 @@ def _single(module: nn.Module, image: Tensor, memory: str, storage: torch.dtype 
 
 def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
     """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
-    if storage is None:
+    if storage is None or torch.is_inference_mode_enabled():  # where there is none
         return x
     copy = _copies.get(x)
     if copy is None or copy.dtype != storage:

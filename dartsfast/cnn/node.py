@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dartsfast.cnn.edge import Edge, Kept, Pooled, columns, run, summed
 from dartsfast.cnn.edge_backward import EdgeBackward
-from dartsfast.ops.contract import nothing_to_record, once_differentiable
+from dartsfast.ops.contract import Function, nothing_to_record, once_differentiable
 
 kernels = torch.ops.dartsfast
 
@@ -52,7 +52,7 @@ def node(
     return _Node.apply(list(edges), list(pooled), sizes, memory, stored, weights, *flat)
 
 
-class _Node(torch.autograd.Function):
+class _Node(Function):
     @staticmethod
     def forward(
         ctx: Any,

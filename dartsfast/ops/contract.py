@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from dartsfast.errors import InputError
+from dartsfast.ops.functional import define_functional
 
 _ONCE = "the fused operators are differentiable once. For second derivatives use backend='reference'"
 
@@ -43,6 +45,15 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     CONTRACTS[name] = fake
     torch.library.define(f"dartsfast::{name}", schema)
     torch.library.register_fake(f"dartsfast::{name}", fake)
+    if "!" in schema:
+        define_functional(name, schema, fake)
+
+
+eager = torch._disable_dynamo
+"""Decorator: ``torch.compile`` calls the function as it is; there is nothing in it to be made faster.
+
+Unlike ``torch.compiler.disable`` it does not import the compiler.
+"""
 
 
 def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
@@ -102,6 +113,7 @@ def not_differentiable(name: str) -> None:
     ]
 
     def refuse(*args: Any) -> Any:
+        refuse_forward_mode(f"dartsfast::{name}", args)
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
@@ -115,6 +127,27 @@ def not_differentiable(name: str) -> None:
         return result
 
     torch.library.impl(f"dartsfast::{name}", "Autograd", refuse)
+
+
+class Function(torch.autograd.Function):
+    """An autograd function that is differentiable once, in reverse mode, and not by ``torch.func``."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run it, unless within a transform of ``torch.func``."""
+        refuse_forward_mode("this network", args)
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(f"torch.func's transforms do not pass through it: {_ONCE}")
+        return super().apply(*args)
+
+
+def refuse_forward_mode(name: str, args: Any) -> None:
+    """Raise where a tensor has a tangent, as within ``torch.func.jvp``: an operator would leave it out."""
+    if forward_ad._current_level < 0:
+        return
+    for t in tree_leaves(args):
+        if isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
+            raise NotImplementedError(f"{name} has no forward-mode derivative: {_ONCE}")
 
 
 def require(good: bool, message: str) -> None:

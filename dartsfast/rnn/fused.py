@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import dartsfast.ops  # noqa: F401 - defines the operators
+from dartsfast.constants import constant
 from dartsfast.errors import InputError
-from dartsfast.ops.contract import nothing_to_record, once_differentiable
+from dartsfast.ops.contract import Function, eager, nothing_to_record, once_differentiable
 
 kernels = torch.ops.dartsfast
 
 
+@eager
 def recurrence(
     norm: nn.BatchNorm1d,
     memory: str,
@@ -84,7 +86,7 @@ def _move_running(norm: nn.BatchNorm1d, stats: Tensor, batch: int) -> None:
         running.mul_(1 - shares.sum()).add_((shares[:, None] * new).sum(0))
 
 
-@functools.cache
+@constant
 def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype, device=device)
 
@@ -209,7 +211,7 @@ def _mean(states: Tensor, out: Tensor) -> Tensor:
     return out.div_(len(states))
 
 
-class _Recurrence(torch.autograd.Function):
+class _Recurrence(Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 import dartsfast.ops  # noqa: F401 - defines the operators
-from dartsfast.ops.contract import once_differentiable, require
+from dartsfast.ops.contract import Function, eager, once_differentiable, require
 
 kernels = torch.ops.dartsfast
 
 
+@eager
 def linear_cross_entropy(
     rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
 ) -> Tensor:
@@ -35,7 +36,7 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(rows, weight, bias, labels, chunk)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
@@ -69,6 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if d is None else d * g for d in ctx.saved_tensors[:3]), None, None
 
 
+@eager
 def locked_cross_entropy(
     x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
 ) -> Tensor:
@@ -92,7 +94,7 @@ def locked_cross_entropy(
     return _LockedCrossEntropy.apply(x, mask, weight, bias, labels, chunk)
 
 
-class _LockedCrossEntropy(torch.autograd.Function):
+class _LockedCrossEntropy(Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int

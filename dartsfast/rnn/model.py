@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,6 +168,23 @@ class RNNModel(nn.Module):
         self.dropoute = dropoute
         self.ntoken = ntoken
         self.cell_cls = cell_cls
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        with self._tied():
+            return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As of any module; weights that were tied are tied afterwards, with ``assign=True`` too."""
+        with self._tied():
+            return super().load_state_dict(*args, **options)
+
+    @contextmanager
+    def _tied(self) -> Iterator[None]:
+        # To or from the meta device, and by assignment, modules get new parameters: each its own.
+        tied = self.decoder.weight is self.encoder.weight
+        yield
+        if tied:
+            self.decoder.weight = self.encoder.weight
 
     def init_weights(self) -> None:
         """Draw the tied embedding from U(-0.04, 0.04); zero the decoder's bias."""

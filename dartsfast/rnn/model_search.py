@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from dartsfast.arch import ArchModule, best_edges, initial_alphas, place_alpha
 from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.constants import constant
 from dartsfast.errors import check_range
 from dartsfast.linear import linear
 from dartsfast.ops import alpha_softmax
@@ -84,7 +84,7 @@ class DARTSCellSearch(DARTSCell):
         return torch.mean(states[-CONCAT:], dim=0)
 
 
-@functools.cache
+@constant
 def _columns(primitives: tuple[str, ...], device: torch.device) -> Tensor:
     """Where ``primitives`` has the fused cell's activations; -1, a column of zeros, for one it lacks."""
     found = [primitives.index(name) if name in primitives else -1 for name in FUSED_ACTIVATIONS]
@@ -276,7 +276,7 @@ class RNNModelSearch(RNNModel, ArchModule):
         return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
 
     def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if getattr(self.forward, "__func__", None) is not _FORWARD:
+        if "forward" in vars(self) or type(self).forward is not _FORWARD:
             # A script's own takes no target, as in the original.
             log_prob, hidden_next = self(input, hidden, return_h=False)
             return F.nll_loss(log_prob.flatten(0, 1), target.flatten()), hidden_next

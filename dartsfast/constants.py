@@ -1,0 +1,45 @@
+"""Small tensors that are made once, so that no iteration copies them to a device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import active_fake_mode
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Whatever the caller has chosen, make ordinary tensors within, on the CPU unless told otherwise."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        yield
+
+
+def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a function that makes a tensor of its arguments' values alone, to return the same one again.
+
+    What is kept is an ordinary tensor, also where it was first asked for within ``torch.inference_mode()``:
+    there is no saving the other kind for a backward. While ``torch.compile`` traces, in a
+    ``FakeTensorMode`` and within ``torch.func``'s transforms tensors stand for others, and none is kept.
+    """
+
+    @functools.cache
+    def kept(*args: Any) -> Tensor:
+        with plain():
+            return make(*args)
+
+    @functools.wraps(make)
+    def found(*args: Any) -> Tensor:
+        apart = (
+            torch.compiler.is_compiling()
+            or active_fake_mode() is not None
+            or torch._C._are_functorch_transforms_active()
+        )
+        return make(*args) if apart else kept(*args)
+
+    found.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return found
