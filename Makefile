@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
 
-.PHONY: install search test interpret lint sanitize sanitize-address sanitize-undefined bench
+.PHONY: install search test test-oldest interpret lint sanitize sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
 # then built with that torch, not with a second copy in a build environment.
@@ -24,6 +25,22 @@ search: install
 test: install lint
 	$(BIN)/python -m pytest
 	$(MAKE) interpret
+
+# The oldest torch that is supported: the kernels compile with its headers, and the library that was built with
+# today's runs there.
+TORCH_TARGET = $(shell sed -n 's/.*"TORCH_TARGET_VERSION", "\([^"]*\)".*/\1/p' setup.py)
+
+test-oldest: install $(OLDEST)/.installed
+	$(CXX) -fsyntax-only -std=c++20 -fvisibility=hidden -DTORCH_TARGET_VERSION=$(TORCH_TARGET) \
+		-isystem $(OLDEST)/lib/python3*/site-packages/torch/include csrc/cpu/*.cpp
+	$(OLDEST)/bin/python -m pytest -n 2 tests/test_golden.py tests/test_native.py tests/test_ops.py tests/test_fd_hvp.py \
+		tests/test_norm_stats.py tests/test_cross_entropy.py tests/test_bilevel.py tests/test_capture.py
+
+$(OLDEST)/.installed:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet torch==2.11.0 torchvision==0.26.0 numpy rich matplotlib tensorboard \
+		pytest pytest-xdist
+	touch $@
 
 # The interpreter is Python on one core: two processes.
 interpret: install

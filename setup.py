@@ -45,7 +45,7 @@ def extension():
         # No contraction and no fast-math: the order of operations is part of each op's contract.
         extra_compile_args=[*language, *level, *warnings, "-ffp-contract=off"],
         extra_link_args=checks,
-        define_macros=[("TORCH_TARGET_VERSION", "0x020d000000000000"), ("Py_LIMITED_API", "0x030A0000")],
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000"), ("Py_LIMITED_API", "0x030A0000")],
         py_limited_api=True,
         optional=True,
     )

@@ -178,7 +178,8 @@ def test_hooks_of_the_cell_run_around_the_fused_one():
     for model in (ours, theirs):
         model.rnns[0].register_forward_hook(lambda module, args, out: (out[0] / 2, out[1] / 3))
         model.rnns[0].register_full_backward_hook(lambda module, of_in, of_out: (2 * of_in[0], None))
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert_same(results(ours), results(theirs))
 
 
@@ -231,7 +232,8 @@ def test_another_order_or_a_subset_of_the_primitives_is_fused(primitives, monkey
     called = fused_calls(monkeypatch)
     wanted = results(network("reference"))
     assert not called
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert_same(results(network("cpu")), wanted)
     assert called
 
@@ -247,7 +249,8 @@ def test_primitives_changed_after_the_model_was_built_fail_as_stock_modules_do(m
     add_primitive(monkeypatch, "cos", torch.cos)
     add_primitive(monkeypatch, "exp", torch.exp)
     for model in models:
-        with warnings.catch_warnings(action="ignore"), pytest.raises(IndexError):
+        with warnings.catch_warnings(), pytest.raises(IndexError):
+            warnings.simplefilter("ignore")
             results(model)
 
 

@@ -199,6 +199,23 @@ def test_an_rnn_iteration_waits_for_no_device(unrolled, memory, monkeypatch, cap
     assert waits.found == []
 
 
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("stock", [True, False])
+def test_the_loss_of_a_gpu_waits_for_no_device(stock, monkeypatch, capturing):
+    """Neither stock PyTorch's, which it has from 2.13 on, nor ours; padding or not."""
+    if not stock:
+        monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    torch.manual_seed(0)
+    model = RNNModelSearch(11, 6, 6, 6, backend="cpu")
+    monkeypatch.setattr(RNNModelSearch, "backend", "triton")
+    x, target = torch.randn(4, 3, 6, requires_grad=True), torch.randint(11, (4, 3))
+    target[1] = -100
+    capturing()
+    with Waits() as waits:
+        model._decoded_loss(x, target).backward()
+    assert waits.found == [] and x.grad[0].any() and not x.grad[1].any()
+
+
 def second_order_rnn(preset):
     """Return an iteration's alpha step with dropout, and the model."""
     torch.manual_seed(0)

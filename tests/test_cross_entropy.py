@@ -75,14 +75,17 @@ def test_a_class_that_cannot_be():
 @needs_kernels
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, False)])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_the_decoder_is_that_of_stock_modules(chunk, needed):
+@pytest.mark.parametrize("ignored", [None, -100])
+def test_the_decoder_is_that_of_stock_modules(ignored, chunk, needed):
     generator = torch.Generator().manual_seed(0)
     rows, weight, bias = (
         torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_(need)
         for shape, need in zip([(9, 5), (11, 5), (11,)], needed, strict=True)
     )
     labels = torch.randint(11, (9,), generator=generator)
-    loss = linear_cross_entropy(rows, weight, bias, labels, chunk)
+    if ignored is not None:
+        labels[[1, 4, 5, 6, 7]] = ignored  # and with them a whole chunk of four
+    loss = linear_cross_entropy(rows, weight, bias, labels, chunk, ignored)
     truth = F.cross_entropy(F.linear(rows, weight, bias), labels)
     inputs = [t for t in (rows, weight, bias) if t.requires_grad]
     assert_close(loss.detach(), truth.detach())
@@ -124,6 +127,21 @@ def test_many_rows_have_the_same_bits_for_any_number_of_threads():
         results.append(linear_cross_entropy(rows, weight, None, torch.arange(70_000) % 3, 256))
     torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_kernels
+def test_what_is_left_out_may_be_anything_and_all():
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = torch.randn(5, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    labels = torch.tensor([0, -100, 3, 2, -100])
+    wanted = linear_cross_entropy(rows[labels >= 0], weight, None, labels[labels >= 0], 2)
+    rows[1], rows[4] = torch.nan, torch.inf
+    rows.requires_grad_()
+    loss = linear_cross_entropy(rows, weight, None, labels, 2, -100)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted)
+    assert rows.grad[[1, 4]].count_nonzero() == 0 and rows.grad.isfinite().all()
+    assert linear_cross_entropy(rows, weight, None, torch.full((5,), -100), 2, -100).isnan()
 
 
 def test_no_rows_have_no_mean():
@@ -169,9 +187,12 @@ def test_bad_arguments_have_clear_messages():
 
 @needs_kernels
 @pytest.mark.parametrize("dropout", [0.5, 0.0])
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton", "triton before torch 2.13"])
 def test_padding_is_left_out_of_the_loss(backend, dropout, monkeypatch):
-    """On a GPU the loss is stock PyTorch's, which runs on a CPU too."""
+    """On a GPU the loss is stock PyTorch's where it has one, which runs on a CPU too."""
+    backend, *before = backend.split(maxsplit=1)
+    if before:
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     x, y = text()
     y[1:3, 2] = y[4, :] = -100
     x = torch.randn(5, 6, 12, dtype=torch.float64, requires_grad=True)

@@ -338,6 +338,28 @@ def test_autocast_takes_float32(case):
     assert all(grad.dtype == torch.bfloat16 for grad in grads)
 
 
+@pytest.mark.parametrize("device", ["CPU", "CUDA", "XPU"])
+@pytest.mark.parametrize("name", STOCK)
+def test_autocast_is_known_on_every_device(name, device):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dartsfast::{name}", f"Autocast{device}")
+
+
+def test_default_arguments_may_be_given_or_left_out():
+    """One left at its default is no input of autograd before torch 2.13, and one from then on."""
+    defaults = {
+        name: [
+            a.default_value for a in getattr(kernels, name).default._schema.arguments if a.has_default_value()
+        ]
+        for name in STOCK
+    }
+    assert defaults == {name: [None] if name == "branch_conv" else [] for name in STOCK}
+    _, args = SMALL[0].calls()[0]
+    omitted, *given = (
+        gradients(kernels.branch_conv, (*args, *dtype)) for dtype in ((), (None,), (torch.float32,))
+    )
+    assert all(same_bits(found, omitted) for found in given)
+
+
 @native_only
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
 def test_activations_are_within_2_ulp(name):

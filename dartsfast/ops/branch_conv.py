@@ -202,7 +202,7 @@ def _backward(ctx: Any, d_z: Tensor, d_stats: Tensor) -> tuple[Any, ...]:
         d_norm = torch.stack([-norm[1] * means[0], means[1] / norm[1]]) * pixels
         dx = dx * norm[1]
     # An empty list counts as a list of tensors, for which autograd wants a list.
-    return (
+    gradients: tuple[Any, ...] = (
         dx if need_x else None,
         d_norm,
         d_depthwise or [None] * ctx.depthwise,
@@ -212,6 +212,8 @@ def _backward(ctx: Any, d_z: Tensor, d_stats: Tensor) -> tuple[Any, ...]:
         None,
         None,
     )
+    # Before torch 2.13 an argument that was left at its default, dtype, is none of autograd's inputs.
+    return gradients[: len(ctx.needs_input_grad)]
 
 
 _ARGUMENTS = (

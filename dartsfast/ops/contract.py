@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.errors import InputError
 from dartsfast.ops.functional import define_functional
@@ -60,7 +60,22 @@ def differentiable(name: str, setup: Callable[..., None], backward: Callable[...
     """Register the first derivative of ``dartsfast::name``, and float32 under autocast."""
     torch.library.register_autograd(f"dartsfast::{name}", backward, setup_context=setup)
     for device in ("cpu", "cuda", "xpu"):
-        torch.library.register_autocast(f"dartsfast::{name}", device, torch.float32)
+        torch.library.impl(f"dartsfast::{name}", f"Autocast{device.upper()}")(_in_float32(name, device))
+
+
+def _in_float32(name: str, device: str) -> Callable[..., Any]:
+    """Return ``dartsfast::name`` under autocast; before torch 2.13 ``register_autocast`` knows no xpu."""
+    op = getattr(torch.ops.dartsfast, name).default
+
+    def cast(value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.float() if floats and value.device.type == device else value
+
+    def in_float32(*args: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return op(*tree_map(cast, args))
+
+    return in_float32
 
 
 def differentiable_once(name: str) -> None:

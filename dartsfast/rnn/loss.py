@@ -15,7 +15,12 @@ kernels = torch.ops.dartsfast
 
 @eager
 def linear_cross_entropy(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    chunk: int,
+    ignored: int | None = None,
 ) -> Tensor:
     """Return the mean negative log-likelihood of ``labels`` under rows @ weight.T + bias.
 
@@ -28,18 +33,30 @@ def linear_cross_entropy(
         bias: [V], or None.
         labels: [R], int64, from 0 to V - 1.
         chunk: rows of logits.
+        ignored: a label, not one of these, that is left out of the mean, without a wait for a device; where
+            there is no other the mean is NaN.
 
     Raises:
         InputError: no rows.
     """
     require(len(rows) > 0, "the mean over no rows has no value")
-    return _LinearCrossEntropy.apply(rows, weight, bias, labels, chunk)
+    if ignored is None:
+        return _LinearCrossEntropy.apply(rows, weight, bias, labels, None, chunk)
+    known = labels != ignored
+    loss = _LinearCrossEntropy.apply(rows, weight, bias, labels.masked_fill(~known, 0), known, chunk)
+    return loss * (len(rows) / known.sum(dtype=loss.dtype))
 
 
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        known: Tensor | None,
+        chunk: int,
     ) -> Tensor:
         of_rows, of_weight, of_bias, *_ = ctx.needs_input_grad
         d_rows = rows.new_empty(rows.shape) if of_rows else None
@@ -53,7 +70,11 @@ class _LinearCrossEntropy(Function):
             logits = buffer[: len(x)]
             kernels.gemm_(logits, x, weight.T, False)
             # Chunk by chunk: the library splits long sums by threads.
-            total += kernels.cross_entropy_(logits, bias, labels[part], 1 / len(rows)).sum()
+            losses = kernels.cross_entropy_(logits, bias, labels[part], 1 / len(rows))
+            if known is not None:
+                losses = losses.where(known[part], 0)
+                logits.masked_fill_(~known[part, None], 0)
+            total += losses.sum()
             if d_rows is not None:
                 kernels.gemm_(d_rows[part], logits, weight, False)
             if d_weight is not None:
@@ -67,7 +88,7 @@ class _LinearCrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if d is None else d * g for d in ctx.saved_tensors[:3]), None, None
+        return *(None if d is None else d * g for d in ctx.saved_tensors[:3]), None, None, None
 
 
 @eager

@@ -253,6 +253,8 @@ class RNNModelSearch(RNNModel, ArchModule):
         rows, labels = self.lockdrop(x, self.dropout).flatten(0, 1), target.flatten()
         if self.backend == "reference" or not plain:
             return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
+        if not hasattr(F, "linear_cross_entropy"):  # torch before 2.13
+            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK, IGNORED)
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
         return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
 

@@ -1,4 +1,4 @@
-"""What every kernel needs, kept in ``manifest.json``: ``python tests/triton_ladder/manifest.py --write``.
+"""What every kernel needs, kept by Triton's version: ``python tests/triton_ladder/manifest.py --write``.
 
 A row is a kernel in a case of ``variants`` on a target: registers of a thread, bytes of shared memory,
 occupancy, and accesses to global memory of less than 16 bytes; each the worst of the case's launches.
@@ -14,7 +14,7 @@ from pathlib import Path
 import triton
 from triton.errors import TritonError
 
-FILE = Path(__file__).with_suffix(".json")
+FILE = Path(__file__).parent / "manifests" / f"{triton.__version__}.json"
 REGISTER_SLACK = 8
 WORKERS = 2
 TOGETHER = 16  # variants that share a job
@@ -121,15 +121,14 @@ def worse(found, known):
 
 
 def read():
-    """Return the version of Triton that the manifest was made with, and its rows."""
-    kept = json.loads(FILE.read_text())
-    return kept["triton"], kept["kernels"]
+    """Return the rows of the manifest of this version of Triton, ``None`` where there is none."""
+    return json.loads(FILE.read_text()) if FILE.exists() else None
 
 
 def write(rows):
     """Write the manifest, one line a row."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
-    FILE.write_text(f'{{"triton": "{triton.__version__}", "kernels": {{\n{lines}\n}}}}\n')
+    FILE.write_text(f"{{\n{lines}\n}}\n")
 
 
 def _worst(a, b):
@@ -141,7 +140,10 @@ if __name__ == "__main__":
     from manifest import examine_all as examine_all_importable  # workers import it by this name
 
     found = table(examine_all_importable())
-    complaints = worse(found, read()[1]) if FILE.exists() else []
-    print("\n".join(complaints) or "nothing needs more than before")
+    known = read()
+    if known is None:
+        print(f"there is no manifest of Triton {triton.__version__}")
+    else:
+        print("\n".join(worse(found, known)) or "nothing needs more than before")
     if "--write" in sys.argv:
         write(found)

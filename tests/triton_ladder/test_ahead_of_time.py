@@ -83,9 +83,9 @@ def test_kernels_do_nothing_that_is_forbidden(examined):
 
 
 def test_kernels_need_no_more_than_the_manifest_says(examined):
-    version, known = manifest.read()
-    if version != triton.__version__:
-        pytest.skip(f"the manifest is of Triton {version}: write it anew with this one, {triton.__version__}")
+    known = manifest.read()
+    if known is None:
+        pytest.skip(f"no figures of Triton {triton.__version__}: tests/triton_ladder/manifest.py writes them")
     found = manifest.worse(manifest.table(examined), known)
     assert not found, "\n".join(found)
 
