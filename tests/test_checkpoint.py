@@ -57,9 +57,8 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         content[bit // 8] ^= 1 << bit % 8
         refused(tmp_path, bytes(content))
     (tmp_path / CURRENT).write_bytes(whole)
-    with (
-        warnings.catch_warnings(action="error") if sys.version_info >= (3, 11) else warnings.catch_warnings()
-    ):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert load_checkpoint(tmp_path, "cnn")["step"] == 2
 
 
@@ -87,6 +86,15 @@ def test_an_edited_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / CURRENT, "cnn")
 
 
+def test_a_checkpoint_of_another_version_or_kind_is_refused(tmp_path):
+    save_checkpoint(tmp_path, state(1))
+    save_checkpoint(tmp_path, {**state(2), "format": "dartsfast search checkpoint 1"})
+    with pytest.warns(UserWarning, match="another version of it.*the one before"):
+        assert load_checkpoint(tmp_path, "cnn")["step"] == 1
+    with pytest.raises(InputError, match="kind 'cnn', not 'rnn'"):
+        load_checkpoint(tmp_path / PREVIOUS, "rnn")
+
+
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):
     whole = two_checkpoints(tmp_path)
     (tmp_path / CURRENT).write_bytes(whole[:-1])
@@ -105,7 +113,7 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path, monkeypatch, 
 
     class Full:
         def __init__(self, path, mode):
-            self.file = open(path, mode)
+            self.file = open(path, mode)  # noqa: SIM115
 
         def __enter__(self):
             return self

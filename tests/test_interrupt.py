@@ -41,6 +41,12 @@ def default_handlers():
         signal.signal(signum, kept)
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Pictures take most of the time of searches as small as these."""
+    monkeypatch.setattr(Report, "_draw", lambda *arguments: None)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Options of a run of each kind, and its last checkpoint if nothing stops it."""

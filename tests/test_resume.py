@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import shutil
 
 import pytest
@@ -19,10 +20,17 @@ from dartsfast.errors import InputError
 from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 from dartsfast.search.checkpoint import load_checkpoint, save_checkpoint
 from dartsfast.search.cnn import CNNSearch
+from dartsfast.search.report import Report
 from dartsfast.search.rnn import RNNSearch
 
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}
 CLASS = {"cnn": CNNSearch, "rnn": RNNSearch}
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Pictures take most of the time of searches as small as these."""
+    monkeypatch.setattr(Report, "_draw", lambda *arguments: None)
 
 
 def begin(kind, tmp_path, **changes):
@@ -76,9 +84,9 @@ EDITS = [
     (("count",), 0.0, "count|after 0 images"),
     (("seconds",), -1.0, "seconds is -1.0"),
     (("seconds",), math.inf, "seconds is inf"),
-    (("sums",), {}, "sums has 0 entries"),
+    (("sums",), {}, "sums lacks"),
     (("sums", "loss"), NAN, "sums.loss is nan"),
-    (("sums", "loss"), "DELETE", "sums lacks loss|sums has 0 entries"),
+    (("sums", "loss"), "DELETE", "sums lacks loss|sums lacks"),
     (("sums", "other"), 1.0, "sums has, unknown here, other"),
     (("history",), [{"epoch": 0}], "history has 1 epochs"),
     (("history",), {}, "history is {}"),
@@ -119,7 +127,7 @@ OF_KIND = {
         (
             ("model", "alphas_normal"),
             lambda x: x[:13],
-            r"alphas_normal is torch.float32 \[13, 8\], not .*\[14, 8\]",
+            r"alphas_normal is .* \[13, 8\], not .*\[14, 8\]",
         ),
         (("model", "alphas_normal"), lambda x: x.double(), "alphas_normal is torch.float64"),
         (("model", "alphas_normal"), lambda x: x * NAN, "alphas_normal is not finite"),
@@ -148,17 +156,20 @@ OF_KIND = {
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_checkpoint_with_other_values_is_refused_in_words(tmp_path, states, kind):
     config, state = states[kind]
+    wrong = []
     for number, (path, value, message) in enumerate(EDITS + OF_KIND[kind]):
         folder = tmp_path / str(number)
         folder.mkdir()
         save_checkpoint(folder, edit(state, path, value))
         before = digests(folder)
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError) as caught:
             SEARCH[kind](config, resume=folder)
-        assert "\n" not in str(caught.value)
+        if not re.search(message, str(caught.value)) or "\n" in str(caught.value):
+            wrong.append((path, message, str(caught.value)))
         after = digests(folder)
         after.pop(str(folder / "run.lock"), None)
         assert after == before
+    assert not wrong
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -184,16 +195,16 @@ def test_values_of_a_finished_search_are_looked_at_too(tmp_path, states, kind):
 def test_another_text_of_the_same_vocabulary_is_refused(tmp_path):
     config = begin("rnn", tmp_path)
     text = tmp_path / "text" / "train.txt"
-    first, second, *rest = text.read_text().splitlines()
+    *rest, first, second = text.read_text().splitlines()  # their words have all been seen before
     for lines, message in (
-        ([second, first, *rest], r"train text: other tokens \(600, as before\)\)"),
-        ([first, second, *rest, first], r"train text: 610 tokens, were 600\)"),
-        ([first, second, f"new {rest[0]}", *rest[1:]], "vocabulary: 15 words, were 14"),
+        ([*rest, second, first], r"train text: other tokens \(600, as before\)\)"),
+        ([*rest, first, second, first], r"train text: 610 tokens, were 600\)"),
+        ([*rest, first, f"{second} new"], "vocabulary: 14 words, were 13"),
     ):
         text.write_text("\n".join(lines) + "\n")
         with pytest.raises(InputError, match=f"not those that the run began with .*{message}"):
             search_rnn(config, resume=tmp_path / "run")
-    text.write_text("\n".join([first, second, *rest]) + "\n")
+    text.write_text("\n".join([*rest, first, second]) + "\n")
     (tmp_path / "text" / "valid.txt").write_text(f"{first}\n" * 30)
     with pytest.raises(InputError, match=r"\(valid text: other tokens"):
         search_rnn(config, resume=tmp_path / "run")
@@ -216,8 +227,10 @@ def test_another_picture_is_refused_by_name(tmp_path):
     named = "class0/6.png, class0/7.png, class0/8.png and 1 more"
     with pytest.raises(InputError, match=rf"\(train: 4 pictures added: {named}\)"):
         search_cnn(config, resume=resume)
-    shutil.move(class0, class0.with_name("class9"))
-    with pytest.raises(InputError, match="began with"):
+    for part in ("train", "val"):
+        shutil.move(tmp_path / "images" / part / "class0", tmp_path / "images" / part / "a")
+    named = "class0/0.png, class0/1.png, class0/2.png and 3 more; train: 10 pictures added: a/0.png"
+    with pytest.raises(InputError, match=rf"\(train: 6 pictures removed: {named}"):
         search_cnn(config, resume=resume)
 
 
@@ -263,7 +276,7 @@ def test_other_kinds_of_data_are_refused(tmp_path):
     pytest.importorskip("sklearn")
     config = begin("cnn", tmp_path, data="photos", max_images=9, image_size=32)
     other = f"imagefolder:{tmp_path / 'images'}"
-    with pytest.raises(InputError, match="train: 10 classes removed.*; valid: not there now"):
+    with pytest.raises(InputError, match="train: 18 pictures, were 4,000; valid: not there now"):
         search_cnn(CNNConfig(**{**vars(config), "data": other}), resume=tmp_path / "run")
 
 
