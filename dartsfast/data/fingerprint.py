@@ -4,7 +4,7 @@ A fingerprint is plain values: for each part of the data how much it holds, and 
 pieces, by which a difference is named. A piece is a text, a vocabulary, a picture, or, where there are
 more than :data:`LISTED` pictures in a part or they lie in memory, a class of pictures.
 
-What it costs: texts and images in memory are read once, at about 1 GB a second. Of image files the names
+What it costs: texts and images in memory are read once, at about half a GB a second. Of image files the names
 and sizes are taken (one ``stat`` each: a second per 100,000 on a local disk), and the contents of all where
 they are at most :data:`READ` bytes together, else of about :data:`SAMPLED` of them, chosen by name. So a
 picture replaced by another of the same size can stay unnoticed in a large folder, and nowhere else.

@@ -50,10 +50,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             os.replace(current, folder / PREVIOUS)
         os.replace(temporary, current)
     except OSError as error:
+        before = "the one before is whole: make room, then go on with --resume"
+        remedy = before if has_checkpoint(folder) else "make room, or choose another folder"
         raise OSError(
-            error.errno,
-            f"cannot write the checkpoint {current} ({error.strerror}); the one before is whole: "
-            "make room, then go on with --resume",
+            error.errno, f"cannot write the checkpoint {current} ({error.strerror}); {remedy}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
