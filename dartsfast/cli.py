@@ -18,7 +18,7 @@ from dartsfast.compare import (
     print_comparison,
     write_comparison,
 )
-from dartsfast.errors import DivergedError, InputError
+from dartsfast.errors import DivergedError, InputError, SearchStopped
 from dartsfast.search.config import CNNConfig, RNNConfig
 
 # Flags of the original command lines that never changed its search; accepted so that those lines run.
@@ -34,7 +34,11 @@ COMPARISONS: dict[str, tuple[Any, Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, 2 for input that cannot work, 3 for a search that diverged, 130 for Ctrl-C."""
+    """Run a command; return its exit code.
+
+    0; 2 for input that cannot work or a disk that is full; 3 for a search that diverged; 130 for Ctrl-C and
+    128 more than its number for another signal that stopped a search (143 for SIGTERM).
+    """
     args = _parser().parse_args(argv)
     try:
         args.run(args)
@@ -47,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         print(f"dartsfast: {error}", file=sys.stderr)
         return 3
+    except SearchStopped as stopped:
+        print(f"dartsfast: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
-        print(
-            "dartsfast: interrupted; a search goes on with --resume and the folder of its run",
-            file=sys.stderr,
-        )
+        print("dartsfast: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -123,7 +127,8 @@ def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> No
     command.add_argument("--save", help="the same as --out search-SAVE-TIME")
     command.add_argument(
         "--resume", "--continue_train", nargs="?", const="",
-        help="go on with the run in this folder (or in --out), under its own options",
+        help="go on with the run in this folder (or in --out), under its own options; "
+        "--data says where its data lie now",
     )  # fmt: skip
     for name, type_ in WITHOUT_EFFECT[kind].items():
         kwargs: dict[str, Any] = {"action": "store_true"} if type_ is None else {"type": type_}
@@ -155,12 +160,16 @@ def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> N
         raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
-    fixed = sorted(set(given) - {"out", "save", "device", "checkpoint_seconds"})
+    fixed = sorted(set(given) - {"out", "save", "data", "device", "checkpoint_seconds"})
     if fixed:
         raise InputError(
             f"a resumed run keeps its own options: leave out {', '.join('--' + name for name in fixed)}"
         )
-    here = {name: given[name] for name in ("device", "checkpoint_seconds") if name in given}
+    if given.get("data") == config_cls.data:
+        raise InputError(
+            f"--data {given['data']} is no place where the data of a run can lie now: leave it out"
+        )
+    here = {name: given[name] for name in ("data", "device", "checkpoint_seconds") if name in given}
     _run_search(kind, config_cls(**here), folder)
 
 

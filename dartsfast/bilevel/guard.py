@@ -109,6 +109,7 @@ def _interrupts_held() -> Iterator[None]:
         else:
             gate.shut = True  # one is let through; nothing may disturb the restoring that follows
             previous(signum, frame)
+            gate.shut = False  # it only took note: what it came upon goes on
 
     try:
         signal.signal(signal.SIGINT, handler)

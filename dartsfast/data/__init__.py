@@ -4,8 +4,17 @@ Importing this package needs torch and numpy alone; the image readers are import
 """
 
 from dartsfast.data.batches import Batches
-from dartsfast.data.images import FolderImages, ImageSource, ImageTask, Subset, TensorImages, load_images
-from dartsfast.data.text import Corpus, Dictionary, resolve_corpus
+from dartsfast.data.fingerprint import check_fingerprint, image_fingerprint, text_fingerprint
+from dartsfast.data.images import (
+    FolderImages,
+    ImageSource,
+    ImageTask,
+    Subset,
+    TensorImages,
+    absolute_images,
+    load_images,
+)
+from dartsfast.data.text import Corpus, Dictionary, absolute_text, resolve_corpus
 
 __all__ = [
     "Batches",
@@ -16,6 +25,11 @@ __all__ = [
     "ImageTask",
     "Subset",
     "TensorImages",
+    "absolute_images",
+    "absolute_text",
+    "check_fingerprint",
+    "image_fingerprint",
     "load_images",
     "resolve_corpus",
+    "text_fingerprint",
 ]

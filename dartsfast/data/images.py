@@ -218,6 +218,14 @@ def load_images(
     return _cifar(name, root, train_portion, download)
 
 
+def absolute_images(spec: str) -> str:
+    """Return ``spec`` with the folder that it names, if any, as an absolute path."""
+    if Path(spec).expanduser().is_dir():
+        spec = f"cifar10:{spec}"
+    name, _, folder = spec.partition(":")
+    return f"{name}:{Path(folder).expanduser().absolute()}" if folder else spec
+
+
 def _photos(train_portion: float) -> ImageTask:
     parts = {part: TensorImages(*tensors) for part, tensors in photos.load_crops(train_portion).items()}
     mean, std = _channel_stats(parts["train"].images)

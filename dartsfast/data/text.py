@@ -86,6 +86,11 @@ def resolve_corpus(spec: str) -> Corpus:
     return PydocCorpus() if spec == "pydoc" else Corpus(spec)
 
 
+def absolute_text(spec: str) -> str:
+    """Return ``spec`` with the folder that it names, if any, as an absolute path."""
+    return spec if spec == "pydoc" else str(Path(spec).expanduser().absolute())
+
+
 def corpus_files(path: str | Path) -> list[Path]:
     """Return the train, valid and test files of a folder in one of the layouts, else InputError."""
     folder = Path(path).expanduser()

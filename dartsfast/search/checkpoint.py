@@ -1,11 +1,17 @@
-"""Checkpoints that a kill at any moment cannot spoil."""
+"""Checkpoints that no kill, full disk or flipped bit can spoil unnoticed.
+
+A checkpoint is what ``torch.save`` writes, a zip archive, whose comment holds a checksum of all bytes
+before it: ``torch.load`` reads the file as any other, and we unpickle nothing that has changed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
+import struct
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,10 @@ import torch
 
 from dartsfast.errors import InputError
 
-FORMAT = "dartsfast search checkpoint 1"
+FORMAT = "dartsfast search checkpoint 2"
 CURRENT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+COMMENT = len("blake2b ") + 32  # bytes of the archive's comment, the checksum in hexadecimal digits
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -23,16 +30,33 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
     The file appears whole or not at all: it is written under another name, flushed to the disk and
     renamed.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the checkpoints before are as they were.
     """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    # The archive ends with the length of its comment, 0 so far.
+    body = buffer.getvalue()[:-2] + struct.pack("<H", COMMENT)
     current = folder / CURRENT
     temporary = folder / (CURRENT + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if current.exists():
-        os.replace(current, folder / PREVIOUS)
-    os.replace(temporary, current)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(body)
+            file.write(_checksum(body))
+            file.flush()
+            os.fsync(file.fileno())
+        if current.exists() and _is_whole(current.read_bytes()):  # else the one before is the better one
+            os.replace(current, folder / PREVIOUS)
+        os.replace(temporary, current)
+    except OSError as error:
+        before = "the one before is whole: make room, then go on with --resume"
+        remedy = before if has_checkpoint(folder) else "make room, or choose another folder"
+        raise OSError(
+            error.errno, f"cannot write the checkpoint {current} ({error.strerror}); {remedy}"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return current
 
 
@@ -68,18 +92,39 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: str) -> dict[str, Any]:
-    if not path.exists():
-        raise InputError(f"no checkpoint at {path}: give the folder of a run, or start without --resume")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise InputError(f"{path} is damaged (checksum of {damaged})")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from error
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"no checkpoint at {path}: give the folder of a run, or start without --resume"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path} ({error.strerror})") from error
+    if not _is_whole(content):
+        raise InputError(
+            f"{path} is damaged, was edited, or was not written by a dartsfast search "
+            "(its checksum does not match)"
+        )
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:  # another torch's format
+        raise InputError(f"torch {torch.__version__} cannot read {path} ({one_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} was not written by a dartsfast search (or by another version of it)")
     if state.get("kind") != kind:
         raise InputError(f"{path} belongs to a search of kind {state.get('kind')!r}, not {kind!r}")
     return state
+
+
+def one_line(error: Exception) -> str:
+    """Return all of an error's message in one line."""
+    return " ".join(str(error).split())
+
+
+def _checksum(body: bytes) -> bytes:
+    return b"blake2b " + hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+
+
+def _is_whole(content: bytes) -> bool:
+    body, comment = content[:-COMMENT], content[-COMMENT:]
+    return comment == _checksum(body)

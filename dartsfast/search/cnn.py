@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.architect import Architect
+from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.utils import accuracy
-from dartsfast.data import Batches, ImageSource, ImageTask, Subset, load_images
+from dartsfast.data import (
+    Batches,
+    ImageSource,
+    ImageTask,
+    Subset,
+    absolute_images,
+    image_fingerprint,
+    load_images,
+)
 from dartsfast.errors import InputError
 from dartsfast.search.config import CNNConfig
-from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
+from dartsfast.search.fit import match
+from dartsfast.search.loop import Iteration, Search, SearchResult
+from dartsfast.search.runs import run_search
 
 
 class CNNSearch(Search):
     """A CNN search between two iterations."""
 
     kind = "cnn"
+    alpha_shapes = dict.fromkeys(("alphas_normal", "alphas_reduce"), (2 + 3 + 4 + 5, len(PRIMITIVES)))
+    metrics = ("loss", "acc")
+    scheduled = ("lr",)
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__(config)
@@ -33,6 +48,7 @@ class CNNSearch(Search):
             image_size=config.image_size,
         )
         self._check_size(task)
+        self.fingerprint = image_fingerprint(task)
         torch.manual_seed(config.seed)
         model = Network(
             config.init_channels,
@@ -59,6 +75,11 @@ class CNNSearch(Search):
         self.check = self._stream(task.valid, task, "check", augment=False)
         self.work = len(self.train)
         self.every = config.report_freq
+
+    @staticmethod
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+        return absolute_images(data)
 
     def _check_size(self, task: ImageTask) -> None:
         height, width = task.train.gather(torch.tensor([0])).shape[-2:]
@@ -143,6 +164,7 @@ class CNNSearch(Search):
         self.model.eval()
         loss = correct = count = 0.0
         for x, y in self.check.iterate(0):
+            self.stop.check()
             logits = self.model(x)
             loss += self.model._criterion(logits, y).item() * len(y)
             correct += accuracy(logits, y)[0].item() * len(y)
@@ -152,6 +174,25 @@ class CNNSearch(Search):
     def extra_state(self) -> dict[str, Any]:
         """Return the schedule; batches are a function of epoch and step."""
         return {"scheduler": self.scheduler.state_dict()}
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Raise InputError unless step, count and schedule go together."""
+        match("extra", self.extra_state(), state["extra"])
+        batch, images = self.config.batch_size, len(self.train.source)
+        if state["step"] > len(self.train) or state["count"] != min(state["step"] * batch, images):
+            raise InputError(
+                f"step is {state['step']} after {state['count']:g} images, in an epoch of {len(self.train)} "
+                f"steps and {images} images"
+            )
+        kept, fresh, epoch = state["extra"]["scheduler"], self.scheduler.state_dict(), state["epoch"]
+        (lr,), (first,), last = kept["_last_lr"], fresh["base_lrs"], fresh["eta_min"]
+        planned = last + (first - last) * (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
+        if abs(lr - planned) > 1e-6 * first or lr != state["optimizer"]["param_groups"][0]["lr"]:
+            raise InputError(f"the learning rate is {lr} in epoch {epoch}, planned is {planned}")
+        expected = {**fresh, "last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": [lr]}
+        for name, value in expected.items():
+            if kept[name] != value:
+                raise InputError(f"extra.scheduler.{name} is {kept[name]}, not {value}")
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back the schedule."""
@@ -174,13 +215,18 @@ def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> Search
     Args:
         config: options, the original's names and defaults.
         resume: folder or checkpoint of a run to go on with, under its own configuration; of ``config``
-            only ``device`` and ``checkpoint_seconds`` are taken.
+            only ``device``, ``checkpoint_seconds`` and, other than its default, ``data`` are taken: where
+            the run's data lie now. A run that is finished says so, and its result is returned.
 
     Returns:
         The genotype, the alphas, the history, and where everything lies.
 
     Raises:
-        InputError: options or data that cannot work, before any work is done.
+        InputError: options or data that cannot work, before any work is done; a folder that another process
+            uses; a checkpoint that is damaged, or of other data.
         DivergedError: a loss became NaN; the checkpoints of the run are from before.
+        SearchStopped: a ``KeyboardInterrupt``, by Ctrl-C, SIGTERM or SIGHUP: a checkpoint is saved first.
+            Only in the main thread, and only for signals that the program has no handlers for.
+        OSError: what a run leaves cannot be written, as on a full disk; the last checkpoint is whole.
     """
     return run_search(CNNSearch, config, resume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,22 @@ class CommonConfig:
     capture: bool = option(False, "run iterations as CUDA graphs, where the device has them")
     checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
 
+    def __post_init__(self) -> None:
+        # Checkpoints hold plain values, of one type each.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, field.name, os.fspath(value))
+            elif type(value) is int and isinstance(field.default, float):
+                object.__setattr__(self, field.name, float(value))
+
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
+            wanted: Any = type(field.default)
+            if type(value) is not wanted:
+                raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
             if choices and value not in choices:
                 raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
             if isinstance(value, float) and not math.isfinite(value):

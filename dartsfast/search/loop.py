@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,22 @@ import torch
 from torch import Tensor
 
 from dartsfast.bilevel.guard import random_state, set_random_state
-from dartsfast.errors import DivergedError, InputError
+from dartsfast.errors import DivergedError, InputError, SearchStopped
 from dartsfast.genotypes import AnyGenotype
 from dartsfast.search.capture import Captured
-from dartsfast.search.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from dartsfast.search.checkpoint import save_checkpoint
 from dartsfast.search.config import CommonConfig
+from dartsfast.search.fit import check_progress, match, match_optimizer
+from dartsfast.search.interrupts import Stop, StopAsked, signal_name, stop_signals
 from dartsfast.search.report import Report
+
+HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
+
+# What a checkpoint holds, beside its format.
+STATE = (
+    "format", "kind", "config", "model", "optimizer", "arch_optimizer", "random", "epoch", "step", "sums",
+    "count", "seconds", "history", "extra", "data",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,15 @@ class Search(ABC):
     """A search between two iterations. Subclasses build the networks and say what an iteration is."""
 
     kind: str
+    alpha_shapes: dict[str, tuple[int, int]]  # by their names in the model's state_dict
+    metrics: tuple[str, ...]  # what iterations record
+    scheduled: tuple[str, ...] = ()  # options of the weights' optimiser that change on the way
     model: Any
     optimizer: torch.optim.Optimizer
     architect: Any
     work: int  # units of progress an epoch
     every: int  # iterations between lines where the output is no terminal
+    fingerprint: dict[str, Any]  # of the data, see dartsfast.data.fingerprint
 
     def __init__(self, config: CommonConfig) -> None:
         config.check()
@@ -72,6 +88,12 @@ class Search(ABC):
         self.seconds = 0.0  # time spent in this epoch, over all its resumptions
         self.history: list[dict[str, Any]] = []
         self.captured: Captured | None = None
+        self.stop = Stop()
+
+    @staticmethod
+    @abstractmethod
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
 
     def run_iteration(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
         """Run :meth:`iteration`, with ``capture`` from a recording, which is of these ``numbers``."""
@@ -109,6 +131,10 @@ class Search(ABC):
     @abstractmethod
     def extra_state(self) -> dict[str, Any]:
         """Return what this kind of search must keep in a checkpoint beyond the common state."""
+
+    @abstractmethod
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Raise InputError unless what ``state`` says of step, count and extra goes together here."""
 
     @abstractmethod
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -164,7 +190,20 @@ class Search(ABC):
             "seconds": self.seconds,
             "history": self.history,
             "extra": self.extra_state(),
+            "data": self.fingerprint,
         }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise InputError unless this search, not begun yet, can continue from a checkpoint's ``state``."""
+        check_progress(self.config.epochs, self.metrics, state)
+        fresh = self.state()
+        for name in ("kind", "model"):
+            match(name, fresh[name], state[name])
+        match("random", fresh["random"][:1], state["random"][:1])
+        begun = state["epoch"] + state["step"] > 0
+        match_optimizer("optimizer", self.optimizer, state["optimizer"], begun=begun, moving=self.scheduled)
+        match_optimizer("arch_optimizer", self.architect.optimizer, state["arch_optimizer"], begun=begun)
+        self.check_extra_state(state)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's ``state``."""
@@ -178,15 +217,36 @@ class Search(ABC):
         set_random_state(state["random"])
 
     def run(self, out: Path) -> SearchResult:
-        """Search to the last epoch, leaving everything in ``out``."""
+        """Search to the last epoch, leaving everything in ``out``.
+
+        Raises:
+            SearchStopped: by a signal, after a checkpoint; by a second Ctrl-C, without one.
+        """
         checkpoint = self._save(out)
+        try:
+            with stop_signals() as self.stop:
+                checkpoint = self._run_epochs(out, checkpoint)
+        except StopAsked:
+            assert self.stop.signum is not None
+            raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
+        except KeyboardInterrupt as error:
+            raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
+        alphas = {name: table[0].detach().cpu().clone() for name, table in self.alpha_tables().items()}
+        return SearchResult(self.model.genotype(), alphas, self.history, out, checkpoint)
+
+    def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
+        """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
         with Report(
             out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history
         ) as report:
             self._introduce(report, out)
             while self.epoch < self.config.epochs:
-                self._run_iterations(report, out)
-                row = {"epoch": self.epoch, **self.finish_epoch()}
+                try:
+                    self._run_iterations(report, out)
+                    row = {"epoch": self.epoch, **self.finish_epoch()}
+                except StopAsked:
+                    self._save(out)
+                    raise
                 row["seconds"] = self.seconds
                 for name, value in row.items():
                     if not math.isfinite(value):
@@ -196,8 +256,8 @@ class Search(ABC):
                 self.epoch += 1
                 self.step, self.sums, self.count, self.seconds = 0, {}, 0.0, 0.0
                 checkpoint = self._save(out)
-        alphas = {name: table[0].detach().cpu().clone() for name, table in self.alpha_tables().items()}
-        return SearchResult(self.model.genotype(), alphas, self.history, out, checkpoint)
+                self.stop.check()
+        return checkpoint
 
     def _run_iterations(self, report: Report, out: Path) -> None:
         saved = began = time.perf_counter()
@@ -206,9 +266,22 @@ class Search(ABC):
             self.seconds += now - began
             began = now
             report.iteration(self.epoch, iteration.done, self.step, iteration.metrics)
+            self.stop.check()
             if now - saved >= self.config.checkpoint_seconds:
                 self._save(out)
                 saved = time.perf_counter()
+
+    def _stopped(self, out: Path, signum: int, saved: str) -> SearchStopped:
+        done = self.epoch == self.config.epochs
+        place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
+        command = ["dartsfast", "search", self.kind, "--resume", str(out.absolute())]
+        for field in dataclasses.fields(self.config):
+            value = getattr(self.config, field.name)
+            if field.name in HERE and value != field.default:
+                command += [f"--{field.name}", str(value)]
+        return SearchStopped(
+            f"stopped by {signal_name(signum)} {place}; {saved}. Go on with: {shlex.join(command)}", signum
+        )
 
     def _introduce(self, report: Report, out: Path) -> None:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
@@ -242,33 +315,3 @@ def resolve_device(device: str) -> torch.device:
             f"device {device!r} is not here (CUDA devices: {torch.cuda.device_count()}): use --device cpu"
         )
     return found
-
-
-def run_search(search_cls: Callable[[Any], Search], config: Any, resume: str | Path | None) -> SearchResult:
-    """Start the search that ``config`` describes, or go on with the run at ``resume``."""
-    kind = search_cls.kind  # type: ignore[attr-defined]
-    if resume is None:
-        search = search_cls(config)
-        return search.run(_new_folder(config.out, kind))
-    path = Path(resume)
-    state = load_checkpoint(path, kind)
-    here = {"device": config.device, "checkpoint_seconds": config.checkpoint_seconds}
-    try:
-        search = search_cls(type(config)(**{**state["config"], **here}))
-        search.load_state(state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"the checkpoint in {path} does not fit this version or this data ({str(error).splitlines()[0]})"
-        ) from error
-    return search.run(path if path.is_dir() else path.parent)
-
-
-def _new_folder(name: str, kind: str) -> Path:
-    out = Path(name or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if has_checkpoint(out):
-        raise InputError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out} ({error}): choose another --out") from error
-    return out

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dartsfast.data import resolve_corpus
+from dartsfast.data import absolute_text, resolve_corpus, text_fingerprint
 from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import batchify, get_batch, search_loss
 from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
-from dartsfast.search.loop import Iteration, Search, SearchResult, run_search
+from dartsfast.search.fit import match
+from dartsfast.search.loop import Iteration, Search, SearchResult
+from dartsfast.search.runs import run_search
 
 EVAL_BATCH_SIZE = 10
 
@@ -26,10 +28,13 @@ class RNNSearch(Search):
     """An RNN search between two iterations."""
 
     kind = "rnn"
+    alpha_shapes = {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
+    metrics = ("loss",)
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
         corpus = resolve_corpus(config.data)
+        self.fingerprint = text_fingerprint(corpus)
         self.train = self._columns(corpus.train, config.batch_size, "train")
         self.valid = self._columns(corpus.valid, config.batch_size, "valid")
         self.check = self._columns(corpus.valid, EVAL_BATCH_SIZE, "valid")
@@ -56,6 +61,11 @@ class RNNSearch(Search):
         self.hidden_valid: Any = None
         self.work = len(self.train) - 2
         self.every = config.log_interval
+
+    @staticmethod
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+        return absolute_text(data)
 
     def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
         # A batch needs a row to read and one to predict, and train() stops a row early.
@@ -131,6 +141,7 @@ class RNNSearch(Search):
         hidden = self.model.init_hidden(EVAL_BATCH_SIZE)
         total, rows = 0.0, 0
         for i in range(0, len(self.check) - 1, self.config.bptt):
+            self.stop.check()
             x, y = get_batch(self.check, i, self.config)
             loss, hidden = self.model._loss(hidden, x, y)
             total += loss.item() * len(x)
@@ -145,6 +156,19 @@ class RNNSearch(Search):
             "hidden_valid": None if self.hidden_valid is None else list(self.hidden_valid),
             "lengths": self.lengths.get_state(),
         }
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Raise InputError unless step, count and the place in the text go together."""
+        step, begun = state["step"], state["epoch"] + state["step"] > 0
+        hidden = list(self.model.init_hidden(self.config.batch_size)) if begun else None
+        match("extra", {**self.extra_state(), "hidden": hidden, "hidden_valid": hidden}, state["extra"])
+        position, bptt = state["extra"]["position"], self.config.bptt
+        if position < 0 or state["count"] > max(position, 0):
+            raise InputError(f"position is {position} after {state['count']:g} rows")
+        if step and not step * max(bptt // 2, 1) <= position <= min(step * bptt, len(self.train) + bptt):
+            raise InputError(f"step is {step} at row {position}, in an epoch of {len(self.train)} rows")
+        if bool(step) != bool(state["count"]):
+            raise InputError(f"count is {state['count']} after {step} steps")
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` returned."""

@@ -1,0 +1,152 @@
+"""Whether what a checkpoint holds can be the state of a search: looked at whole before any of it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dartsfast.errors import InputError
+
+
+def restored_config(config_cls: Any, values: Any) -> Any:
+    """Return the configuration of a run from a checkpoint's ``values``.
+
+    Raises:
+        InputError: an option that is unknown, missing, or cannot work.
+    """
+    match_keys("config", {field.name for field in dataclasses.fields(config_cls)}, values)
+    config = config_cls(**values)
+    config.check()
+    return config
+
+
+def match_keys(place: str, wanted: set[Any], found: Any) -> None:
+    """Raise InputError unless ``found`` is a dict with exactly the keys ``wanted``."""
+    if not isinstance(found, dict):
+        raise InputError(f"{place} is {_shown(found)}, not a dict")
+    for what, keys in (("lacks", wanted - found.keys()), ("has, unknown here,", found.keys() - wanted)):
+        if keys:
+            raise InputError(f"{place} {what} {', '.join(sorted(map(str, keys)))}")
+
+
+def match(place: str, wanted: Any, found: Any) -> None:
+    """Raise InputError unless ``found`` has the structure, types, shapes and dtypes of ``wanted``.
+
+    Numbers must be finite; an empty list or dict in ``wanted`` says nothing of what it will hold.
+    """
+    kind = next((kind for kind in (dict, Tensor) if isinstance(wanted, kind)), type(wanted))
+    if not (isinstance(found, kind) if kind in (dict, Tensor) else type(found) is kind):
+        raise InputError(f"{place} is {_shown(found)}, not of type {kind.__name__}")
+    if isinstance(wanted, dict) and wanted:
+        match_keys(place, set(wanted), found)
+        for key in wanted:
+            match(f"{place}.{key}", wanted[key], found[key])
+    if isinstance(wanted, (list, tuple)) and wanted:
+        if len(found) != len(wanted):
+            raise InputError(f"{place} has {len(found)} entries, not {len(wanted)}")
+        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            match(f"{place}[{i}]", a, b)
+    if isinstance(wanted, Tensor) and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        raise InputError(
+            f"{place} is {found.dtype} {list(found.shape)}, not {wanted.dtype} {list(wanted.shape)}"
+        )
+    check_finite(place, found)
+
+
+def check_finite(place: str, found: Any) -> None:
+    """Raise InputError for a NaN or infinite number or tensor anywhere in ``found``."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            check_finite(f"{place}.{key}", value)
+    elif isinstance(found, (list, tuple)):
+        for i, value in enumerate(found):
+            check_finite(f"{place}[{i}]", value)
+    elif isinstance(found, Tensor):
+        if not bool(found.isfinite().all()):
+            raise InputError(f"{place} is not finite")
+    elif isinstance(found, float) and not math.isfinite(found):
+        raise InputError(f"{place} is {found}")
+
+
+def match_optimizer(
+    place: str, optimizer: torch.optim.Optimizer, found: Any, *, begun: bool, moving: tuple[str, ...] = ()
+) -> None:
+    """Raise InputError unless ``found`` is a state of ``optimizer`` under the same options.
+
+    Args:
+        place: what messages call it.
+        optimizer: an SGD or Adam that has taken no step.
+        found: what its ``state_dict`` returned in another process.
+        begun: it has taken steps.
+        moving: options that change on the way.
+    """
+    fresh = optimizer.state_dict()
+    match(place, {**fresh, "state": {}}, found)
+    for i, (group, given) in enumerate(zip(fresh["param_groups"], found["param_groups"], strict=True)):
+        for name in group.keys() - {"capturable", *moving}:  # capturable is the device's
+            if given[name] != group[name]:
+                raise InputError(
+                    f"{place}.param_groups[{i}].{name} is {_shown(given[name])}, not {_shown(group[name])}"
+                )
+    adam = isinstance(optimizer, torch.optim.Adam)
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    for i, state in found["state"].items():
+        here = f"{place}.state[{_shown(i)}]"
+        if i not in range(len(parameters)):
+            raise InputError(f"{here} is of none of the {len(parameters)} parameters")
+        kept = {"exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+        match_keys(here, kept | {"step"} if adam else kept, state)
+        for name in kept:
+            match(f"{here}.{name}", parameters[i], state[name])
+        if adam:
+            match(f"{here}.step", torch.tensor(1.0), state["step"])
+            if not state["step"] >= 1:
+                raise InputError(f"{here}.step is {state['step'].item()}")
+    if (adam or optimizer.defaults["momentum"]) and bool(found["state"]) != begun:
+        raise InputError(f"{place}.state has {len(found['state'])} entries, begun: {begun}")
+
+
+def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any]) -> None:
+    """Raise InputError unless a checkpoint's ``state`` is of a moment in a search of ``epochs`` epochs.
+
+    Args:
+        epochs: those of the whole search.
+        metrics: names of what its iterations record.
+        state: with ``epoch``, ``step``, ``sums``, ``count``, ``seconds`` and ``history``.
+    """
+    for name, like in (("epoch", 0), ("step", 0), ("count", 0.0), ("seconds", 0.0), ("history", [])):
+        match(name, like, state[name])
+        if name != "history" and state[name] < 0:
+            raise InputError(f"{name} is {state[name]}")
+    epoch, step, history = state["epoch"], state["step"], state["history"]
+    if epoch > epochs or (step and epoch == epochs):
+        raise InputError(f"epoch is {epoch} and step {step}, in a search of {epochs} epochs")
+    match("sums", dict.fromkeys(metrics, 0.0) if step else {}, state["sums"])
+    if bool(state["sums"]) != bool(step):
+        raise InputError(f"sums has {len(state['sums'])} entries after {step} steps")
+    if len(history) != epoch:
+        raise InputError(f"history has {len(history)} epochs, and {epoch} are done")
+    for i, row in enumerate(history):
+        if not isinstance(row, dict) or row.get("epoch") != i:
+            raise InputError(f"history[{i}] is {_shown(row)}, not the row of epoch {i}")
+        for name, value in row.items():
+            if not isinstance(name, str) or type(value) not in (int, float):
+                raise InputError(f"history[{i}] has {_shown(name)}: {_shown(value)}, not a number")
+
+
+def check_pieces(data: Any) -> None:
+    """Raise InputError unless ``data`` has the form of a fingerprint."""
+    match("data", {}, data)
+    for name, part in data.items():
+        match(f"data.{name}", {"unit": "", "count": 0, "by": "", "pieces": {}}, part)
+        for piece, value in part["pieces"].items():
+            match(f"data.{name}.pieces[{_shown(piece)}]", [0, ""], value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

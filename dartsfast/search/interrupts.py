@@ -1,0 +1,72 @@
+"""Ctrl-C and the signals that end a job stop a search where it can go on to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TWICE = 0.3  # seconds within which a second Ctrl-C is the first one, handed on by a program around us
+
+
+class StopAsked(Exception):  # noqa: N818
+    """Unwinds to the loop from a place where the state of a search can be saved."""
+
+
+class Stop:
+    """Whether a signal has asked the search to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def check(self) -> None:
+        """Raise StopAsked if a signal has come."""
+        if self.signum is not None:
+            raise StopAsked
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Within, the first of :data:`SIGNALS` only asks to stop, and a second Ctrl-C strikes as it always did.
+
+    Only the main thread can have this, and only signals that nobody has handlers for: those of the program
+    around stay its own, and what it ignores (``nohup``) stays ignored. All are put back at the end.
+    """
+    stop = Stop()
+    asked = 0.0
+    before: dict[int, Any] = {}
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        now = time.monotonic()
+        if stop.signum is None:
+            stop.signum, asked = signum, now
+            # Not print: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\ndartsfast: {signal_name(signum)}: saving a checkpoint after this iteration"
+                            " (Ctrl-C again: stop at once)\n".encode())  # fmt: skip
+        elif signum == signal.SIGINT and now - asked > TWICE:
+            signal.signal(signum, before[signum])
+            signal.raise_signal(signum)
+
+    if threading.current_thread() is threading.main_thread():
+        for each in SIGNALS:
+            if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
+                before[each] = signal.signal(each, handler)
+    try:
+        yield stop
+    finally:
+        for signum, action in before.items():
+            signal.signal(signum, action)
+
+
+def signal_name(signum: int) -> str:
+    """Return what a user calls the signal."""
+    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
