@@ -223,7 +223,7 @@ def absolute_images(spec: str) -> str:
     if Path(spec).expanduser().is_dir():
         spec = f"cifar10:{spec}"
     name, _, folder = spec.partition(":")
-    return f"{name}:{Path(folder).expanduser().absolute()}" if folder else spec
+    return f"{name}:{Path(folder).expanduser().absolute()}" if folder and "/" not in name else spec
 
 
 def _photos(train_portion: float) -> ImageTask:

@@ -187,8 +187,9 @@ class CNNSearch(Search):
         kept, fresh, epoch = state["extra"]["scheduler"], self.scheduler.state_dict(), state["epoch"]
         (lr,), (first,), last = kept["_last_lr"], fresh["base_lrs"], fresh["eta_min"]
         planned = last + (first - last) * (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
-        if abs(lr - planned) > 1e-6 * first or lr != state["optimizer"]["param_groups"][0]["lr"]:
-            raise InputError(f"the learning rate is {lr} in epoch {epoch}, planned is {planned}")
+        for rate in (lr, state["optimizer"]["param_groups"][0]["lr"]):
+            if abs(rate - planned) > 1e-6 * first or rate != lr:
+                raise InputError(f"the learning rate is {rate} in epoch {epoch}, planned is {planned}")
         expected = {**fresh, "last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": [lr]}
         for name, value in expected.items():
             if kept[name] != value:
