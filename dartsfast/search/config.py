@@ -32,7 +32,11 @@ class CommonConfig:
     backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS))
     memory: str = option("store", "keep activations, or compute them again in the backward", MEMORY_MODES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    capture: bool = option(False, "run iterations as CUDA graphs, where the device has them")
+    capture: bool | None = option(
+        None,
+        "run iterations as CUDA graphs: must, or must not; left alone: on CUDA, but as they are, aloud, "
+        "where they cannot be recorded",
+    )
     checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
 
     def __post_init__(self) -> None:
