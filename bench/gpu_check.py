@@ -101,7 +101,7 @@ class Run:
         self.outcomes: list[Outcome] = []
 
     def run(self) -> int:
-        """Run the stages and print the tables; return 1 where one is wrong, failed or took too long, else 0."""
+        """Run the stages, print tables; return 1 where one is wrong, failed or took too long, else 0."""
         self.log.write_text("", encoding="utf-8")
         began, stopped = time.monotonic(), ""
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
