@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,17 @@ class Stage:
 
 
 STAGES = (
-    Stage("versions", "versions, device, ceilings", 30, needed=True),
-    Stage("build", "the native extension", 70),
-    Stage("warm", "all kernels compiled", 90, needed=True),
-    Stage("deep", "doctor --deep", 30, needed=True),
+    Stage("versions", "versions, device, ceilings", 25, needed=True),
+    Stage("build", "the native extension", 60),
+    Stage("warm", "all kernels compiled", 85, needed=True),
+    Stage("deep", "doctor --deep", 25, needed=True),
     Stage("operators", "operators against their oracles", 50, needed=True, interpreted=True),
-    Stage("networks", "small networks: right, and the same bits", 45, needed=True),
+    Stage("networks", "small networks: right, and the same bits", 50, needed=True),
     Stage("paper:1", "the paper's searches, first order", 45),
     Stage("profiled", "kernels of an iteration against the model", 25),
     Stage("paper:2", "the paper's searches, second order", 50),
-    Stage("counters", "hardware counters of the heaviest kernels", 20),
-    Stage("sanitized", "compute-sanitizer: memcheck, racecheck", 25, interpreted=True),
+    Stage("counters", "hardware counters of the heaviest kernels", 35),
+    Stage("sanitized", "compute-sanitizer: memcheck, racecheck", 30, interpreted=True),
 )
 """In order: right numbers first, so that a check which is cut off has said what matters."""
 SECONDS = sum(stage.seconds for stage in STAGES)
@@ -90,29 +90,38 @@ class Run:
         out: folder of what it leaves.
         rehearse: whether it is a rehearsal.
         stages: what runs.
+        seconds: what they may take together; none: their shares.
         package: module that the stages are in.
     """
 
     def __init__(
-        self, out: Path, *, rehearse: bool, stages: Sequence[Stage] = STAGES, package: str = "bench.gpu"
+        self,
+        out: Path,
+        *,
+        rehearse: bool,
+        stages: Sequence[Stage] = STAGES,
+        seconds: float | None = None,
+        package: str = "bench.gpu",
     ) -> None:
         self.out, self.rehearse, self.stages, self.package = out, rehearse, stages, package
+        self.seconds = seconds
         self.log = out / "gpu_check.log"
         self.outcomes: list[Outcome] = []
 
     def run(self) -> int:
         """Run the stages, print tables; return 1 where one is wrong, failed or took too long, else 0."""
         self.log.write_text("", encoding="utf-8")
-        began, stopped = time.monotonic(), ""
+        began, stopped, left = time.monotonic(), "", sum(stage.seconds for stage in self.stages)
+        total = self.seconds or left
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
             self.folder = Path(name)
             self.environment = environment(self.folder, rehearse=self.rehearse)
-            ends = accumulate(stage.seconds for stage in self.stages)
-            for stage, end in zip(self.stages, ends, strict=True):
+            for stage in self.stages:
+                left -= stage.seconds  # of the stages to come
                 if stopped:
                     self._note(Outcome(stage.name, stage.about, NOT_RUN, stopped))
                     continue
-                limit = REHEARSAL_SECONDS if self.rehearse else end - (time.monotonic() - began)
+                limit = REHEARSAL_SECONDS if self.rehearse else total - left - (time.monotonic() - began)
                 outcome = self._stage(stage, limit)
                 self._note(outcome)
                 if outcome.outcome == WRONG or outcome.outcome == FAILED and stage.needed:
@@ -256,8 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [stage for stage in STAGES if stage.name in args.stages]
-    return Run(out, rehearse=args.rehearse, stages=chosen).run()
+    # Others read what the first finds.
+    chosen = [stage for stage in STAGES if stage.name in (STAGES[0].name, *args.stages)]
+    return Run(out, rehearse=args.rehearse, stages=chosen, seconds=SECONDS).run()
 
 
 if __name__ == "__main__":

@@ -132,6 +132,12 @@ def test_a_search_captures_on_cuda_unless_told_not_to(kind, given, device, captu
     search = SimpleNamespace(config=config, device=torch.device(device))
     assert Search._captures.fget(search) is captures
     assert (config.capture is True) is ("--capture" in given)
+    config.check()
+
+
+def test_a_capture_that_is_neither_yes_nor_no_is_refused():
+    with pytest.raises(InputError, match="capture must be of type bool, got 1"):
+        CNNConfig(capture=1).check()
 
 
 class Waits(TorchDispatchMode):

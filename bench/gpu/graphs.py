@@ -12,6 +12,8 @@ import torch
 from bench.peers import Iteration
 from dartsfast.search import capture
 
+WARM_UP = 2
+
 
 def capturable(iteration: Iteration) -> None:
     """Let the alphas' optimiser count its steps on the device, as recordings need."""
@@ -22,8 +24,12 @@ def capturable(iteration: Iteration) -> None:
         state["step"] = state["step"].to(group["params"][0].device)
 
 
-def recorded(iteration: Iteration, order: int, place: torch.device) -> Callable[[], Any]:
-    """Return what replays an iteration; it has run once, then was recorded and replayed.
+def recorded(
+    iteration: Iteration, order: int, place: torch.device, *, warm_up: int = WARM_UP
+) -> Callable[[], Any]:
+    """Return what replays an iteration; it has run ``warm_up`` times, then was recorded and replayed.
+
+    A second one meets what a first has not, such as the momentum; what it launches must be loaded by then.
 
     Raises:
         InputError: it cannot be recorded.
@@ -35,8 +41,8 @@ def recorded(iteration: Iteration, order: int, place: torch.device) -> Callable[
 
     capturable(iteration)
     captured = capture.Captured(step, place, required=True)
-    with mock.patch.object(capture, "WARM_UP", 1):
-        for _ in range(2):
+    with mock.patch.object(capture, "WARM_UP", warm_up):
+        for _ in range(warm_up + 1):
             captured(numbers=())
     return lambda: captured(numbers=())
 

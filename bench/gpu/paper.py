@@ -17,7 +17,7 @@ import torch
 
 from bench.device import open_device
 from bench.gpu.cases import REHEARSED_SIZES
-from bench.gpu.graphs import capturable, playing, recorded
+from bench.gpu.graphs import WARM_UP, capturable, playing, recorded
 from bench.gpu.stage import Check
 from bench.peers import Iteration, Peer, Workload
 from bench.timing import interleaved
@@ -86,7 +86,7 @@ def _prepared(
         graph = f"{name}, graph"
         try:
             memory[graph] = device.peak_megabytes(
-                partial(_record, calls, graph, iteration, order, way.autocast, check.place)
+                partial(_record, calls, graph, iteration, order, way, check.place)
             )
         except InputError as error:
             check.row(network=network, order=order, way=graph, failed=str(error))
@@ -104,11 +104,11 @@ def _record(
     name: str,
     iteration: Iteration,
     order: int,
-    autocast: bool,
+    way: Way,
     place: torch.device,
 ) -> None:
-    with _rounding(autocast, iteration):
-        calls[name] = recorded(iteration, order, place)
+    with _rounding(way.autocast, iteration):
+        calls[name] = recorded(iteration, order, place, warm_up=1 if way.eager else WARM_UP)
 
 
 def _rounding(autocast: bool, iteration: Iteration) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from bench.gpu.stage import NotRun
 
-FOLDERS = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute", "/usr/local/cuda/compute-sanitizer")
+FOLDERS = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*", "/usr/local/cuda/compute-sanitizer")
 
 
 def find(tool: str) -> str:
@@ -19,12 +20,11 @@ def find(tool: str) -> str:
     Raises:
         NotRun: nowhere.
     """
-    found = shutil.which(tool) or next(
-        (p for p in (f"{f}/{tool}" for f in FOLDERS) if Path(p).exists()), None
-    )
-    if found is None:
+    found = shutil.which(tool)
+    beside = [path for folder in FOLDERS for path in sorted(glob.glob(f"{folder}/{tool}"))]
+    if found is None and not beside:
         raise NotRun(f"{tool} is neither on PATH nor in {', '.join(FOLDERS)}")
-    return found
+    return found or beside[-1]
 
 
 def output(command: Sequence[str], seconds: float) -> tuple[int, str]:

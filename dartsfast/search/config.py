@@ -52,7 +52,9 @@ class CommonConfig:
         """Raise InputError for the first option that cannot work."""
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
-            wanted: Any = type(field.default)
+            if field.default is None and value is None:  # left alone, of yes and no
+                continue
+            wanted: Any = bool if field.default is None else type(field.default)
             if type(value) is not wanted:
                 raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
             if choices and value not in choices:
