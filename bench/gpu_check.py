@@ -204,7 +204,9 @@ def environment(folder: Path, *, rehearse: bool) -> dict[str, str]:
     (package / "kernels").symlink_to(ROOT / "kernels")
     paths = [str(folder), str(ROOT), str(ROOT / "tests")]
     found = {
-        name: value for name, value in os.environ.items() if not name.startswith(("DARTSFAST_", "TRITON_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DARTSFAST_") and name != "TRITON_INTERPRET"
     }
     found |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     if rehearse:

@@ -21,8 +21,8 @@ GRAPH_SECONDS = 2e-6  # between launches in a graph
 ROUND_SECONDS = 0.4e-6  # a trip to memory, and a sum over a block's threads after it
 STOCK_SECONDS = 6e-6  # of the host, a stock operator
 # Of the host, a Triton kernel: what its operator does in Python, and what Triton's launcher does for every
-# argument. Fitted to operators' own times on a server's core: norm_stats_ 84 us, mixed_sum 155, the backward of
-# branch_conv 180 to 580.
+# argument. Fitted to operators' own times on a server's core: norm_stats_ 84 us, mixed_sum 155, the backward
+# of branch_conv 180 to 580.
 KERNEL_SECONDS, ARGUMENT_SECONDS = 65e-6, 1.5e-6
 
 
