@@ -6,7 +6,8 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
 
-.PHONY: install search test test-oldest interpret lint sanitize sanitize-address sanitize-undefined bench
+.PHONY: install search test test-oldest interpret lint gpu gpu-rehearsal sanitize sanitize-address \
+	sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
 # then built with that torch, not with a second copy in a build environment.
@@ -25,6 +26,7 @@ search: install
 test: install lint
 	$(BIN)/python -m pytest
 	$(MAKE) interpret
+	$(MAKE) gpu-rehearsal
 
 # The oldest torch that is supported: the kernels compile with its headers, and the library that was built with
 # today's runs there.
@@ -46,6 +48,14 @@ $(OLDEST)/.installed:
 interpret: install
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py \
 		tests/triton_kernels tests/triton_ladder
+
+# On a machine with a GPU and torch: nothing is installed, PYTHON's own packages serve.
+gpu:
+	$(PYTHON) bench/gpu_check.py
+
+# Every stage of it without a GPU.
+gpu-rehearsal: install
+	$(BIN)/python bench/gpu_check.py --rehearse --out runs/gpu-rehearsal
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""What a launch costs: the bytes it touches and the operations it executes, from its own arguments.
+"""What a launch costs, from its own arguments: bytes, operations, rounds of memory, and the host's arguments.
 
 A Triton kernel that is not in :data:`OPERATIONS` raises, so that none is forgotten. A fused multiply-add is
-two operations; what padded lanes do is not counted.
+two operations; what padded lanes do is not counted. A round is a trip to memory that the one before it must
+have ended for: a program that goes through its pixels or partial results in blocks makes one after the
+other, and where few programs run, nothing hides them.
 """
 
 from __future__ import annotations
@@ -17,16 +19,28 @@ from torch.utils._pytree import tree_leaves
 Arguments = Mapping[str, Any]
 Grid = tuple[int, ...]
 Operations = Callable[[Arguments, Grid], int]
+Rounds = Callable[[Arguments, Grid], int]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch: its kernel or stock operator, bytes touched and floating point operations."""
+    """A launch.
+
+    Attributes:
+        name: its kernel or stock operator.
+        bytes: what it touches.
+        operations: in floating point.
+        triton: whether it is a Triton kernel.
+        rounds: trips to memory one after the other within a program; 0 where others hide them.
+        arguments: what Triton's launcher looks at one by one, members of tuples each.
+    """
 
     name: str
     bytes: int
     operations: int
     triton: bool
+    rounds: int = 0
+    arguments: int = 0
 
 
 def extent(tensor: Tensor) -> int:
@@ -58,7 +72,11 @@ def kernel_launch(name: str, arguments: Arguments, grid: Grid) -> Launch:
     used = arguments
     if name == "input_gradient_kernel" and arguments["depthwise"] is not None:
         used = {key: value for key, value in arguments.items() if key not in IN_DT}
-    return Launch(name, touched(used, AGAIN.get(name, ())), OPERATIONS[name](arguments, grid), True)
+    rounds = ROUNDS[name](arguments, grid) if name in ROUNDS else 0
+    size = touched(used, AGAIN.get(name, ()))
+    return Launch(
+        name, size, OPERATIONS[name](arguments, grid), True, rounds, len(tree_leaves(dict(arguments)))
+    )
 
 
 def each(argument: str, operations: int) -> Operations:
@@ -81,6 +99,10 @@ def _depthwise(a: Arguments) -> int:
 def _pointwise(a: Arguments) -> int:
     """A pointwise convolution of every branch, its adjoint or the gradient of its weights."""
     return 2 * a["pixels"] * a["Ci"] * a["UI"] * a["Co"] * a["UO"] * _branches(a)
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
 
 
 OPERATIONS: dict[str, Operations] = {
@@ -112,6 +134,25 @@ OPERATIONS: dict[str, Operations] = {
     "rnn_node_backward_kernel": each("states", 130),
 }
 """Operations of a launch of every kernel."""
+
+ROUNDS: dict[str, Rounds] = {
+    "moments_kernel": lambda a, grid: 2 * _blocks(a["parts"], a["PARTS"]),
+    "sum_kernel": lambda a, grid: _blocks(a["parts"], a["PARTS"]),
+    "weight_sums_kernel": lambda a, grid: _blocks(a["parts"], a["PARTS"]),
+    "mixed_sum_means_kernel": lambda a, grid: (
+        _blocks(a["parts"], a["PARTS"]) * _blocks(a["units"] * a["UNIT"], a["BC"])
+    ),
+    "mixed_sum_backward_kernel": lambda a, grid: _blocks(a["pixels"], a["BP"] * grid[0]),
+    "fd_norm_join_kernel": lambda a, grid: 2 * _blocks(a["parts"], a["LANES"]),
+    "pointwise_gradient_kernel": lambda a, grid: _blocks(a["span"], a["BP"]),
+    # Through its pixels again for every block of taps.
+    "depthwise_gradient_kernel": lambda a, grid: (
+        _blocks(a["span"], a["BP"]) * max(_blocks(K * K, a["BT"]) for K in a["K"])
+    ),
+    "rnn_node_kernel": lambda a, grid: _blocks(a["B"], a["BB"]) * (a["P"] + (a["norm"] is None)),
+    "rnn_node_backward_kernel": lambda a, grid: _blocks(a["B"], a["BB"]) * (1 + a["OWN"]),
+}
+"""Rounds of a program of the kernels that go through pixels or partial results in a loop."""
 
 IN_DT = {"g", "z", "coef", "pointwise"}
 """What the kernel of the input gradient does not read where it is given dt, which was made of them."""

@@ -53,7 +53,8 @@ class Counter(TorchDispatchMode):
         if func.namespace == "dartsfast" and name in OPERATORS:
             return self._operator(OPERATORS[name], CONTRACTS[name], args)
         out = func(*args, **(kwargs or {}))
-        if name not in FREE:
+        # A view made in place (transpose_, detach_, as_strided_) is marked as a write, and writes nothing.
+        if name not in FREE and torch.Tag.inplace_view not in func.tags:
             self._stock(func, name, args, kwargs or {}, out)
         return out
 

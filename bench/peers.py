@@ -63,6 +63,10 @@ class Iteration(ABC):
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
 
+    def run_in_place(self, order: int) -> None:
+        """Do the same so that it can be recorded: what the next one reads lies where this one read it."""
+        self.run(order)
+
     def loss_and_gradients(self) -> list[Tensor]:
         """Return the training loss and its gradients by all alphas and all weights, each flat."""
         loss = self.train_loss()

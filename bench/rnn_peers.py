@@ -62,7 +62,7 @@ class RNNIteration(Iteration):
         self.train, self.valid = _batch(size, 1, device), _batch(size, 2, device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), SEARCH.lr, weight_decay=SEARCH.wdecay)
         self.architect = Architect(self.model, SEARCH)
-        self.hidden = self.hidden_valid = self.model.init_hidden(size.batch)
+        self.hidden, self.hidden_valid = (self.model.init_hidden(size.batch) for _ in range(2))
 
     def step_alphas(self, order: int) -> None:
         """Move the alphas by a gradient of ``order``."""
@@ -78,6 +78,15 @@ class RNNIteration(Iteration):
         """Return the same with the slowness term, and go on from the hidden states after it."""
         loss, _, self.hidden = search_loss(self.model, self.hidden, *self.train, SEARCH.beta)
         return loss
+
+    def run_in_place(self, order: int) -> None:
+        """Do the same with the hidden states where they were."""
+        places = self.hidden, self.hidden_valid
+        self.run(order)
+        for place, after in zip(places, (self.hidden, self.hidden_valid), strict=True):
+            for old, new in zip(place, after, strict=True):
+                old.copy_(new)
+        self.hidden, self.hidden_valid = places
 
     def loss_and_gradients(self) -> list[Tensor]:
         """Return the training loss and its gradients, then the weights' loss and its gradient by them."""

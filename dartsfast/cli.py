@@ -109,7 +109,9 @@ def _add_fields(command: argparse.ArgumentParser, config: Any) -> None:
         if "_" in field.name:
             flags.append(f"--{field.name.replace('_', '-')}")
         help_ = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
-        if isinstance(field.default, bool):
+        if field.default is None:  # yes, no, or left alone
+            command.add_argument(*flags, action=argparse.BooleanOptionalAction, help=field.metadata["help"])
+        elif isinstance(field.default, bool):
             command.add_argument(*flags, action="store_true", help=help_)
         elif isinstance(field.default, tuple):
             command.add_argument(*flags, nargs=len(field.default), metavar="NAME", help=help_)

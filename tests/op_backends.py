@@ -14,9 +14,10 @@ import instruction_sets
 import pytest
 import torch
 from comparisons import same_bits
+from op_agreement import assert_near, wide
 from op_calls import ORACLES, call
 from op_cases import Norms, Vectors
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from dartsfast.backends import availability
 from dartsfast.triton_backend import INTERPRETED
@@ -147,21 +148,3 @@ def assert_agrees(name, args):
         truth = tree_leaves(ORACLES[name](*wide(args)))
         for a, b, exactly in zip(got[count:], wanted[count:], truth[count:], strict=True):
             assert_near(a, b, exactly, name)
-
-
-def assert_near(got, wanted, truth, name):
-    assert got.shape == wanted.shape and got.dtype == wanted.dtype
-    if truth.nan_to_num(0, 0, 0).abs().gt(1e30).any():
-        return  # about the largest float32: one order overflows where another does not
-    finite = wanted.isfinite()
-    assert torch.equal(got.isfinite(), finite), name
-    error, own = ((t - truth)[finite].abs() for t in (got, wanted))
-    if error.numel():
-        assert error.max() <= 4 * own.max() + 8 * 2.0**-24 * truth[finite].abs().max(), name
-
-
-def wide(args):
-    """Return ``args`` with floating-point tensors in float64."""
-    return tree_map(
-        lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, args
-    )

@@ -52,6 +52,22 @@ def call(name, args):
     return written[0] if out is None else (out, *written)
 
 
+def moved(args, device, dtype=None):
+    """Return ``args`` on ``device``, in the same layout; floating-point tensors as ``dtype``, if given.
+
+    ``Tensor.to`` would make dense tensors of slices and of what is expanded.
+    """
+
+    def move(t):
+        if not isinstance(t, Tensor):
+            return t
+        wanted = dtype if dtype is not None and t.is_floating_point() else t.dtype
+        whole = t.as_strided([t.untyped_storage().nbytes() // t.element_size()], [1], 0)
+        return whole.to(device, wanted).as_strided(t.shape, t.stride(), t.storage_offset())
+
+    return tree_map(move, args)
+
+
 def spared(name, args):
     """Return ``args`` with copies in place of what the operator writes, and those copies."""
     args, written = list(args), []

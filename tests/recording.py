@@ -1,7 +1,9 @@
 """CUDA graphs on the CPU: operators are noted while an iteration is recorded, and run again in a replay."""
 
 import contextlib
+import importlib
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,14 +53,58 @@ class Graph(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def recording(monkeypatch, graph):
+def unseen():
+    """Let labels pass unseen within the context, as on a GPU."""
+    with contextlib.ExitStack() as stack:
+        for module in ("cnn.model_search", "rnn.model_search", "rnn.model"):
+            stack.enter_context(mock.patch(f"dartsfast.{module}.check_range", lambda *args: None))
+        stack.enter_context(mock.patch("dartsfast.rnn.model_search.is_padded", lambda target: False))
+        yield
+
+
+@contextlib.contextmanager
+def played():
+    """Within the context what is captured is played on the CPU; gives the streams that are made."""
+    made = []
+
+    def new_stream():
+        made.append(SimpleNamespace(wait_stream=lambda other: None))
+        return made[-1]
+
+    def record(graph, pool):
+        assert pool == "pool"
+        return recording(graph)
+
+    stream = new_stream()
+    stand_ins = {
+        "device": lambda device: contextlib.nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": record,
+        "graph_pool_handle": lambda: "pool",
+        "Stream": new_stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+    }
+    adam = importlib.import_module("torch.optim.adam")
+    with (
+        unseen(),
+        mock.patch.multiple(torch.cuda, **stand_ins),
+        mock.patch.object(adam, "_get_capturable_supported_devices", lambda: ["cpu"]),
+    ):
+        yield made
+
+
+@contextlib.contextmanager
+def recording(graph):
     """Record what runs within the context, as ``torch.cuda.graph`` does."""
     random = torch.get_rng_state()
-    with monkeypatch.context() as patched, torch.no_grad():
-        patched.setattr(torch.cuda, "is_available", lambda: True)
-        patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        stream = SimpleNamespace(is_capturing=lambda: True)  # optimisers ask it whether they may be recorded
-        patched.setattr(torch.accelerator, "current_stream", lambda: stream)
+    stream = SimpleNamespace(is_capturing=lambda: True)  # optimisers ask it whether they may be recorded
+    with (
+        mock.patch.object(torch.cuda, "is_available", lambda: True),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
+        mock.patch.object(torch.accelerator, "current_stream", lambda: stream),
+        torch.no_grad(),
+    ):
         try:
             with graph, torch.enable_grad():
                 yield

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections import Counter
 
 import pytest
@@ -13,7 +14,7 @@ from dartsfast.kernels import fd_hvp, reduce
 
 from bench import counting, model
 from bench.cnn_peers import CNN, Size
-from bench.costs import OPERATIONS, Launch, extent, kernel_launch, touched
+from bench.costs import OPERATIONS, ROUNDS, Launch, extent, kernel_launch, touched
 from bench.counting import META, kept_bytes, pretending
 from bench.peers import REFERENCE
 from bench.rnn_peers import RNN
@@ -94,9 +95,46 @@ def test_the_recurrent_network():
 def test_bytes_and_operations_of_launches_by_hand():
     w, w0, v, norm = meta(1000), meta(1000), meta(1000), meta()
     (one,) = counted(lambda: fd_hvp.fd_perturb_(None, w, w0, v, norm, 0.01, 1.0))
-    assert one == Launch("fd_perturb_kernel", 4 * (3 * 1000 + 1), 2 * 1000, True)
+    assert one == Launch("fd_perturb_kernel", 4 * (3 * 1000 + 1), 2 * 1000, True, arguments=9)
     (one,) = counted(lambda: reduce.ordered_sum(meta(7, 3, 5), meta(3, 5)))
-    assert one == Launch("sum_kernel", 4 * (7 * 15 + 15), 7 * 15, True)
+    # Five arguments and four constants; one block of parts.
+    assert one == Launch("sum_kernel", 4 * (7 * 15 + 15), 7 * 15, True, rounds=1, arguments=9)
+
+
+def test_rounds_by_hand():
+    (one,) = counted(lambda: reduce.ordered_sum(meta(3 * reduce.PARTS + 1, 5), meta(5)))
+    assert one.rounds == 4
+    # Of the paper's first cells: 65,536 pixels in tiles of 64, gone through twice.
+    (one,) = counted(lambda: reduce.moments(meta(1024, 4, 2, 16), 65_536, 64, meta(4, 2, 16)))
+    assert one.name == "moments_kernel" and one.rounds == 2 * 1024 // reduce.PARTS == 32
+    card = model.CARDS["H100 SXM"]
+    assert 10e-6 < model.launch_seconds(one, card) < 16e-6  # by its bytes alone it would be 2.2
+
+
+def test_a_node_of_the_rnn_goes_through_its_predecessors_one_by_one():
+    launches, _ = model.count(RNN, "triton store", 1, RNN.quick)
+    rounds = {one.rounds for one in launches if one.name == "rnn_node_kernel"}
+    assert rounds == {p + 1 for p in range(1, 9)}  # the predecessors, then the node is read again
+    assert {one.rounds for one in launches if one.name == "rnn_node_backward_kernel"} == {2}
+
+
+def test_all_kernels_that_loop_over_what_is_in_memory_have_rounds():
+    """Loops over constants are unrolled or short; those over sizes are trips to memory one after another."""
+    loops = re.compile(r"for \w+ in range\((?:0|begin|split \* span|tl\.program_id\(0\) \* BP), ")
+    found = set()
+    for module in pkgutil.iter_modules(kernels.__path__):
+        names = vars(importlib.import_module(f"dartsfast.kernels.{module.name}"))
+        for name, kernel in names.items():
+            if hasattr(kernel, "arg_names") and loops.search(kernel.src):
+                found.add(name)
+    # A tile's products go through blocks of channels, of which there are one or two, and norms likewise.
+    few = {"forward_tile", "pointwise_adjoint", "norm_stats_kernel"}
+    inner = {"depthwise_gradient"}  # of depthwise_gradient_kernel
+    assert found - few - inner <= set(ROUNDS)
+    assert set(ROUNDS) - found == {
+        "depthwise_gradient_kernel",
+        "weight_sums_kernel",
+    }  # which call such a loop
 
 
 def test_a_convolution_by_hand():
@@ -140,6 +178,9 @@ def test_stock_operators_by_hand():
 
     def run():
         x.view(24).detach()[3:]  # views
+        v = torch.empty_like(x)
+        v.transpose_(0, 1).detach_().unsqueeze_(0).squeeze_(0).t_().as_strided_([3], [1])  # views in place
+        v.swapaxes_(0, 0)
         torch.empty_like(x)
         x + y
         x.add_(y)
@@ -182,9 +223,17 @@ def test_seconds_are_the_slower_of_bytes_and_operations_and_a_launch():
     card = model.Card(bandwidth=1e9, rate=1e12)
     launches = [Launch("a", 4_000, 1_000, False), Launch("b", 1_000, 9_000_000, True)]
     assert model.device_seconds(launches, card) == pytest.approx(4e-6 + 9e-6 + 2 * 2e-6)
-    assert model.eager_seconds(launches, card) == pytest.approx(17e-6)
     assert model.eager_seconds(launches[:1] * 10, card) == pytest.approx(60e-6)
     assert model.eager_seconds([Launch("a", 0, 0, False)], card) == pytest.approx(6e-6)
+    slow = Launch("a", 10**9, 0, False)
+    assert model.eager_seconds([slow], card) == pytest.approx(1 + 2e-6)
+
+
+def test_the_host_takes_longer_for_a_kernel_and_for_each_of_its_arguments():
+    few, many = (Launch("a", 0, 0, True, arguments=n) for n in (10, 60))
+    apart = model.host_seconds(many) - model.host_seconds(few)
+    assert apart == pytest.approx(50 * model.ARGUMENT_SECONDS)
+    assert 40e-6 < model.host_seconds(few) < model.host_seconds(many) < 200e-6
 
 
 def test_the_tables_say_that_they_are_estimates():
@@ -192,7 +241,8 @@ def test_the_tables_say_that_they_are_estimates():
     row = {"network": "cnn", "peer": "triton store", "order": 2, **model._sums(launches), "kept_gb": 1.5}
     row |= {f"eager_ms {card}": 7.0 for card in model.CARDS}
     cards = {name: vars(card) for name, card in model.CARDS.items()}
-    sizes = {"cnn": vars(CNN.size), "rnn": vars(RNN.size), "graph_us": 2.0, "eager_us": 6.0, "cards": cards}
+    assumed = dict.fromkeys(("graph_us", "round_us", "stock_us", "kernel_us", "argument_us"), 2.0)
+    sizes = {"cnn": vars(CNN.size), "rnn": vars(RNN.size), **assumed, "cards": cards}
     result = {"conditions": sizes, "rows": [row, *model.by_kernel("cnn", launches)]}
     text = model.table(result)
     assert "| cnn | 2 | triton store | 2 (1) | 1.0 | 0 | 1.50 | 0 (7) | 0 (7) | 3 (7) |" in text

@@ -1,19 +1,20 @@
 """Iterations as CUDA graphs: what is recorded and when, on stand-ins; and that nothing waits for a device."""
 
-import contextlib
 import dataclasses
-import importlib
 from types import SimpleNamespace
 
 import pytest
+import recording
 import torch
-from recording import WAITS, Graph, recording
+from recording import WAITS
 from small_data import image_folder, text_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dartsfast.backends import availability
+from dartsfast.cli import _parser
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
+from dartsfast.errors import InputError
 from dartsfast.rnn import architect as rnn_architect
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import search_loss
@@ -41,35 +42,17 @@ class Step:
 
 
 @pytest.fixture
-def unseen(monkeypatch):
+def unseen():
     """Let labels pass unseen, as on a GPU."""
-    for module in ("cnn.model_search", "rnn.model_search", "rnn.model"):
-        monkeypatch.setattr(f"dartsfast.{module}.check_range", lambda *args: None)
-    monkeypatch.setattr("dartsfast.rnn.model_search.is_padded", lambda target: False)
+    with recording.unseen():
+        yield
 
 
 @pytest.fixture
-def cuda(monkeypatch, unseen):
+def cuda():
     """Stand-ins for what capture asks of torch.cuda; gives the streams that are made."""
-    made = []
-
-    def new_stream():
-        made.append(SimpleNamespace(wait_stream=lambda other: None))
-        return made[-1]
-
-    def record(graph, pool):
-        assert pool == "pool"
-        return recording(monkeypatch, graph)
-
-    stream = new_stream()
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    return made
+    with recording.played() as made:
+        yield made
 
 
 def test_a_recording_gives_what_the_iterations_give(cuda):
@@ -118,6 +101,43 @@ def test_what_cannot_be_recorded_runs_as_it_is_aloud(cuda, monkeypatch):
         (out,) = captured(torch.ones(1), numbers=())
         assert out == capture.WARM_UP + i == step.python
     assert len(cuda) == 2 and captured.pool is None and not captured.recordings
+
+
+def test_what_must_be_recorded_and_cannot_be_raises(cuda, monkeypatch):
+    def refuse(graph, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    captured = capture.Captured(Step(), DEVICE, required=True)
+    for _ in range(capture.WARM_UP):
+        captured(torch.ones(1), numbers=())
+    with pytest.raises(InputError, match="cannot be recorded: operation not permitted.*--no-capture"):
+        captured(torch.ones(1), numbers=())
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "captures"),
+    [
+        ([], "cuda", True),
+        (["--capture"], "cuda", True),
+        (["--no-capture"], "cuda", False),
+        ([], "cpu", False),
+        (["--capture"], "cpu", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_a_search_captures_on_cuda_unless_told_not_to(kind, given, device, captures):
+    args = vars(_parser().parse_args(["search", kind, *given]))
+    config = args["config"](**{name: value for name, value in args.items() if name == "capture"})
+    search = SimpleNamespace(config=config, device=torch.device(device))
+    assert Search._captures.fget(search) is captures
+    assert (config.capture is True) is ("--capture" in given)
+    config.check()
+
+
+def test_a_capture_that_is_neither_yes_nor_no_is_refused():
+    with pytest.raises(InputError, match="capture must be of type bool, got 1"):
+        CNNConfig(capture=1).check()
 
 
 class Waits(TorchDispatchMode):
@@ -298,10 +318,8 @@ def test_a_search_from_recordings_has_the_bits_of_one_without(
         "memory": memory,
     }
     monkeypatch.setattr(Search, "_captures", True)
-    adam = importlib.import_module("torch.optim.adam")
-    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda: ["cpu"])
     search, found = searched(kind, **options)
-    replays = [recording.graph.replays for recording in search.captured.recordings.values()]
+    replays = [one.graph.replays for one in search.captured.recordings.values()]
     assert sorted(replays) == REPLAYS[kind]
     monkeypatch.setattr(capture, "WARM_UP", len(found))
     plain, wanted = searched(kind, **options)

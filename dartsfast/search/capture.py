@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dartsfast.errors import InputError
+
 Step = Callable[..., tuple[Tensor, ...]]
 KEPT = 4  # recordings: full and half-length texts, and the ends of texts
 WARM_UP = 3  # iterations run before anything is recorded: they compile kernels and make optimisers' state
@@ -29,7 +31,7 @@ class Recording:
 
 
 class Captured:
-    """Runs ``step`` from recordings; runs it as it is, aloud, where it cannot be recorded.
+    """Runs ``step`` from recordings; where it cannot be recorded runs it as it is, aloud, or raises.
 
     What is run for the first time, and the first :data:`WARM_UP` iterations, is not recorded: it compiles
     kernels and makes what later iterations find. Beyond :data:`KEPT` recordings the one that has gone
@@ -39,10 +41,11 @@ class Captured:
         step: an iteration on tensors of ``device``, without a wait for it. It may move whatever it likes in
             place; what it returns is valid until the next call.
         device: a CUDA device.
+        required: raise where it cannot be recorded.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
-        self.step, self.device = step, device
+    def __init__(self, step: Step, device: torch.device, *, required: bool = False) -> None:
+        self.step, self.device, self.required = step, device, required
         self.ran = 0
         self.seen: set[Hashable] = set()
         self.recordings: dict[Hashable, Recording] = {}  # the last used is last
@@ -51,7 +54,11 @@ class Captured:
         self.possible = True
 
     def __call__(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
-        """Run an iteration on ``inputs``; ``numbers`` are those that ``step`` reads from elsewhere."""
+        """Run an iteration on ``inputs``; ``numbers`` are those that ``step`` reads from elsewhere.
+
+        Raises:
+            InputError: recordings are required, and this iteration cannot be recorded.
+        """
         if not self.possible:
             return self.step(*inputs)
         with torch.cuda.device(self.device):
@@ -92,6 +99,11 @@ class Captured:
         return Recording(graph, own, outputs)
 
     def _give_up(self, error: RuntimeError, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.required:
+            raise InputError(
+                f"capture: an iteration cannot be recorded: {error}. Leave --capture out, which then runs "
+                "iterations as they are, or say --no-capture"
+            ) from error
         self.possible = False
         self.recordings.clear()
         self.pool = self.stream = None

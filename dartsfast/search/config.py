@@ -32,7 +32,11 @@ class CommonConfig:
     backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS))
     memory: str = option("store", "keep activations, or compute them again in the backward", MEMORY_MODES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    capture: bool = option(False, "run iterations as CUDA graphs, where the device has them")
+    capture: bool | None = option(
+        None,
+        "run iterations as CUDA graphs: must, or must not; left alone: on CUDA, but as they are, aloud, "
+        "where they cannot be recorded",
+    )
     checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
 
     def __post_init__(self) -> None:
@@ -48,7 +52,9 @@ class CommonConfig:
         """Raise InputError for the first option that cannot work."""
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
-            wanted: Any = type(field.default)
+            if field.default is None and value is None:  # left alone, of yes and no
+                continue
+            wanted: Any = bool if field.default is None else type(field.default)
             if type(value) is not wanted:
                 raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
             if choices and value not in choices:

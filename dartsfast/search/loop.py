@@ -96,17 +96,17 @@ class Search(ABC):
         """Return the option ``data`` such that it means the same in any working directory."""
 
     def run_iteration(self, *inputs: Tensor, numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
-        """Run :meth:`iteration`, with ``capture`` from a recording, which is of these ``numbers``."""
+        """Run :meth:`iteration`, on CUDA from a recording, which is of these ``numbers``."""
         if not self._captures:
             return self.iteration(*inputs)
         if self.captured is None:
             self._count_steps_where_they_run()
-            self.captured = Captured(self.iteration, self.device)
+            self.captured = Captured(self.iteration, self.device, required=self.config.capture is True)
         return self.captured(*inputs, numbers=numbers)
 
     @property
     def _captures(self) -> bool:
-        return self.config.capture and self.device.type == "cuda"
+        return self.config.capture is not False and self.device.type == "cuda"
 
     def _count_steps_where_they_run(self) -> None:
         """Let Adam count its steps on the device, as recordings need, or on the host, as others do."""

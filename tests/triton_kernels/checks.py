@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast import triton_backend
 from dartsfast.ops.contract import CONTRACTS
-from tests.op_calls import ORACLES
+from tests.op_calls import ORACLES, moved
 
 DEVICE = "cpu" if triton_backend.INTERPRETED else "cuda"
 HALVES = (torch.bfloat16, torch.float16)
@@ -31,7 +31,7 @@ def run(name, args):
     """Return what the kernel of an operator leaves of outputs full of NaN, on the CPU."""
     from dartsfast.kernels import OPERATORS
 
-    args = tensors(lambda t: t.to(DEVICE), args)
+    args = moved(args, DEVICE)
     out = tensors(lambda t: t.fill_(torch.nan), CONTRACTS[name](*args))
     OPERATORS[name](out, *args)
     return tensors(lambda t: t.cpu(), out)

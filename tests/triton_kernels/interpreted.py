@@ -1,9 +1,9 @@
 """What the tests of Triton kernels share: where they run, and what they launch."""
 
+import op_calls
 import pytest
 import torch
 from op_calls import call
-from torch.utils._pytree import tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast import triton_backend
@@ -15,7 +15,7 @@ DEVICE = "cpu" if triton_backend.INTERPRETED else "cuda"
 
 def moved(args, device=DEVICE, dtype=None):
     """Return args with their tensors on ``device``, floating-point ones of ``dtype``."""
-    return tree_map(lambda t: t.to(device, dtype) if isinstance(t, torch.Tensor) else t, args)
+    return op_calls.moved(args, device, dtype)
 
 
 def run(name, args):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dartsfast.ops.contract import CONTRACTS, accumulated
 from dartsfast.triton_backend import INTERPRETED, missing
 from tests.comparisons import assert_close
-from tests.op_calls import ORACLES, call
+from tests.op_calls import ORACLES, call, moved
 from tests.op_cases import CONVS, EDGE, SMALL, Conv, Sampler
 from tests.test_ops import STOCK as STOCK_FORWARD
 from tests.test_ops import STOCK_BACKWARD
@@ -72,7 +72,7 @@ def run(name, args):
     """Return what the kernels make of outputs full of NaN."""
     from dartsfast.kernels import OPERATORS
 
-    args = tree_map(lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) else t, args)
+    args = moved(args, DEVICE)
     out = CONTRACTS[name](*args)
     for t in tree_leaves(out):
         t.fill_(torch.nan)
@@ -191,7 +191,7 @@ def test_only_what_is_asked_for_is_launched(case, launched):
     )
     for (name, args), wanted in zip(case.calls(), expected, strict=True):
         launched.clear()
-        call(name, tree_map(lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) else t, args))
+        call(name, moved(args, DEVICE))
         assert launched == wanted
 
 

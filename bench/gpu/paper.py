@@ -1,0 +1,125 @@
+"""The paper's searches: time and memory of an iteration, ours and the reference's, eager and in a graph.
+
+Everything of a network is in memory at once, and is timed in turn. What a graph holds is measured while it is
+recorded, which allocates what an iteration does.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.device import open_device
+from bench.gpu.cases import REHEARSED_SIZES
+from bench.gpu.graphs import WARM_UP, capturable, playing, recorded
+from bench.gpu.stage import Check
+from bench.peers import Iteration, Peer, Workload
+from bench.timing import interleaved
+from bench.workloads import WORKLOADS
+from dartsfast.errors import InputError
+
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Way:
+    """A peer, whether it is timed as it is (``eager``) and as a graph, and under bfloat16 autocast."""
+
+    peer: Peer
+    eager: bool = True
+    autocast: bool = False
+
+
+def ways(network: str, ours: str) -> dict[str, Way]:
+    """Return how iterations of ``network`` are computed, by name; ``ours`` is our backend."""
+    found = {
+        "ours": Way(Peer(ours)),
+        "ours recompute": Way(Peer(ours, memory="recompute"), eager=False),
+        "reference": Way(Peer("reference")),
+    }
+    if network == "cnn":
+        half = Peer(ours, storage=torch.bfloat16 if ours == "triton" else None)
+        found["ours bf16 storage"] = Way(half, eager=False)
+        found["reference channels_last bf16 autocast"] = Way(
+            Peer("reference", channels_last=True), autocast=True
+        )
+    return found
+
+
+def run(check: Check, order: str) -> None:
+    """Measure iterations of ``order`` ("1" or "2") of both networks; a row a way."""
+    device = open_device(check.place.type)
+    with device.exact(), playing(check.rehearse):
+        for network, workload in WORKLOADS.items():
+            calls, memory = _prepared(check, network, workload, int(order), device)
+            times = interleaved(calls, 1 if check.rehearse else REPEATS, device)
+            base = times["reference"]["ms_p50"]
+            for name, found in times.items():
+                shown = {"ms": found["ms_p50"], "ms_p20": found["ms_p20"], "ms_p80": found["ms_p80"]}
+                shown |= {"times_faster": base / found["ms_p50"], "peak_mb": memory[name]}
+                check.row(network=network, order=int(order), way=name, **shown)
+            del calls
+            _forget()
+
+
+def _prepared(
+    check: Check, network: str, workload: Workload, order: int, device: Any
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Return what runs an iteration every way, warm, and the peak of memory of each, MB."""
+    size = REHEARSED_SIZES[network] if check.rehearse else workload.size
+    calls: dict[str, Callable[[], Any]] = {}
+    memory: dict[str, float] = {}
+    for name, way in ways(network, "cpu" if check.rehearse else "triton").items():
+        iteration = workload.iteration(way.peer, size, device=check.place)
+        capturable(iteration)
+        if way.eager:
+            eager = partial(_step, iteration, order, way.autocast)
+            eager()  # compiles, and makes the optimisers' state
+            memory[name] = device.peak_megabytes(eager)
+            calls[name] = eager
+        graph = f"{name}, graph"
+        try:
+            memory[graph] = device.peak_megabytes(
+                partial(_record, calls, graph, iteration, order, way, check.place)
+            )
+        except InputError as error:
+            check.row(network=network, order=order, way=graph, failed=str(error))
+            _forget()
+    return calls, memory
+
+
+def _step(iteration: Iteration, order: int, autocast: bool) -> None:
+    with _rounding(autocast, iteration):
+        iteration.run_in_place(order)
+
+
+def _record(
+    calls: dict[str, Callable[[], Any]],
+    name: str,
+    iteration: Iteration,
+    order: int,
+    way: Way,
+    place: torch.device,
+) -> None:
+    with _rounding(way.autocast, iteration):
+        calls[name] = recorded(iteration, order, place, warm_up=1 if way.eager else WARM_UP)
+
+
+def _rounding(autocast: bool, iteration: Iteration) -> Any:
+    if not autocast:
+        return nullcontext()
+    place = next(iter(iteration.model.parameters())).device
+    # A cache of weights would be of the warm-up's memory.
+    return torch.autocast(place.type, torch.bfloat16, cache_enabled=False)
+
+
+def _forget() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
