@@ -127,13 +127,6 @@ def test_help_and_version_need_no_torch():
     assert f"dartsfast {dartsfast_version}" in lines
 
 
-def test_drawing_a_cell_needs_no_torch(tmp_path):
-    pytest.importorskip("matplotlib")
-    code = "import sys; from dartsfast.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    done = python(code, "draw", "DARTS_V2", "--out", str(tmp_path / "cell"))
-    assert done.stdout.splitlines()[-1] == "0 False"
-
-
 @pytest.mark.parametrize("kind", ["cnn", "rnn"])
 def test_help_shows_every_option_once_and_in_its_group(capsys, kind):
     with pytest.raises(SystemExit):

@@ -338,6 +338,7 @@ def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
         assert "matplotlib" not in sys.modules
         drawing.draw_genotype(genotypes.DARTS_V2, sys.argv[1])
         assert "matplotlib.pyplot" not in sys.modules
+        assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "cell")], check=True)
 

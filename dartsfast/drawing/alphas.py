@@ -194,7 +194,7 @@ def _write(ax: Any, x: float, y: float, text: str, **style: Any) -> None:
 
 
 def _softmax(name: str, alpha: Any, ops: Sequence[str], edges: Sequence[str]) -> np.ndarray:
-    import torch  # which the pictures of cells do without
+    import torch  # cells are drawn without
 
     raw = torch.as_tensor(alpha).detach()
     if raw.shape != (len(edges), len(ops)):
