@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
-SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 32 --max_images 320 --epochs 5
+SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 --max_images 320 --epochs 8 \
+	--arch_learning_rate 3e-3
 
 .PHONY: install search test test-oldest interpret lint gpu gpu-rehearsal sanitize sanitize-address \
 	sanitize-undefined bench

@@ -14,14 +14,13 @@ import torch
 
 from dartsfast import native, triton_backend
 from dartsfast.errors import InputError
+from dartsfast.names import BACKENDS, MEMORY_MODES
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
 PREFERENCE = {
     "cpu": ("cpu", "reference"),
     "cuda": ("triton", "cuda", "reference"),
     "xpu": ("triton", "reference"),
 }
-MEMORY_MODES = ("store", "recompute")
 KERNEL_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.bfloat16, torch.float16)
 

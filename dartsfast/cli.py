@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import io
+import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dartsfast.compare import (
-    CompareConfig,
-    CompareRNNConfig,
-    compare_cnn,
-    compare_rnn,
-    print_comparison,
-    write_comparison,
-)
+import dartsfast
+from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import DivergedError, InputError, SearchStopped
-from dartsfast.search.config import CNNConfig, RNNConfig
+from dartsfast.search.config import GROUPS, CNNConfig, RNNConfig
+
+# Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
 # Flags of the original command lines that never changed its search; accepted so that those lines run.
 WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
@@ -27,65 +27,101 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "rnn": {"nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None},
 }
 
-COMPARISONS: dict[str, tuple[Any, Any]] = {
-    "cnn": (CompareConfig, compare_cnn),
-    "rnn": (CompareRNNConfig, compare_rnn),
-}
+METAVARS: dict[type, str] = {int: "N", float: "X"}
+SEARCHES: dict[str, Any] = {"cnn": CNNConfig, "rnn": RNNConfig}
+COMPARISONS: dict[str, Any] = {"cnn": CompareConfig, "rnn": CompareRNNConfig}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code.
+    """Run a command and return its status.
 
-    0; 2 for input that cannot work or a disk that is full; 3 for a search that diverged; 130 for Ctrl-C and
-    128 more than its number for another signal that stopped a search (143 for SIGTERM).
+    0; 1 for a check that failed; 2 for input that cannot work or a disk that is full; 3 for a search that
+    diverged; 130 for Ctrl-C and 128 more than its number for another signal that stopped a search (143 for
+    SIGTERM); 141 where the reader of the output has gone.
     """
-    args = _parser().parse_args(argv)
+    _let_threads_sleep()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names and pictures of any alphabet, whatever the locale
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        try:
+            return _status(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python still wants to write when it exits goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep where they wait for each other, unless the environment says how they wait.
+
+    Spinning is a tenth faster on an idle machine and half as fast where one other process is busy: the thread
+    that spins holds the core that its partner needs. The runtime reads this once, when torch loads it.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def _status(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
         args.run(args)
-    except InputError as error:
-        print(f"dartsfast: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"dartsfast: {error}", file=sys.stderr)
-        return 2
+        return 0
+    except BrokenPipeError:
+        raise
+    except (InputError, OSError) as error:  # such as a full disk, a folder that cannot be written
+        return _complain(error, 2)
     except DivergedError as error:
-        print(f"dartsfast: {error}", file=sys.stderr)
-        return 3
+        return _complain(error, 3)
     except SearchStopped as stopped:
-        print(f"dartsfast: {stopped}", file=sys.stderr)
-        return 128 + stopped.signum
+        return _complain(stopped, 128 + stopped.signum)
     except KeyboardInterrupt:
-        print("dartsfast: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return _complain("interrupted", 130)
+
+
+def _complain(problem: object, status: int) -> int:
+    print(f"dartsfast: {problem}", file=sys.stderr)
+    return status
+
+
+class _Command(argparse.ArgumentParser):
+    """A parser that answers for its own options, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known, which argparse would leave to the parser above."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown)
+        return namespace, unknown
+
+    def _refuse(self, unknown: list[str]) -> NoReturn:
+        flag = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dartsfast", description="Differentiable architecture search.")
+    parser = _Command(prog="dartsfast", description="Differentiable architecture search.")
+    parser.add_argument("--version", action="version", version=f"dartsfast {dartsfast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     search = commands.add_parser("search", help="search a cell").add_subparsers(required=True, metavar="KIND")
-    configs: dict[str, Any] = {"cnn": CNNConfig, "rnn": RNNConfig}
-    for kind, config in configs.items():
-        command = search.add_parser(
-            kind,
-            help=f"search a {kind.upper()} cell",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            argument_default=argparse.SUPPRESS,
-        )
-        _add_options(command, config, kind)
-        command.set_defaults(run=_search, kind=kind, config=config)
+    for kind, config in SEARCHES.items():
+        _add_search(search, kind, config)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
-    for kind, (config, run) in COMPARISONS.items():
+    for kind, config in COMPARISONS.items():
         command = kinds.add_parser(
             kind,
             help=f"compare two backends on {kind.upper()} searches, to the bit",
             description="Run two backends from one seed on random data, and compare them.",
             argument_default=argparse.SUPPRESS,
         )
-        _add_fields(command, config)
+        for field in dataclasses.fields(config):
+            _add_field(command, field)
         command.add_argument("--out", help="folder for compare.json, compare.png and compare.svg")
-        command.set_defaults(run=_compare, config=config, compare=run)
+        command.set_defaults(run=_compare, kind=kind, config=config)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
@@ -99,42 +135,60 @@ def _parser() -> argparse.ArgumentParser:
     draw.set_defaults(run=_draw)
     doctor = commands.add_parser("doctor", help="versions, devices, backends")
     doctor.add_argument("--deep", action="store_true", help="also check every operator against its oracle")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _add_fields(command: argparse.ArgumentParser, config: Any) -> None:
+def _add_search(kinds: Any, kind: str, config: Any) -> None:
+    command = kinds.add_parser(
+        kind,
+        help=f"search a {kind.upper()} cell",
+        usage=f"dartsfast search {kind} [OPTION ...]",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
-        flags = [f"--{field.name}"]
-        if "_" in field.name:
-            flags.append(f"--{field.name.replace('_', '-')}")
-        help_ = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
-        if field.default is None:  # yes, no, or left alone
-            command.add_argument(*flags, action=argparse.BooleanOptionalAction, help=field.metadata["help"])
-        elif isinstance(field.default, bool):
-            command.add_argument(*flags, action="store_true", help=help_)
-        elif isinstance(field.default, tuple):
-            command.add_argument(*flags, nargs=len(field.default), metavar="NAME", help=help_)
-        else:
-            choices = field.metadata["choices"] or None
-            command.add_argument(*flags, type=type(field.default), choices=choices, help=help_)
-
-
-def _add_options(command: argparse.ArgumentParser, config: Any, kind: str) -> None:
-    _add_fields(command, config)
-    command.add_argument(
+        _add_field(groups[field.metadata["group"]], field)
+    groups["optimisation"].add_argument(
         "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
     )
-    command.add_argument("--gpu", type=int, help="the same as --device cuda:GPU")
-    command.add_argument("--save", help="the same as --out search-SAVE-TIME")
-    command.add_argument(
-        "--resume", "--continue_train", nargs="?", const="",
+    run = groups["run"]
+    run.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+    run.add_argument("--save", metavar="NAME", help="the same as --out search-NAME-TIME")
+    run.add_argument(
+        "--resume", "--continue_train", nargs="?", const="", metavar="DIR",
         help="go on with the run in this folder (or in --out), under its own options; "
         "--data says where its data lie now",
     )  # fmt: skip
+    old = command.add_argument_group("old flags without effect", "accepted, as in the original")
     for name, type_ in WITHOUT_EFFECT[kind].items():
-        kwargs: dict[str, Any] = {"action": "store_true"} if type_ is None else {"type": type_}
-        command.add_argument(f"--{name}", help="accepted, without effect, as in the original", **kwargs)
+        kwargs: dict[str, Any] = (
+            {"action": "store_true"} if type_ is None else {"type": type_, "metavar": METAVARS.get(type_)}
+        )
+        old.add_argument(f"--{name}", **kwargs)
+    command.set_defaults(run=_search, kind=kind, config=config)
+
+
+def _add_field(group: Any, field: dataclasses.Field) -> None:
+    """Add the option of a field; with hyphens for underscores it is known too, but not shown twice."""
+    text, choices, default = field.metadata["help"], field.metadata["choices"], field.default
+    how: dict[str, Any]
+    if default is None:  # yes, no, or left alone
+        how = {"action": argparse.BooleanOptionalAction}
+    elif isinstance(default, bool):
+        how = {"action": "store_true"}
+    elif isinstance(default, tuple):
+        how = {"nargs": len(default), "metavar": "NAME"}
+        text += f" (default: {' '.join(default)})"
+    else:
+        how = {"type": type(default), "choices": choices or None}
+        how["metavar"] = None if choices else METAVARS.get(type(default))
+        text += f" (default: {default})" if default != "" else ""
+    group.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **how)
+    if "_" in field.name:
+        hyphened = f"--{field.name.replace('_', '-')}"
+        group.add_argument(hyphened, dest=field.name, help=argparse.SUPPRESS, **how)
 
 
 def _search(args: argparse.Namespace) -> None:
@@ -176,29 +230,35 @@ def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> N
 
 
 def _run_search(kind: str, config: Any, resume: str | None) -> None:
+    from dartsfast import search
+
     try:
-        from dartsfast import search
+        run = search.search_cnn if kind == "cnn" else search.search_rnn
     except ModuleNotFoundError as error:
         raise InputError(
             f"a search needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
         ) from error
-    result = (search.search_cnn if kind == "cnn" else search.search_rnn)(config, resume=resume)
+    result = run(config, resume=resume)
     print(result.genotype)
     print(f"genotype    {result.out / 'genotype.json'}")
     print(f"pictures    {result.out / 'cell.png'}, {result.out / 'alphas.png'}, {result.out / 'curves.png'}")
     print(f"checkpoint  {result.checkpoint}")
     print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
+    if result.lesson:
+        print(result.lesson)
 
 
 def _compare(args: argparse.Namespace) -> None:
+    from dartsfast import compare
+
     given = dict(vars(args))
-    config, compare, out = given.pop("config"), given.pop("compare"), given.pop("out", None)
+    kind, config, out = given.pop("kind"), given.pop("config"), given.pop("out", None)
     del given["run"]
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    result = compare(config(**given))
-    print_comparison(result)
-    for file in () if out is None else write_comparison(result, out):
+    result = (compare.compare_cnn if kind == "cnn" else compare.compare_rnn)(config(**given))
+    compare.print_comparison(result)
+    for file in () if out is None else compare.write_comparison(result, out):
         print(file)
 
 
@@ -216,8 +276,11 @@ def _doctor(args: argparse.Namespace) -> None:
 
     deep = deep_diagnosis() if args.deep else []
     lines = [*diagnosis(), *deep]
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:<{width}}  {value}")
+    if args.json:
+        print(json.dumps(dict(lines), indent=1))
+    else:
+        width = max(len(name) for name, _ in lines)
+        for name, value in lines:
+            print(f"{name:<{width}}  {value}")
     if any(not value.startswith("ok") for _, value in deep):
         raise SystemExit(1)

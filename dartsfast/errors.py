@@ -1,6 +1,11 @@
 """The one error type for input that cannot work: what was wrong, what was got, what to do."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # commands that need no torch read this module
+    from torch import Tensor
 
 
 class InputError(ValueError):

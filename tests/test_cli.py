@@ -1,12 +1,16 @@
 """The command line: its words, its exit codes, the original's flags."""
 
+import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+from small_data import text_folder
 
+from dartsfast import __version__ as dartsfast_version
 from dartsfast.cli import _parser, main
 from dartsfast.errors import InputError
 from dartsfast.genotypes import genotype_from_json, genotype_to_json, published, resolve_genotype
@@ -86,6 +90,160 @@ def test_draw_and_doctor(tmp_path, capsys):
         assert word in text
 
 
+COMMANDS = [
+    [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
+    ["draw"], ["doctor"],
+]  # fmt: skip
+
+
+def python(code, *args, **options):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, encoding="utf-8", **options
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def dartsfast(*args, **environment):
+    command = [sys.executable, "-m", "dartsfast", *args]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+
+
+def test_help_and_version_need_no_torch():
+    code = (
+        "import sys\n"
+        "from dartsfast.cli import main\n"
+        f"for words in {[*([*c, '--help'] for c in COMMANDS), ['--version'], ['search', 'cnn', '--nope']]}:\n"
+        "    try:\n"
+        "        main(words)\n"
+        "    except SystemExit as left:\n"
+        "        print('status', left.code)\n"
+        "print(sorted({'torch', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)))\n"
+    )
+    lines = python(code).stdout.splitlines()
+    assert lines[-1] == "[]"
+    statuses = [line for line in lines if line.startswith("status")]
+    assert statuses == ["status 0"] * (len(COMMANDS) + 1) + ["status 2"]
+    assert f"dartsfast {dartsfast_version}" in lines
+
+
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_help_shows_every_option_once_and_in_its_group(capsys, kind):
+    with pytest.raises(SystemExit):
+        main(["search", kind, "--help"])
+    text = capsys.readouterr().out
+    config = {"cnn": CNNConfig, "rnn": RNNConfig}[kind]
+    parts = re.split(r"^(data|network|optimisation|run|old flags without effect):$", text, flags=re.M)
+    groups = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for field in dataclasses.fields(config):
+        flag = rf"^  --{field.name}\b"
+        assert len(re.findall(flag, text, re.M)) == 1
+        assert re.search(flag, groups[field.metadata["group"]], re.M)
+        if "_" in field.name:
+            assert f"--{field.name.replace('_', '-')}" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    words = " ".join(text.split())
+    forms = {
+        "cnn": ["photos:", "cifar10:DIR", "cifar100:DIR", "fashion-mnist:DIR", "imagefolder:DIR"],
+        "rnn": ["pydoc:", "train.txt", "ptb.train.txt", "wiki.train.tokens"],
+    }
+    assert all(form in words for form in forms[kind])
+
+
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_hyphens_do_for_underscores(kind):
+    given = _parser().parse_args(["search", kind, "--batch-size", "7", "--checkpoint-seconds=3"])
+    assert (given.batch_size, given.checkpoint_seconds) == (7, 3.0)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_an_unknown_option_shows_the_commands_own_usage(capsys, words):
+    needed = {"draw": ["DARTS_V2"]}.get(" ".join(words), [])
+    with pytest.raises(SystemExit) as left:
+        main([*words, *needed, "--nope", "3"])
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    prog = " ".join(["dartsfast", *words])
+    assert error.startswith(f"usage: {prog} ") and f"\n{prog}: error: " in error
+
+
+def test_a_misspelt_option_is_told_its_neighbour(capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "cnn", "--bach_size=3"])
+    assert "unrecognized arguments: --bach_size=3 (did you mean --batch_size?)" in capsys.readouterr().err
+
+
+def test_doctor_speaks_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"{name:<{max(map(len, found))}}  {value}" for name, value in found.items()] == lines
+    assert found["auto on cpu"] in ("cpu", "reference")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["doctor"], ["search", "cnn", "--help"], ["--version"]])
+def test_a_reader_that_leaves_is_no_error(words, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dartsfast", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writing)
+    # argparse is silent where the help cannot be written at once.
+    assert done.returncode in ((141,) if words == ["doctor"] or not unbuffered else (0, 141))
+    assert done.stderr == ""
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback():
+    code = """if True:
+        import signal, sys
+        from dartsfast.cli import main
+
+        class Impatient:
+            def find_spec(self, name, path=None, target=None):
+                if name == "torch":
+                    signal.raise_signal(signal.SIGINT)
+
+        sys.meta_path.insert(0, Impatient())
+        sys.exit(main(sys.argv[1:]))
+    """
+    for words in (["search", "cnn"], ["compare", "rnn"], ["doctor"]):
+        done = python(code, *words)
+        assert done.returncode == 130
+        assert done.stderr.startswith("dartsfast: interrupted") and done.stderr.count("\n") == 1
+
+
+def test_any_name_under_an_ascii_locale(tmp_path):
+    for extra in ("rich", "tensorboard", "matplotlib"):
+        pytest.importorskip(extra)
+    text = text_folder(tmp_path / "text")
+    out = tmp_path / "Größe-π"
+    sizes = ["--emsize=8", "--nhid=8", "--nhidlast=8", "--batch_size=4", "--lr=1", "--epochs=1"]
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = dartsfast("search", "rnn", f"--data={text}", f"--out={out}", *sizes, **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert b"after 1 epoch the search network" in done.stdout and rb"Gr\xf6\xdfe-\u03c0" in done.stdout
+    assert json.loads((out / "log.jsonl").read_text(encoding="utf-8"))["epoch"] == 1
+    done = dartsfast("draw", out, "--out", tmp_path / "é", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "é.png").exists()
+
+
+def test_a_name_that_no_locale_can_show_is_refused_before_any_work(tmp_path):
+    pytest.importorskip("rich")
+    out = os.fsencode(tmp_path) + b"/\xff"
+    for words in (["--out", out], ["--resume", out]):
+        done = dartsfast("search", "rnn", *words)
+        assert done.returncode == 2
+        assert rb"\udcff' has bytes that are no characters in this locale" in done.stderr
+    assert not os.path.exists(out)
+    done = dartsfast("draw", "DARTS_V2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert os.path.exists(out + b".png") and done.stdout.endswith(b"\\udcff.svg\n")
+
+
 def test_genotypes_survive_json_and_strangers_do_not(tmp_path):
     for genotype in published().values():
         back = genotype_from_json(json.loads(json.dumps(genotype_to_json(genotype))))
@@ -108,3 +266,20 @@ def test_the_core_imports_nothing_that_is_optional():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "9"}, None)],
+)
+def test_threads_sleep_where_they_wait_unless_told_otherwise(given, policy):
+    """As OpenMP itself says it, which shows what it read when torch loaded it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    program = "import os; from dartsfast.cli import main; main(['doctor']); print(os.getenv('OMP_WAIT_POLICY'))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, "OMP_DISPLAY_ENV": "TRUE", **given},
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert result.stdout.splitlines()[-1] == str(policy)
+    if policy is not None:
+        assert f"OMP_WAIT_POLICY = '{policy.upper()}'" in result.stderr

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -15,7 +16,8 @@ import torch
 from dartsfast import drawing
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.cnn import visualize as cnn_visualize
-from dartsfast.dag_layout import lay_out
+from dartsfast.drawing import alphas, cells, figure
+from dartsfast.drawing.layout import lay_out
 from dartsfast.errors import InputError
 from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.rnn import visualize as rnn_visualize
@@ -71,12 +73,12 @@ def random_cells():
     rng = random.Random(1)
     for steps in (1, 4, 7, 12):
         edges = [(f"sep_conv_{k % 2 * 2 + 3}x3", rng.randrange(2 + k // 2)) for k in range(2 * steps)]
-        yield drawing._cell_graph(edges, range(2, 2 + steps), "")
+        yield cells._cell_graph(edges, range(2, 2 + steps), "")
         edges = [("sigmoid", rng.randrange(1 + k)) for k in range(steps)]
-        yield drawing._recurrent_graph(edges, range(1, 1 + steps), "")
+        yield cells._recurrent_graph(edges, range(1, 1 + steps), "")
     nasnet = cnn_genotypes.NASNet
-    yield drawing._cell_graph(nasnet.normal, nasnet.normal_concat, "")
-    yield drawing._cell_graph(nasnet.reduce, nasnet.reduce_concat, "")
+    yield cells._cell_graph(nasnet.normal, nasnet.normal_concat, "")
+    yield cells._cell_graph(nasnet.reduce, nasnet.reduce_concat, "")
 
 
 @pytest.mark.parametrize("cell", list(random_cells()))
@@ -95,9 +97,9 @@ def test_labels_fit_their_boxes():
     from matplotlib.textpath import TextPath
 
     for op in {*cnn_genotypes.PRIMITIVES, *rnn_genotypes.PRIMITIVES, "conv_7x1_1x7"}:
-        text = TextPath((0, 0), op, size=drawing._LABEL_SIZE, prop=FontProperties("DejaVu Sans"))
+        text = TextPath((0, 0), op, size=cells._LABEL_SIZE, prop=FontProperties("DejaVu Sans"))
         extents = text.get_extents()
-        edge = drawing._edge(op, 0, 2)
+        edge = cells._edge(op, 0, 2)
         assert extents.width / 72 <= edge.width
         assert extents.height / 72 <= edge.height
 
@@ -171,20 +173,113 @@ def test_a_killed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     def stop(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing.os, "replace", stop)
+    monkeypatch.setattr(figure.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         drawing.draw_genotype(RNN([("relu", 0), ("relu", 1)], [1]), tmp_path / "cell")
     assert png.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cell.png", "cell.svg"]
 
 
+@pytest.mark.parametrize("cell", list(random_cells()))
+def test_no_arrowhead_covers_another(cell):
+    from matplotlib.patches import FancyArrowPatch
+
+    ax = figure.full_axes(figure.new_figure())
+    boxes, ways = lay_out(cell.nodes, cell.edges)
+    for way, tip in zip(ways, cells._tips(ways), strict=True):
+        cells._draw_edge(ax, way, tip)
+    figure.fit(ax.figure, ax, 20, 20)
+    heads = []
+    for arrow, way in zip(ax.patches, ways, strict=True):
+        assert isinstance(arrow, FancyArrowPatch)
+        paths, fillable = arrow._get_path_in_displaycoord()
+        (head,) = (path for path, filled in zip(paths, fillable, strict=True) if filled)
+        x, y = ax.transData.inverted().transform(head.vertices[:3]).T
+        target = way[-1]
+        assert abs(x.max() - (target.x - target.width / 2)) < 0.03
+        assert target.y - target.height / 2 < y.min() and y.max() < target.y + target.height / 2
+        heads.append((target, y.min(), y.max()))
+    for (a, top, bottom), (b, other_top, other_bottom) in itertools.combinations(heads, 2):
+        assert a is not b or bottom < other_top or other_bottom < top
+
+
+def drawn_alphas(tmp_path, alphas, **options):
+    """Draw and return the paths and every text of the SVG."""
+    paths = drawing.draw_alphas(alphas, tmp_path / "alphas", **options)
+    check_pair(paths, "alphas")
+    return paths, texts(paths[1])
+
+
 def test_alphas(tmp_path):
     raw = torch.tensor([[0.0, 0.0, 0.0], [5.0, -5.0, 0.0]], requires_grad=True)
     panels = {"normal": (raw, OPS, ["0→2", "1→2"]), "reduce": (np.zeros((1, 2)), OPS[:2], ["0→2"])}
-    paths = drawing.draw_alphas(panels, tmp_path / "alphas", title="epoch $5")
-    check_pair(paths, "alphas")
-    found = texts(paths[1])
-    assert {"normal", "reduce", "0→2", "1→2", *OPS, "epoch $5", "0.33", "0.99", "0.50"} <= set(found)
+    _, found = drawn_alphas(tmp_path, panels, title="epoch $5")
+    assert {"normal", "reduce", "→", *OPS, "epoch $5", "softmax(α), %"} <= set(found)
+    # 50.0 is the upper end of the colour scale as well.
+    assert [found.count(number) for number in ("33.3", "99.3", "50.0", "0.7")] == [3, 1, 3, 1]
+    assert found.count("→") == 3 and "in the genotype" not in found
+
+
+def test_numbers_stand_on_their_cells():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    panel = alphas._panel("w", torch.zeros(1, 3), OPS, ["0→1"], left=1.0, top=1.0)
+    canvas = FigureCanvasAgg(figure.new_figure())
+    ax = figure.full_axes(canvas.figure)
+    alphas._draw_panel(ax, panel, 30.0, 40.0)
+    figure.fit(canvas.figure, ax, 4, 3)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)  # [480, 640, 3]
+    for x in panel.x:
+        left, top = int(x * figure.DPI), int(panel.y[0] * figure.DPI)
+        cell = pixels[top + 8 : top + 30, left + 8 : left + 68]
+        dark = np.argwhere(cell.sum(-1) < cell.sum(-1).max() - 150)
+        assert len(dark) > 30, "a number is there"
+        assert np.abs(dark.mean(0) - [12, 30]).max() < 4, "in the middle"
+
+
+def test_edges_of_alphas_are_set_as_in_the_cell(tmp_path):
+    table = (torch.zeros(2, 3), OPS, ["c_{k-2}→0", "c_{k-1}→0"])
+    (_, svg), _ = drawn_alphas(tmp_path, {"normal": table})
+    cell = drawing.draw_genotype(cnn_genotypes.DARTS_V2, tmp_path / "cell")[1].read_text(encoding="utf-8")
+    inputs = [
+        set(re.findall(r"<!-- (\$c_.*?) -->", text)) - {"$c_k$"} for text in (svg.read_text("utf-8"), cell)
+    ]
+    assert inputs[0] == inputs[1] == {"$c_{k-2}$", "$c_{k-1}$"}
+
+
+def test_what_the_genotype_keeps_is_framed_and_the_strongest_underlined(tmp_path):
+    ops, edges = ["none", "tanh", "relu"], ["0→1", "0→2", "1→2"]
+    raw = np.log([[0.8, 0.05, 0.15], [0.2, 0.5, 0.3], [0.2, 0.1, 0.7]])
+    panel = alphas._panel("w", raw, ops, edges, [("relu", 0), ("relu", 1)], left=1.0, top=1.0)
+    assert panel.taken == {(0, 2), (2, 2)}
+    assert panel.x[0] > panel.x[2] > panel.x[1], "none stands last"
+    assert panel.x[0] - panel.x[2] > 1.2 * (panel.x[2] - panel.x[1]), "and apart"
+    assert panel.y[2] - panel.y[1] < panel.y[1] - panel.y[0], "the edges of a node stand together"
+    _, found = drawn_alphas(tmp_path, {"w": (raw, ops, edges, [("relu", 0), ("relu", 1)])})
+    assert {"in the genotype", "strongest of its edge"} <= set(found)
+    ax = figure.full_axes(figure.new_figure())
+    alphas._draw_panel(ax, panel, 5.0, 70.0)
+    cells_, lines, frames = ax.collections
+    columns = [int(line[:, 0].mean() > panel.x[2]) for line in lines.get_segments()]
+    assert sorted(columns) == [0, 1, 1], "none is no edge's strongest"
+    assert len(frames.get_paths()) == 2
+    shades = cells_.get_facecolors().reshape(3, 3, 4)
+    assert (shades[:, 0] == shades[0, 0]).all(), "none takes no part in the colours"
+    assert not (shades[2, 2] == shades[2, 1]).all()
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.02])
+def test_the_colours_span_what_the_alphas_span(tmp_path, spread):
+    raw = torch.tensor([[9.0, -spread, spread, 0.0]])
+    weights = 100 * raw.softmax(-1)[0, 1:]
+    ops = ["none", "tanh", "relu", "identity"]
+    _, found = drawn_alphas(tmp_path, {"w": (raw - torch.tensor([9.0, 0, 0, 0]), ops, ["0→1"])})
+    weights = 100 * torch.tensor([0.0, -spread, spread, 0.0]).softmax(-1)[1:]
+    at = found.index("softmax(α), %")
+    low, high = map(float, found[at - 2 : at])
+    assert low == pytest.approx(weights.min().item(), abs=0.06)
+    assert high == pytest.approx(weights.max().item(), abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -208,11 +303,22 @@ def test_curves(tmp_path):
     history[-1] |= {"valid_acc": 60.0, "valid_ppl": 90}
     paths = drawing.draw_curves(history, tmp_path / "curves")
     check_pair(paths, "curves")
-    assert {"loss", "accuracy", "perplexity", "train", "valid", "epoch"} <= set(texts(paths[1]))
+    assert {"loss", "accuracy, %", "perplexity", "train", "valid", "epoch"} <= set(texts(paths[1]))
     with pytest.raises(InputError, match="1 epochs has nothing to draw"):
         drawing.draw_curves([{"lr": 0.1}], tmp_path / "none")
     with pytest.raises(InputError, match="entry 1 has epoch 'one'"):
         drawing.draw_curves([{"epoch": "one", "train_loss": 1.0}], tmp_path / "none")
+
+
+def test_one_format_alone(tmp_path):
+    genotype = RNN([("tanh", 0)], [1])
+    table = {"w": (torch.zeros(1, 3), OPS, ["0→2"])}
+    for suffix in ("png", "svg", "pdf"):
+        files = [tmp_path / f"{name}.{suffix}" for name in ("cell", "alphas", "curves")]
+        assert drawing.draw_genotype(genotype, files[0]) == files[:1]
+        assert drawing.draw_alphas(table, files[1]) == files[1:2]
+        assert drawing.draw_curves([{"train_loss": 1.0}], files[2]) == files[2:]
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 def test_matplotlib_stays_as_it_was(tmp_path):
@@ -232,6 +338,7 @@ def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
         assert "matplotlib" not in sys.modules
         drawing.draw_genotype(genotypes.DARTS_V2, sys.argv[1])
         assert "matplotlib.pyplot" not in sys.modules
+        assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "cell")], check=True)
 

@@ -4,6 +4,6 @@ from dartsfast.bilevel.engine import VirtualStep, alpha_gradient
 from dartsfast.bilevel.flat import flatten_
 from dartsfast.bilevel.guard import preserved
 from dartsfast.bilevel.hvp import hvp
-from dartsfast.bilevel.presets import PRESETS, Preset
+from dartsfast.presets import PRESETS, Preset
 
 __all__ = ["PRESETS", "Preset", "VirtualStep", "alpha_gradient", "flatten_", "hvp", "preserved"]

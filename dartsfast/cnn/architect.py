@@ -11,8 +11,8 @@ from torch import Tensor
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.original import concat as _concat  # noqa: F401 - old scripts take it from here
 from dartsfast.bilevel.original import refuse_steps_of_the_original
-from dartsfast.bilevel.presets import resolve_preset
 from dartsfast.cnn.model_search import Network
+from dartsfast.presets import resolve_preset
 
 
 class Architect:

@@ -4,18 +4,25 @@ Both run the same search from the same weights on the same data, which are seede
 compared is arithmetic, not learning.
 """
 
-from dartsfast.compare.cnn import CompareConfig, compare_cnn
-from dartsfast.compare.measure import Distance, distance
-from dartsfast.compare.rnn import CompareRNNConfig, compare_rnn
-from dartsfast.compare.show import print_comparison, write_comparison
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "CompareConfig",
-    "CompareRNNConfig",
-    "Distance",
-    "compare_cnn",
-    "compare_rnn",
-    "distance",
-    "print_comparison",
-    "write_comparison",
-]
+from dartsfast.compare.config import CompareConfig, CompareRNNConfig
+
+_MODULES = {
+    "Distance": "measure",
+    "compare_cnn": "cnn",
+    "compare_rnn": "rnn",
+    "distance": "measure",
+    "print_comparison": "show",
+    "write_comparison": "show",
+}
+
+__all__ = ["CompareConfig", "CompareRNNConfig", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    # The options can be read without importing torch.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"dartsfast.compare.{_MODULES[name]}"), name)

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
-from dartsfast.compare.measure import (
-    DTYPES,
-    Batch,
-    CommonConfig,
-    Row,
-    comparison,
-    generator,
-    iteration_rows,
-    part_row,
-)
-from dartsfast.search.config import option
+from dartsfast.compare.config import CompareConfig
+from dartsfast.compare.measure import Batch, Row, comparison, generator, iteration_rows, part_row
 
 CLASSES, IMAGE_SIZE = 10, 32
 LEARNING_RATE, GRAD_CLIP = 0.025, 5.0
 # The original's defaults.
 ARCHITECT = {"momentum": 0.9, "weight_decay": 3e-4, "arch_learning_rate": 3e-4, "arch_weight_decay": 1e-3}
-
-
-@dataclass(frozen=True)
-class CompareConfig(CommonConfig):
-    """What is compared, and on which network."""
-
-    network: ClassVar[str] = "cnn"
-
-    batch_size: int = option(8, "images a batch")
-    init_channels: int = option(16, "channels of the first cells")
-    layers: int = option(8, "cells")
-    seed: int = option(2, "of the weights and of the data")
 
 
 def compare_cnn(config: CompareConfig) -> dict[str, Any]:
@@ -72,14 +50,15 @@ def _network(config: CompareConfig, backend: str) -> Network:
     model = Network(
         config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(), backend=backend, memory="store"
     )
-    return model.to(DTYPES[config.dtype])
+    return model.to(getattr(torch, config.dtype))
 
 
 def _batch(config: CompareConfig, number: int) -> Batch:
     """Return batch ``number``: images [N, 3, H, W] and labels [N]."""
     drawn = generator(config.seed, number)
     images = torch.randn(config.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, generator=drawn)
-    return images.to(DTYPES[config.dtype]), torch.randint(CLASSES, (config.batch_size,), generator=drawn)
+    labels = torch.randint(CLASSES, (config.batch_size,), generator=drawn)
+    return images.to(getattr(torch, config.dtype)), labels
 
 
 @torch.no_grad()

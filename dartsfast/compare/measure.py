@@ -1,59 +1,23 @@
-"""What every comparison shares: its options, the distance of numbers, and the rows of a search."""
+"""What every comparison shares: the distance of numbers, and the rows of a search."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dartsfast.backends import resolve_backend
+from dartsfast.compare.config import CommonConfig
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.genotypes import genotype_to_json
-from dartsfast.search.config import option
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Batch = tuple[Tensor, Tensor]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CommonConfig:
-    """What every comparison takes; a subclass adds its network and the seed."""
-
-    network: ClassVar[str]
-
-    backends: tuple[str, str] = option(
-        ("reference", "cpu"), "yardstick of the relative errors, and the other; twice the same is allowed"
-    )
-    iterations: int = option(10, "iterations: a step of the alphas and one of the weights")
-    order: int = option(1, "order of the alphas' gradient", (1, 2))
-    dtype: str = option("float32", "of everything", tuple(DTYPES))
-
-    def check(self) -> None:
-        """Raise InputError for a value that cannot work."""
-        if len(self.backends) != 2:
-            raise InputError(f"compare takes two backends, got {list(self.backends)}")
-        for backend in self.backends:
-            resolve_backend(backend)
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
-                raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-            if field.name in self.positive() and value < 1:
-                raise InputError(f"{field.name} must be at least 1, got {value}")
-            if field.name == "seed" and not 0 <= value < 2**32:
-                raise InputError(f"seed must be from 0 to 2^32 - 1, got {value}")
-
-    def positive(self) -> tuple[str, ...]:
-        """Return the names of the options that must be at least 1."""
-        return ("iterations", "batch_size")
 
 
 @dataclass(frozen=True)

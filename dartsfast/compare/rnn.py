@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dartsfast.bilevel.guard import random_state, set_random_state
-from dartsfast.compare.measure import (
-    DTYPES,
-    Batch,
-    CommonConfig,
-    Row,
-    comparison,
-    generator,
-    iteration_rows,
-    part_row,
-)
-from dartsfast.errors import InputError
+from dartsfast.compare.config import CompareRNNConfig
+from dartsfast.compare.measure import Batch, Row, comparison, generator, iteration_rows, part_row
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import search_loss
-from dartsfast.search.config import RNNConfig, option
+from dartsfast.search.config import RNNConfig
 
 SEARCH = RNNConfig()  # learning rates, decays and clip are its defaults
-
-
-@dataclass(frozen=True)
-class CompareRNNConfig(CommonConfig):
-    """What is compared, and on which network."""
-
-    network: ClassVar[str] = "rnn"
-
-    batch_size: int = option(8, "columns of text a batch")
-    nhid: int = option(300, "features of the word embeddings and of the hidden state")
-    bptt: int = option(35, "time steps a batch")
-    vocabulary: int = option(10_000, "words")
-    dropout: float = option(0.0, "every dropout; both backends draw their masks from the same random numbers")
-    seed: int = option(3, "of the weights and of the data")
-
-    def check(self) -> None:
-        """Raise InputError for a value that cannot work."""
-        super().check()
-        if self.batch_size < 2:
-            raise InputError(
-                f"batch_size must be at least 2 for the cell's batch norm, got {self.batch_size}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must be from 0 to below 1, got {self.dropout}")
-
-    def positive(self) -> tuple[str, ...]:
-        """Return the names of the options that must be at least 1."""
-        return (*super().positive(), "nhid", "bptt", "vocabulary")
 
 
 def compare_rnn(config: CompareRNNConfig) -> dict[str, Any]:
@@ -77,7 +39,7 @@ def _model(config: CompareRNNConfig, backend: str) -> RNNModelSearch:
     torch.manual_seed(config.seed)
     widths, dropouts = [config.nhid] * 3, [config.dropout] * 5
     model = RNNModelSearch(config.vocabulary, *widths, *dropouts, backend=backend, memory="store")
-    return model.to(DTYPES[config.dtype])
+    return model.to(getattr(torch, config.dtype))
 
 
 def _batch(config: CompareRNNConfig, number: int) -> Batch:

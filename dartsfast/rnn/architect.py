@@ -11,7 +11,7 @@ from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.original import clip as _clip  # noqa: F401 - old scripts take both from here
 from dartsfast.bilevel.original import concat as _concat  # noqa: F401
 from dartsfast.bilevel.original import refuse_steps_of_the_original
-from dartsfast.bilevel.presets import resolve_preset
+from dartsfast.presets import resolve_preset
 from dartsfast.rnn.model_search import RNNModelSearch
 
 _Text = tuple[list[Tensor], Tensor, Tensor]  # hidden states, tokens, the tokens after them

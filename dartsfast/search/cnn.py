@@ -27,7 +27,8 @@ from dartsfast.data import (
 from dartsfast.errors import InputError
 from dartsfast.search.config import CNNConfig
 from dartsfast.search.fit import match
-from dartsfast.search.loop import Iteration, Search, SearchResult
+from dartsfast.search.lesson import accuracy_lesson
+from dartsfast.search.loop import AlphaTable, Iteration, Search, SearchResult
 from dartsfast.search.runs import run_search
 
 
@@ -70,6 +71,7 @@ class CNNSearch(Search):
             self.optimizer, config.epochs, eta_min=config.learning_rate_min
         )
         self.architect = Architect(model, config, preset=config.preset)
+        self.classes = len(task.classes)
         self.train = self._stream(task.train, task, "train")
         self.valid = self._stream(task.valid, task, "valid")
         self.check = self._stream(task.valid, task, "check", augment=False)
@@ -199,15 +201,20 @@ class CNNSearch(Search):
         """Take back the schedule."""
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def alpha_tables(self) -> dict[str, tuple[Tensor, list[str], list[str]]]:
-        """Return both alphas with the names of their operations and edges."""
+    def alpha_tables(self) -> dict[str, AlphaTable]:
+        """Return the alphas of both cells."""
         inputs = ["c_{k-2}", "c_{k-1}", *(str(i) for i in range(self.model._steps))]
         edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
-        ops = self.model._primitives
+        ops, genotype = self.model._primitives, self.model.genotype()
         return {
-            "alphas_normal": (self.model.alphas_normal, ops, edges),
-            "alphas_reduce": (self.model.alphas_reduce, ops, edges),
+            "alphas_normal": AlphaTable(self.model.alphas_normal, ops, edges, genotype.normal),
+            "alphas_reduce": AlphaTable(self.model.alphas_reduce, ops, edges, genotype.reduce),
         }
+
+    def learned(self) -> str:
+        """Give the accuracy on the alphas' half of the data, and that of guessing."""
+        noun = "photographs" if self.config.data == "photos" else "classes"
+        return accuracy_lesson(self.history[-1]["valid_acc"], len(self.check.source), self.classes, noun)
 
 
 def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> SearchResult:

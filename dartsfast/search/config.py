@@ -1,4 +1,7 @@
-"""Options of the searches: the original's flag names and defaults, declared once for scripts and commands."""
+"""Options of the searches: the original's flag names and defaults, declared once for scripts and commands.
+
+``--help`` reads them, so this module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from dartsfast.backends import BACKENDS, MEMORY_MODES
-from dartsfast.bilevel import PRESETS
 from dartsfast.errors import InputError
+from dartsfast.names import BACKENDS, MEMORY_MODES
+from dartsfast.presets import PRESETS
+
+# How the command line arranges them, in this order.
+GROUPS = ("data", "network", "optimisation", "run")
+DATA, NETWORK, OPTIMISATION, RUN = GROUPS
 
 MIN_BATCH_SIZE = 2  # of texts
 
 
-def option(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
-    """Declare a field whose help and choices the command line shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
+    """Declare a field whose help, choices and group (one of :data:`GROUPS`) the command line shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group})
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,17 @@ class CommonConfig:
     """What both searches take."""
 
     out: str = option("", "folder of the run (default: runs/<kind>-<time>)")
-    order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2))
+    order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2), group=OPTIMISATION)
     preset: str = option(
-        "code", "read the second order as the published code or as the paper", tuple(PRESETS)
+        "code",
+        "read the second order as the published code or as the paper",
+        tuple(PRESETS),
+        group=OPTIMISATION,
     )
-    backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS))
-    memory: str = option("store", "keep activations, or compute them again in the backward", MEMORY_MODES)
+    backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS), group=NETWORK)
+    memory: str = option(
+        "store", "keep activations, or compute them again in the backward", MEMORY_MODES, group=NETWORK
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     capture: bool | None = option(
         None,
@@ -83,33 +95,44 @@ class CommonConfig:
 class CNNConfig(CommonConfig):
     """Options of the CNN search (the original's ``cnn/train_search.py``)."""
 
-    data: str = option("photos", "photos, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR or imagefolder:DIR")
-    download: bool = option(False, "let torchvision fetch the data if it is not there")
-    image_size: int = option(32, "side of the images of imagefolder, in pixels")
-    max_images: int = option(0, "use at most this many images of each half of the data; 0: all")
-    batch_size: int = option(64, "images a batch")
-    learning_rate: float = option(0.025, "initial learning rate of the weights")
-    learning_rate_min: float = option(0.001, "final learning rate of the weights (cosine)")
-    momentum: float = option(0.9, "momentum of the weights")
-    weight_decay: float = option(3e-4, "weight decay of the weights")
+    data: str = option(
+        "photos",
+        "photos: 32x32 crops of ten photographs that come with scikit-image and scikit-learn; cifar10:DIR, "
+        "cifar100:DIR, fashion-mnist:DIR: as torchvision lays them out in DIR; imagefolder:DIR: "
+        "DIR/train/CLASS/* and DIR/val/CLASS/*; a folder alone: CIFAR-10 in it",
+        group=DATA,
+    )
+    download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
+    image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
+    max_images: int = option(0, "use at most this many images of each half of the data; 0: all", group=DATA)
+    batch_size: int = option(64, "images a batch", group=DATA)
+    learning_rate: float = option(0.025, "initial learning rate of the weights", group=OPTIMISATION)
+    learning_rate_min: float = option(
+        0.001, "final learning rate of the weights (cosine)", group=OPTIMISATION
+    )
+    momentum: float = option(0.9, "momentum of the weights", group=OPTIMISATION)
+    weight_decay: float = option(3e-4, "weight decay of the weights", group=OPTIMISATION)
     report_freq: int = option(50, "iterations between lines where the output is no terminal")
-    epochs: int = option(50, "passes over the weights' half of the data")
-    init_channels: int = option(16, "channels of the first cells")
-    layers: int = option(8, "number of cells")
+    epochs: int = option(50, "passes over the weights' half of the data", group=OPTIMISATION)
+    init_channels: int = option(16, "channels of the first cells", group=NETWORK)
+    layers: int = option(8, "number of cells", group=NETWORK)
     storage_dtype: str = option(
         "float32",
         "of what memory=store keeps; half precision needs the triton backend",
         ("float32", "bfloat16", "float16"),
+        group=NETWORK,
     )
-    cutout: bool = option(False, "zero a random square of each image")
-    cutout_length: int = option(16, "side of that square, in pixels")
+    cutout: bool = option(False, "zero a random square of each image", group=DATA)
+    cutout_length: int = option(16, "side of that square, in pixels", group=DATA)
     seed: int = option(2, "seed of every random stream")
-    grad_clip: float = option(5.0, "clip the weights' gradient to this norm")
-    train_portion: float = option(0.5, "share of the training data for the weights, the rest for the alphas")
-    arch_learning_rate: float = option(3e-4, "learning rate of the alphas (Adam)")
-    arch_weight_decay: float = option(1e-3, "weight decay of the alphas")
+    grad_clip: float = option(5.0, "clip the weights' gradient to this norm", group=OPTIMISATION)
+    train_portion: float = option(
+        0.5, "share of the training data for the weights, the rest for the alphas", group=DATA
+    )
+    arch_learning_rate: float = option(3e-4, "learning rate of the alphas (Adam)", group=OPTIMISATION)
+    arch_weight_decay: float = option(1e-3, "weight decay of the alphas", group=OPTIMISATION)
     compat_valid_iter: bool = option(
-        False, "draw the alphas' batch from a new pass every iteration, as the original does"
+        False, "draw the alphas' batch from a new pass every iteration, as the original does", group=DATA
     )
 
     def positive(self) -> tuple[str, ...]:
@@ -121,27 +144,37 @@ class CNNConfig(CommonConfig):
 class RNNConfig(CommonConfig):
     """Options of the RNN search (the original's ``rnn/train_search.py``)."""
 
-    data: str = option("pydoc", "pydoc, or a folder with train/valid/test.txt, ptb.*.txt or wiki.*.tokens")
-    emsize: int = option(300, "features of the word embeddings")
-    nhid: int = option(300, "features of the hidden state")
-    nhidlast: int = option(300, "features of the last layer; the three must be equal")
-    lr: float = option(20.0, "learning rate of the weights")
-    clip: float = option(0.25, "clip the weights' gradient to this norm")
-    epochs: int = option(50, "passes over the training text")
-    batch_size: int = option(256, "columns of text a batch")
-    bptt: int = option(35, "time steps a batch; one in twenty is half as long")
-    dropout: float = option(0.75, "dropout of the cell's outputs")
-    dropouth: float = option(0.25, "dropout of hidden states in the cell")
-    dropoutx: float = option(0.75, "dropout of the cell's inputs")
-    dropouti: float = option(0.2, "dropout of the embedded input")
-    dropoute: float = option(0.0, "dropout of whole words")
+    data: str = option(
+        "pydoc",
+        "pydoc: the documentation topics of Python's standard library; a folder with train.txt, valid.txt "
+        "and test.txt, or ptb.train.txt, ptb.valid.txt and ptb.test.txt, or wiki.train.tokens, "
+        "wiki.valid.tokens and wiki.test.tokens",
+        group=DATA,
+    )
+    emsize: int = option(300, "features of the word embeddings", group=NETWORK)
+    nhid: int = option(300, "features of the hidden state", group=NETWORK)
+    nhidlast: int = option(300, "features of the last layer; the three must be equal", group=NETWORK)
+    lr: float = option(20.0, "learning rate of the weights", group=OPTIMISATION)
+    clip: float = option(0.25, "clip the weights' gradient to this norm", group=OPTIMISATION)
+    epochs: int = option(50, "passes over the training text", group=OPTIMISATION)
+    batch_size: int = option(256, "columns of text a batch", group=DATA)
+    bptt: int = option(35, "time steps a batch; one in twenty is half as long", group=DATA)
+    dropout: float = option(0.75, "dropout of the cell's outputs", group=NETWORK)
+    dropouth: float = option(0.25, "dropout of hidden states in the cell", group=NETWORK)
+    dropoutx: float = option(0.75, "dropout of the cell's inputs", group=NETWORK)
+    dropouti: float = option(0.2, "dropout of the embedded input", group=NETWORK)
+    dropoute: float = option(0.0, "dropout of whole words", group=NETWORK)
     seed: int = option(3, "seed of every random stream")
     log_interval: int = option(50, "iterations between lines where the output is no terminal")
-    beta: float = option(1e-3, "slowness (temporal activation) regularisation of the outputs")
-    wdecay: float = option(5e-7, "weight decay of the weights")
-    small_batch_size: int = option(-1, "-1 or the batch size: gradients are not accumulated")
-    arch_lr: float = option(3e-3, "learning rate of the alphas (Adam)")
-    arch_wdecay: float = option(1e-3, "weight decay of the alphas")
+    beta: float = option(
+        1e-3, "slowness (temporal activation) regularisation of the outputs", group=OPTIMISATION
+    )
+    wdecay: float = option(5e-7, "weight decay of the weights", group=OPTIMISATION)
+    small_batch_size: int = option(
+        -1, "-1 or the batch size: gradients are not accumulated", group=OPTIMISATION
+    )
+    arch_lr: float = option(3e-3, "learning rate of the alphas (Adam)", group=OPTIMISATION)
+    arch_wdecay: float = option(1e-3, "weight decay of the alphas", group=OPTIMISATION)
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""

@@ -131,8 +131,9 @@ def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any])
     if len(history) != epoch:
         raise InputError(f"history has {len(history)} epochs, and {epoch} are done")
     for i, row in enumerate(history):
-        if not isinstance(row, dict) or row.get("epoch") != i:
-            raise InputError(f"history[{i}] is {_shown(row)}, not the row of epoch {i}")
+        # Earlier versions counted from 0.
+        if not isinstance(row, dict) or row.get("epoch") not in (i, i + 1):
+            raise InputError(f"history[{i}] is {_shown(row)}, not the row of epoch {i + 1}")
         for name, value in row.items():
             if not isinstance(name, str) or type(value) not in (int, float):
                 raise InputError(f"history[{i}] has {_shown(name)}: {_shown(value)}, not a number")

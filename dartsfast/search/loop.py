@@ -8,10 +8,10 @@ import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from dartsfast.search.checkpoint import save_checkpoint
 from dartsfast.search.config import CommonConfig
 from dartsfast.search.fit import check_progress, match, match_optimizer
 from dartsfast.search.interrupts import Stop, StopAsked, signal_name, stop_signals
+from dartsfast.search.lesson import preferences
 from dartsfast.search.report import Report
 
 HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
@@ -46,6 +47,8 @@ class SearchResult:
         out: folder of the run, with ``genotype.json``, ``log.jsonl``, ``cell.png``, ``alphas.png``,
             ``curves.png`` (and SVG), ``pictures/``, ``tensorboard/``.
         checkpoint: the last checkpoint.
+        lesson: what was learned, in a sentence of the run's own figures; empty for a run that was finished
+            before.
     """
 
     genotype: AnyGenotype
@@ -53,6 +56,7 @@ class SearchResult:
     history: list[dict[str, Any]]
     out: Path
     checkpoint: Path
+    lesson: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,15 @@ class Iteration:
 
     done: int
     metrics: dict[str, float]
+
+
+class AlphaTable(NamedTuple):
+    """Alphas of one kind of cell: [edges, operations], the names of both, and what the genotype keeps."""
+
+    alphas: Tensor
+    operations: Sequence[str]
+    edges: Sequence[str]
+    kept: Sequence[tuple[str, int]]
 
 
 class Search(ABC):
@@ -141,8 +154,12 @@ class Search(ABC):
         """Take back what :meth:`extra_state` returned."""
 
     @abstractmethod
-    def alpha_tables(self) -> dict[str, tuple[Tensor, list[str], list[str]]]:
-        """Return the alphas for a heat map: name to (alphas, operation names, edge names)."""
+    def alpha_tables(self) -> dict[str, AlphaTable]:
+        """Return the alphas by name, as a heat map shows them."""
+
+    @abstractmethod
+    def learned(self) -> str:
+        """Say what the network of the last epoch can do, and what it could by chance."""
 
     def record(self, weight: float, **metrics: float) -> None:
         """Add an iteration's metrics to the epoch's means.
@@ -213,6 +230,8 @@ class Search(ABC):
         self._count_steps_where_they_run()
         for name in ("epoch", "step", "sums", "count", "seconds", "history"):
             setattr(self, name, state[name])
+        # Rows of earlier versions counted from 0.
+        self.history = [{**row, "epoch": epoch} for epoch, row in enumerate(self.history, start=1)]
         self.load_extra_state(state["extra"])
         set_random_state(state["random"])
 
@@ -231,8 +250,11 @@ class Search(ABC):
             raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
         except KeyboardInterrupt as error:
             raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
-        alphas = {name: table[0].detach().cpu().clone() for name, table in self.alpha_tables().items()}
-        return SearchResult(self.model.genotype(), alphas, self.history, out, checkpoint)
+        tables = self.alpha_tables()
+        alphas = {name: table.alphas.detach().cpu().clone() for name, table in tables.items()}
+        epochs = f"{self.epoch} epoch{'s' if self.epoch > 1 else ''}"
+        lesson = f"after {epochs} {self.learned()}; {preferences(tables)}"
+        return SearchResult(self.model.genotype(), alphas, self.history, out, checkpoint, lesson)
 
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
@@ -243,20 +265,24 @@ class Search(ABC):
             while self.epoch < self.config.epochs:
                 try:
                     self._run_iterations(report, out)
-                    row = {"epoch": self.epoch, **self.finish_epoch()}
+                    trained = time.perf_counter()
+                    report.phase("validating")
+                    row = {"epoch": self.epoch + 1, **self.finish_epoch()}
                 except StopAsked:
                     self._save(out)
                     raise
-                row["seconds"] = self.seconds
                 for name, value in row.items():
                     if not math.isfinite(value):
                         raise self._diverged(f"{name} is {value}")
                 self.history.append(row)
-                report.epoch(row, self.model.genotype(), self.alpha_tables(), self.history)
+                report.draw(self.model.genotype(), self.alpha_tables(), self.history)
+                row["seconds"] = self.seconds + time.perf_counter() - trained
+                report.epoch(row, self.model.genotype())
                 self.epoch += 1
                 self.step, self.sums, self.count, self.seconds = 0, {}, 0.0, 0.0
                 checkpoint = self._save(out)
                 self.stop.check()
+            report.draw(self.model.genotype(), self.alpha_tables(), self.history, final=True)
         return checkpoint
 
     def _run_iterations(self, report: Report, out: Path) -> None:

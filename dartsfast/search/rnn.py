@@ -18,7 +18,8 @@ from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import batchify, get_batch, search_loss
 from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
 from dartsfast.search.fit import match
-from dartsfast.search.loop import Iteration, Search, SearchResult
+from dartsfast.search.lesson import perplexity_lesson
+from dartsfast.search.loop import AlphaTable, Iteration, Search, SearchResult
 from dartsfast.search.runs import run_search
 
 EVAL_BATCH_SIZE = 10
@@ -38,9 +39,10 @@ class RNNSearch(Search):
         self.train = self._columns(corpus.train, config.batch_size, "train")
         self.valid = self._columns(corpus.valid, config.batch_size, "valid")
         self.check = self._columns(corpus.valid, EVAL_BATCH_SIZE, "valid")
+        self.words = len(corpus.dictionary)
         torch.manual_seed(config.seed)
         model = RNNModelSearch(
-            len(corpus.dictionary),
+            self.words,
             config.emsize,
             config.nhid,
             config.nhidlast,
@@ -178,10 +180,15 @@ class RNNSearch(Search):
             setattr(self, name, None if kept is None else [h.to(self.device) for h in kept])
         self.lengths.set_state(state["lengths"])
 
-    def alpha_tables(self) -> dict[str, tuple[Tensor, list[str], list[str]]]:
-        """Return the alphas with the names of their activations and edges."""
+    def alpha_tables(self) -> dict[str, AlphaTable]:
+        """Return the alphas of the cell."""
         edges = [f"{j}→{i + 1}" for i in range(STEPS) for j in range(i + 1)]
-        return {"weights": (self.model.weights, PRIMITIVES, edges)}
+        kept = self.model.genotype().recurrent
+        return {"weights": AlphaTable(self.model.weights, PRIMITIVES, edges, kept)}
+
+    def learned(self) -> str:
+        """Give the perplexity on the alphas' text, and that of guessing."""
+        return perplexity_lesson(self.history[-1]["valid_ppl"], self.words)
 
 
 def perplexity(loss: float) -> float:

@@ -20,6 +20,7 @@ from dartsfast.search.run_folder import locked, new_folder, refuse_used
 def run_search(search_cls: type[Search], config: Any, resume: str | Path | None) -> SearchResult:
     """Start the search that ``config`` describes, or go on with the run at ``resume``."""
     config.check()
+    _check_name(config.out if resume is None else str(resume))
     config = dataclasses.replace(config, data=search_cls.absolute_data(config.data))
     if resume is not None:
         return _go_on(search_cls, config, Path(resume).resolve())
@@ -30,6 +31,17 @@ def run_search(search_cls: type[Search], config: Any, resume: str | Path | None)
     with locked(out):
         refuse_used(out)
         return search.run(out)
+
+
+def _check_name(folder: str) -> None:
+    """Raise InputError for the name of a folder that TensorBoard, which takes UTF-8, could not open."""
+    try:
+        folder.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the name of the folder {folder!a} has bytes that are no characters in this locale: "
+            "set LC_ALL=C.UTF-8, or choose another --out"
+        ) from error
 
 
 def _go_on(search_cls: type[Search], config: Any, path: Path) -> SearchResult:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SPACING = 0.12  # inches between boxes of a column
-_STARTS, _SWEEPS = 16, 60
+_STARTS, _ORDERING, _STRAIGHTENING = 16, 15, 45  # the last two in sweeps
 
 
 class Node(NamedTuple):
@@ -99,7 +99,7 @@ def _columns(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[list[Bo
 
 
 def _place_heights(columns: list[list[Box]]) -> None:
-    """Sweep back and forth from several starting orders; keep the heights with the fewest crossings."""
+    """Order by sweeps back and forth from several starts, keep the one that crosses least, straighten it."""
     first, last = columns[0][0], columns[0][-1]
     rng = random.Random(0)
     best: dict[Box, float] = {}
@@ -109,14 +109,20 @@ def _place_heights(columns: list[list[Box]]) -> None:
             if start:
                 rng.shuffle(column)
             _settle(column, (), sort=False)
-        for sweep in range(_SWEEPS):
-            # First find an order, looking to one side at a time; then keep it and straighten by both.
-            sort = sweep < _SWEEPS / 4
+        for sweep in range(_ORDERING):
             side = ("left", "right")[sweep % 2]
             for column in columns if side == "left" else columns[::-1]:
-                _settle(column, (side,) if sort else ("left", "right"), sort=sort)
+                _settle(column, (side,), sort=True)
         if (cost := _cost(columns)) < best_cost:
             best, best_cost = {box: box.y for column in columns for box in column}, cost
+    for box, y in best.items():
+        box.y = y
+    for column in columns:
+        column.sort(key=lambda box: box.y)
+    for sweep in range(_STRAIGHTENING):
+        for column in columns[:: (1, -1)[sweep % 2]]:
+            _settle(column, ("left", "right"), sort=False)
+    best = {box: box.y for column in columns for box in column}
     # The mirror image costs the same; take the one that has the inputs in their order.
     sign = 1.0 if best[first] <= best[last] else -1.0
     for box, y in best.items():
@@ -128,9 +134,14 @@ def _settle(column: list[Box], sides: Sequence[str], *, sort: bool) -> None:
 
     The best heights for a given order (weighted least squares) come from pooling adjacent violators.
     """
-    near = {box: [other for side in sides for other in getattr(box, side)] or [box] for box in column}
-    weight = {box: sum(_tug(box, other) for other in near[box]) for box in column}
-    want = {box: sum(_tug(box, other) * other.y for other in near[box]) / weight[box] for box in column}
+    weight, want = {}, {}
+    for box in column:
+        mass = pull = 0.0
+        for other in [other for side in sides for other in getattr(box, side)] or [box]:
+            tug = _tug(box, other)
+            mass += tug
+            pull += tug * other.y
+        weight[box], want[box] = mass, pull / mass
     if sort:
         column.sort(key=want.__getitem__)
     bottom = 0.0

@@ -1,0 +1,4 @@
+"""The names that options choose among, where they can be read without importing torch."""
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+MEMORY_MODES = ("store", "recompute")

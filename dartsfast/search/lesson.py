@@ -1,0 +1,60 @@
+"""What a search has learned, in words that its own figures bear out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+EVEN = 0.5  # percent: alphas nearer than this to each other are said to be even
+
+
+def accuracy_lesson(accuracy: float, images: int, classes: int, noun: str) -> str:
+    """Word an accuracy in percent on ``images`` images (the alphas' half of the data)."""
+    chance = 100 / classes
+    # Guesses are right chance % of the time, give or take; three standard errors are no luck.
+    luck = 3 * math.sqrt(chance * (100 - chance) / images)
+    verb = "tells" if accuracy > chance + luck else "does not yet tell"
+    return (
+        f"the search network {verb} {classes} {noun} apart: {accuracy:.0f} % right on {images} images that "
+        f"its weights were not trained on ({chance:.2g} % by chance)"
+    )
+
+
+def perplexity_lesson(perplexity: float, words: int) -> str:
+    """Word the perplexity of a validation text."""
+    if perplexity < words:
+        return (
+            f"the search network is as unsure of the next word of the validation text as between "
+            f"{perplexity:.4g} words ({words} by chance)"
+        )
+    return (
+        f"the search network does not yet know the validation text better than chance: perplexity "
+        f"{perplexity:.4g} of {words} words"
+    )
+
+
+def preferences(tables: Mapping[str, Any]) -> str:
+    """Say which operation the alphas of every table weigh most, over all edges, ``none`` aside.
+
+    Args:
+        tables: name to (alphas [edges, operations], operation names, ...).
+    """
+    found = []
+    for name, (alphas, operations, *_) in tables.items():
+        real = [k for k, operation in enumerate(operations) if operation != "none"] or [0]
+        weights = 100 * alphas.detach().double().softmax(dim=-1)[:, real]  # [edges, operations], percent
+        start = 100 / len(operations)
+        low, high = weights.min().item(), weights.max().item()
+        if high - low < EVEN:
+            found.append(
+                f"{name} are still even (from {low:.2f} to {high:.2f} %, {start:.4g} % at the start)"
+            )
+            continue
+        means = weights.mean(0)
+        best = int(means.argmax())
+        found.append(
+            f"{name} prefer {operations[real[best]]} (on average {means[best].item():.1f} % an edge, "
+            f"{start:.4g} % at the start; single weights from {low:.1f} to {high:.1f} %)"
+        )
+    return ", ".join(found)
