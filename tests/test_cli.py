@@ -275,7 +275,9 @@ def test_the_core_imports_nothing_that_is_optional():
 def test_threads_sleep_where_they_wait_unless_told_otherwise(given, policy):
     """As OpenMP itself says it, which shows what it read when torch loaded it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    program = "import os; from dartsfast.cli import main; main(['doctor']); print(os.getenv('OMP_WAIT_POLICY'))"
+    program = (
+        "import os; from dartsfast import cli; cli.main(['doctor']); print(os.getenv('OMP_WAIT_POLICY'))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program], env={**environment, "OMP_DISPLAY_ENV": "TRUE", **given},
         capture_output=True, text=True, timeout=120, check=True,
