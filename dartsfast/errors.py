@@ -1,5 +1,6 @@
 """The one error type for input that cannot work: what was wrong, what was got, what to do."""
 
+import torch
 from torch import Tensor
 
 
@@ -14,9 +15,10 @@ class InputError(ValueError):
 def check_range(values: Tensor, count: int, noun: str, scale: str) -> None:
     """Raise InputError where ``values`` (integers on the CPU) leave 0..count-1; ``scale`` words the bound.
 
-    Tensors on a GPU are not looked at: that would wait for the device every iteration.
+    Tensors on a GPU are not looked at: that would wait for the device every iteration. Nor are those that
+    stand for others in ``torch.export``.
     """
-    if values.device.type != "cpu" or not values.numel():
+    if values.device.type != "cpu" or not values.numel() or torch.compiler.is_exporting():
         return
     for extreme in (values.min().item(), values.max().item()):
         if not 0 <= extreme < count:
