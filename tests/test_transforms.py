@@ -23,6 +23,7 @@ from dartsfast.rnn.model import RNNModel
 from dartsfast.rnn.model_search import RNNModelSearch
 
 cpu = availability("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 
 
@@ -51,16 +52,17 @@ REVERSE = {
     "grad": lambda f, *tensors: torch.func.grad(f)(*tensors),
     "vjp": lambda f, *tensors: torch.func.vjp(f, *tensors),
     "jacrev": lambda f, *tensors: torch.func.jacrev(f)(*tensors),
-    "hessian": lambda f, *tensors: torch.func.hessian(f)(*tensors),
     "backward_of_many": backward_of_many,
 }
 refused = functools.partial(pytest.raises, NotImplementedError, match="backend='reference'")
 CASES = (*SMALL, *PRODUCTS[:1], *LOCKED[:1], *CLASSES[:1], NORMS[1], Vectors(33))
 CALLS = [(name, args) for case in CASES for name, args in case.calls()]
+LEARNED = ("alpha_softmax", "branch_conv", "mixed_sum", "pool3x3", "rnn_node")
 DIFFERENTIABLE = [
     (name, args)
     for name, args in CALLS
-    if name.removesuffix("_backward") in ("alpha_softmax", "branch_conv", "mixed_sum", "pool3x3", "rnn_node")
+    # By a norm that is given rnn_node has no derivative in any mode.
+    if name.removesuffix("_backward") in LEARNED and not (name == "rnn_node" and args[3] is not None)
 ]
 
 
@@ -76,7 +78,7 @@ def of_tensors(name, args):
         out = getattr(torch.ops.dartsfast, name)(*tree_unflatten(given, spec))
         return sum(t.double().sum() for t in tree_leaves(out) if t is not None).float()
 
-    return f, [leaves[i] for i in places]
+    return f, [leaves[i].clone() for i in places]
 
 
 def test_every_operator_is_called():
@@ -102,17 +104,17 @@ def test_no_operator_leaves_out_tangents_or_batches(call, transform):
 @pytest.mark.parametrize("call", DIFFERENTIABLE, ids=[name for name, _ in DIFFERENTIABLE])
 def test_differentiable_operators_refuse_transforms(call, transform):
     f, tensors = of_tensors(*call)
-    with refused() if transform != "backward_of_many" else pytest.raises(NotImplementedError):
+    with refused():
         REVERSE[transform](f, *tensors)
 
 
 @needs_cpu
 def test_an_operator_after_a_refusal_is_as_before():
     f, tensors = of_tensors(*DIFFERENTIABLE[0])
-    learned = [t.requires_grad_() for t in tensors]
+    learned = [t.clone().requires_grad_() for t in tensors]
     wanted = torch.autograd.grad(f(*learned), learned)
     for transform in (*FORWARD.values(), *REVERSE.values()):
-        with pytest.raises(NotImplementedError):
+        with refused():
             transform(f, *tensors)
     with forward_ad.dual_level():  # no tangents, nothing to refuse
         assert same_bits(torch.autograd.grad(f(*learned), learned), wanted)
@@ -135,6 +137,17 @@ def rnn(backend, dtype=torch.float32):
 NETWORKS = pytest.mark.parametrize("build", [cnn, rnn])
 
 
+def first(out):
+    """Return logits, or the log-probabilities before the hidden states."""
+    return tree_leaves(out)[0]
+
+
+def near(got, wanted):
+    """Whether the outputs of networks in float32, some of them None, are the same but for rounding."""
+    pairs = [(a, b) for a, b in zip(tree_leaves(got), tree_leaves(wanted), strict=True) if not a is b is None]
+    return all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in pairs)
+
+
 @needs_cpu
 @NETWORKS
 @pytest.mark.parametrize("transform", {**FORWARD, **REVERSE})
@@ -146,15 +159,13 @@ def test_fused_networks_refuse_transforms(build, transform):
 
 @needs_cpu
 @NETWORKS
-@pytest.mark.parametrize("transform", {**FORWARD, "grad": REVERSE["grad"]})
+@pytest.mark.parametrize("transform", [dual_numbers, vmap, REVERSE["grad"]])
 def test_fused_networks_refuse_transforms_of_each_weight(build, transform):
     model, args, *_ = build("cpu")
-    transform = FORWARD.get(transform, REVERSE["grad"])
     for name, value in model.named_parameters():
 
         def of_weight(w, name=name):
-            out = functional_call(model, {name: w}, args)
-            return (out if isinstance(out, torch.Tensor) else out[0]).sum()
+            return first(functional_call(model, {name: w}, args)).sum()
 
         with refused():
             transform(of_weight, value)
@@ -162,8 +173,7 @@ def test_fused_networks_refuse_transforms_of_each_weight(build, transform):
 
         def of_alpha(alpha, name=name):
             setattr(model, name, alpha)
-            out = model(*args)
-            return (out if isinstance(out, torch.Tensor) else out[0]).sum()
+            return first(model(*args)).sum()
 
         value = getattr(model, name)
         with refused():
@@ -180,7 +190,7 @@ def test_the_rnns_fused_loss_refuses_transforms():
         def loss(bias):
             return functional_call(model, {"decoder.bias": bias}, (text, hidden), {"target": text})[0]
 
-        for transform in (*FORWARD.values(), REVERSE["grad"]):
+        for transform in (dual_numbers, FORWARD["jvp"], REVERSE["grad"]):
             with refused():
                 transform(loss, model.decoder.bias)
 
@@ -192,7 +202,7 @@ def test_functional_call_of_fused_networks(build):
     other = {name: (w + 0.1).detach().requires_grad_() for name, w in model.named_parameters()}
 
     def learn(out, learned):
-        out = out if isinstance(out, torch.Tensor) else out[0]
+        out = first(out)
         return [out.detach(), *torch.autograd.grad((out * out).sum(), learned)]
 
     found = learn(functional_call(model, other, args), [*other.values(), *model.arch_parameters()])
@@ -259,18 +269,15 @@ def test_of_auto_the_reference_path_is_traced_or_exported_aloud(build, way):
     with pytest.warns(UserWarning, match=r"backend cpu not used: torch\.jit\.trace and torch\.export"):
         program = WAYS[way](model, args)
     reference, *_ = build("reference")
-    for given in (args, others):
-        assert all(
-            torch.allclose(a, b, rtol=0, atol=1e-6)
-            for a, b in zip(tree_leaves(program(*given)), tree_leaves(reference(*given)), strict=True)
-        )
+    assert all(near(program(*given), reference(*given)) for given in (args, others))
 
 
 @needs_cpu
 def test_a_fused_cell_alone_refuses_to_be_traced():
     cell = Cell(1, 1, 4, 4, 4, False, False, backend="cpu").eval()
+    x, weights = torch.randn(1, 4, 6, 6), torch.rand(2, 8)
     with pytest.raises(InputError, match=r"torch\.jit\.trace"):
-        torch.jit.trace(cell, (torch.randn(2, 1, 4, 6, 6).unbind()[0],) * 2 + (torch.rand(2, 8),))
+        torch.jit.trace(cell, (x, x, weights))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +297,4 @@ def test_networks_of_found_cells_are_exported(build):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         program = torch.export.export(model, args, strict=False).module()
-    assert all(
-        torch.allclose(a, b, rtol=0, atol=1e-6)
-        for a, b in zip(tree_leaves(program(*args)), tree_leaves(model(*args)), strict=True)
-    )
+    assert near(program(*args), model(*args))

@@ -16,7 +16,9 @@ from dartsfast.errors import InputError
 from dartsfast.ops.functional import define_functional
 
 _ONCE = "the fused operators are differentiable once. For second derivatives use backend='reference'"
-_REVERSE = "the fused operators are differentiable in reverse mode, by torch.autograd. Use backend='reference'"
+_REVERSE = (
+    "the fused operators are differentiable in reverse mode, by torch.autograd. Use backend='reference'"
+)
 
 _library = torch.library.Library("dartsfast", "FRAGMENT")
 
@@ -49,7 +51,8 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     CONTRACTS[name] = fake
     torch.library.define(f"dartsfast::{name}", schema)
     torch.library.register_fake(f"dartsfast::{name}", fake)
-    torch.library.impl(f"dartsfast::{name}", "FuncTorchBatched", functools.partial(_refuse_vmap, name))
+    for vmap in ("FuncTorchBatched", "Batched"):  # the second for torch.autograd.grad(is_grads_batched=True)
+        torch.library.impl(f"dartsfast::{name}", vmap, functools.partial(_refuse_vmap, name))
     if "!" in schema:
         define_functional(name, schema, fake)
 
@@ -188,7 +191,7 @@ def refuse_forward_mode(name: str, args: Any) -> None:
 
 def _refuse_vmap(name: str, *args: Any) -> None:
     raise NotImplementedError(
-        f"torch.func.vmap does not pass through dartsfast::{name}: use backend='reference'"
+        f"dartsfast::{name} takes no batches of torch.func.vmap, nor of gradients. Use backend='reference'"
     )
 
 
