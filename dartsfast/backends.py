@@ -23,6 +23,10 @@ PREFERENCE = {
 }
 KERNEL_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.bfloat16, torch.float16)
+NOT_TRACED = (
+    "torch.jit.trace and torch.export do not see what its kernels compute; "
+    "they take the reference path and the networks of found cells"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def availability(
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
     if backend == "cuda":
         return Availability(backend, False, "this version of dartsfast has no cuda kernels yet")
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return Availability(backend, False, NOT_TRACED)
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
     missing = native.load() if backend == "cpu" else triton_backend.missing()

@@ -10,12 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._guards import active_fake_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Whatever the caller has chosen, make ordinary tensors within, on the CPU unless told otherwise."""
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+    """Whatever the caller has chosen, make ordinary tensors within, on the CPU unless told otherwise.
+
+    The default dtype, which is the whole process's, stays: give one.
+    """
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu"),
+    ):
         yield
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dartsfast.constants import plain
 from dartsfast.selfcheck import SAMPLES
 
 AGREES = "agrees"
@@ -69,13 +69,7 @@ def disagreement(name: str) -> str | None:
     """Return None where instruction set ``name`` has the portable kernels' bits, else what differs."""
     before = torch.ops.dartsfast.cpu_instruction_set()
     try:
-        with (
-            _disable_current_modes(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
-        ):
+        with plain():
             for operator, args in _calls():
                 results = [_run(instructions, operator, args) for instructions in ("portable", name)]
                 if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):

@@ -1,11 +1,14 @@
 """The check of operators before their first use on a device."""
 
+import contextlib
 import subprocess
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
-from dartsfast import cli, doctor, selfcheck
+from dartsfast import cli, doctor, instruction_set, selfcheck
 from dartsfast.backends import availability
 from dartsfast.errors import BackendError
 from dartsfast.oracle import mixed_sum
@@ -23,6 +26,7 @@ def forget():
 def test_every_operator_has_a_sample():
     names = {name.removeprefix("dartsfast::") for name in torch._C._dispatch_get_all_op_names()}
     aids = {"cpu_instruction_set", "cpu_instruction_sets", "set_cpu_instruction_set", "empty", "empty_cache"}
+    aids |= {name for name in names if name.endswith("_functional")}  # which call the others
     assert set(selfcheck.SAMPLES) == {name for name in names if "::" not in name} - aids
 
 
@@ -30,6 +34,46 @@ def test_every_operator_has_a_sample():
 @pytest.mark.parametrize("name", selfcheck.SAMPLES)
 def test_the_cpu_kernels_have_the_bits_of_the_oracle(name):
     assert selfcheck.difference(name, DEVICE) == 0
+
+
+@contextlib.contextmanager
+def chosen(set_, value, before):
+    set_(value)
+    try:
+        yield
+    finally:
+        set_(before)
+
+
+MODES = {
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default_device": lambda: chosen(torch.set_default_device, "meta", None),
+    "float64": lambda: chosen(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16": lambda: chosen(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "fake": lambda: FakeTensorMode(),
+}
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_check_is_of_itself_in_whatever_mode_it_runs(mode, monkeypatch):
+    samples = []
+    run = selfcheck._run
+    monkeypatch.setattr(selfcheck, "_run", lambda name, args: samples.append(args) or run(name, args))
+    with MODES[mode]():
+        for name in selfcheck.SAMPLES:
+            assert selfcheck.difference(name, DEVICE) == 0
+    tensors = [t for t in tree_leaves(samples) if isinstance(t, torch.Tensor)]
+    assert {t.dtype for t in tensors} == {torch.float32, torch.int64}
+    assert not any(t.is_inference() for t in tensors)
+
+
+@pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+@pytest.mark.parametrize("mode", MODES)
+def test_instruction_sets_agree_in_whatever_mode_they_are_chosen(mode):
+    with MODES[mode]():
+        assert instruction_set.disagreement(torch.ops.dartsfast.cpu_instruction_set()) is None
 
 
 def test_factors_in_tf32_are_allowed_for(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -15,6 +16,11 @@ from dartsfast.errors import InputError
 from dartsfast.ops.functional import define_functional
 
 _ONCE = "the fused operators are differentiable once. For second derivatives use backend='reference'"
+_REVERSE = (
+    "the fused operators are differentiable in reverse mode, by torch.autograd. Use backend='reference'"
+)
+
+_library = torch.library.Library("dartsfast", "FRAGMENT")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What operators take. Kernels for CPUs have the first two."""
@@ -45,6 +51,8 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     CONTRACTS[name] = fake
     torch.library.define(f"dartsfast::{name}", schema)
     torch.library.register_fake(f"dartsfast::{name}", fake)
+    for vmap in ("FuncTorchBatched", "Batched"):  # the second for torch.autograd.grad(is_grads_batched=True)
+        torch.library.impl(f"dartsfast::{name}", vmap, functools.partial(_refuse_vmap, name))
     if "!" in schema:
         define_functional(name, schema, fake)
 
@@ -58,7 +66,7 @@ Unlike ``torch.compiler.disable`` it does not import the compiler.
 
 def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Register the first derivative of ``dartsfast::name``, and float32 under autocast."""
-    torch.library.register_autograd(f"dartsfast::{name}", backward, setup_context=setup)
+    _register_autograd(name, Info(backward, setup))
     for device in ("cpu", "cuda", "xpu"):
         torch.library.impl(f"dartsfast::{name}", f"Autocast{device.upper()}")(_in_float32(name, device))
 
@@ -84,7 +92,18 @@ def differentiable_once(name: str) -> None:
     def refuse(ctx: Any, *gradients: Tensor) -> None:
         raise NotImplementedError(f"dartsfast::{name} has no derivative: {_ONCE}")
 
-    torch.library.register_autograd(f"dartsfast::{name}", refuse)
+    _register_autograd(name, Info(refuse, None))
+
+
+def _register_autograd(name: str, info: Info) -> None:
+    """Do as ``torch.library.register_autograd``, whose kernel leaves tangents out without a word."""
+    kernel = make_autograd_impl(getattr(torch.ops.dartsfast, name).default, info)
+
+    def checked(keys: Any, *args: Any, **options: Any) -> Any:
+        refuse_transforms(f"dartsfast::{name}", args)
+        return kernel(keys, *args, **options)
+
+    _library.impl(name, checked, "Autograd", with_keyset=True)
 
 
 class _Once(torch.autograd.Function):
@@ -149,11 +168,16 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Run it, unless within a transform of ``torch.func``."""
-        refuse_forward_mode("this network", args)
-        if torch._C._are_functorch_transforms_active():
-            raise NotImplementedError(f"torch.func's transforms do not pass through it: {_ONCE}")
+        """Run it, unless within a transform of ``torch.func`` or on tensors that have tangents."""
+        refuse_transforms("this network", args)
         return super().apply(*args)
+
+
+def refuse_transforms(name: str, args: Any) -> None:
+    """Raise within a transform of ``torch.func``, and where a tensor of ``args`` has a tangent."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(f"torch.func's transforms do not pass through {name}: {_REVERSE}")
+    refuse_forward_mode(name, args)
 
 
 def refuse_forward_mode(name: str, args: Any) -> None:
@@ -162,7 +186,13 @@ def refuse_forward_mode(name: str, args: Any) -> None:
         return
     for t in tree_leaves(args):
         if isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
-            raise NotImplementedError(f"{name} has no forward-mode derivative: {_ONCE}")
+            raise NotImplementedError(f"{name} has no forward-mode derivative: {_REVERSE}")
+
+
+def _refuse_vmap(name: str, *args: Any) -> None:
+    raise NotImplementedError(
+        f"dartsfast::{name} takes no batches of torch.func.vmap, nor of gradients. Use backend='reference'"
+    )
 
 
 def require(good: bool, message: str) -> None:

@@ -136,6 +136,9 @@ def is_padded(target: Tensor) -> bool:
 class RNNModelSearch(RNNModel, ArchModule):
     """The language model with a search cell.
 
+    ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters: average
+    them before their optimiser steps.
+
     Args:
         ntoken: size of the vocabulary.
         ninp: features of the embedding.
