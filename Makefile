@@ -23,9 +23,10 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 search: install
 	$(BIN)/dartsfast search cnn $(SEARCH)
 
-# The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second.
+# The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second. Two
+# processes of one thread: most of it is Python, and tests of several threads ask for them.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(MAKE) interpret
 	$(MAKE) gpu-rehearsal
 
