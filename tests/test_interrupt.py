@@ -44,7 +44,7 @@ def default_handlers():
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time of searches as small as these."""
-    monkeypatch.setattr(Report, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="module")

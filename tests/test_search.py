@@ -161,18 +161,18 @@ def test_cnn_search_learns_on_the_reference_path(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_counts_its_epochs_on(tmp_path):
-    out = tmp_path / "run"
-    config = CNNConfig(**cnn_options(tmp_path), out=str(out))
-    search = CNNSearch(config)
-    out.mkdir()
-    state = search.state()
-    old = {"epoch": 0, "lr": 0.02, "train_loss": 1.5, "valid_loss": 1.5, "valid_acc": 30.0, "seconds": 1.0}
-    state |= {"history": [old], "epoch": 1}
-    save_checkpoint(out, state)
-    result = search_cnn(config, resume=out)
+    new, old = tmp_path / "new", tmp_path / "old"
+    search_cnn(CNNConfig(**cnn_options(tmp_path), out=str(new)))
+    state = torch.load(new / PREVIOUS, weights_only=True)  # of the end of the first epoch
+    (row,) = state["history"]
+    row["epoch"] = 0
+    old.mkdir()
+    save_checkpoint(old, state)
+    result = search_cnn(CNNConfig(), resume=old)
     assert [row["epoch"] for row in result.history] == [1, 2]
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert rows == result.history and rows[0] == {**old, "epoch": 1}
+    rows = [json.loads(line) for line in (old / "log.jsonl").read_text().splitlines()]
+    assert rows == result.history and rows[0] == {**row, "epoch": 1}
+    assert scalar_epochs(old) == [2]
 
 
 def test_the_seconds_of_an_epoch_are_all_of_it(tmp_path, monkeypatch):
