@@ -140,12 +140,14 @@ def photographs(tmp_path, **options):
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")
     sizes = {"init_channels": 4, "layers": 2, "batch_size": 16, "max_images": 160, "epochs": 2}
-    return CNNConfig(**sizes, arch_learning_rate=3e-3, out=str(tmp_path / "run"), **options)
+    return CNNConfig(**{**sizes, **options}, arch_learning_rate=3e-3, out=str(tmp_path / "run"))
 
 
 @needs_kernels
 @native_only
+@pytest.mark.parametrize("instruction_set", ["avx512", "avx2"], indirect=True)
 def test_cnn_search_learns_to_tell_photographs(tmp_path, instruction_set):
+    """The portable kernels, which take minutes for it, have the same bits: the next test."""
     result = search_cnn(photographs(tmp_path, backend="cpu"))
     history = result.history
     assert history[-1]["valid_acc"] > 25, history  # percent; guesses give 10, give or take 2.4
@@ -153,6 +155,24 @@ def test_cnn_search_learns_to_tell_photographs(tmp_path, instruction_set):
     assert "the search network tells 10 photographs apart" in result.lesson
     spread = [alpha.softmax(-1).max() - alpha.softmax(-1).min() for alpha in result.alphas.values()]
     assert max(spread) > 0.01
+
+
+@needs_kernels
+@native_only
+def test_a_search_has_the_same_bits_on_every_instruction_set(tmp_path, instruction_set):
+    def searched(name):
+        (tmp_path / name).mkdir()
+        options = {"batch_size": 8, "max_images": 16, "epochs": 1, "backend": "cpu"}
+        return search_cnn(photographs(tmp_path / name, **options))
+
+    found, set_in_use = searched("here"), torch.ops.dartsfast.cpu_instruction_set()
+    torch.ops.dartsfast.set_cpu_instruction_set("avx2")
+    wanted = searched("avx2")
+    torch.ops.dartsfast.set_cpu_instruction_set(set_in_use)
+    for name, alpha in wanted.alphas.items():
+        assert torch.equal(found.alphas[name], alpha)
+    for ours, theirs in zip(found.history, wanted.history, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
 def test_cnn_search_learns_on_the_reference_path(tmp_path):
