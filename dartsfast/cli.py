@@ -57,9 +57,10 @@ def _let_threads_sleep() -> None:
     """Have OpenMP's threads sleep where they wait for each other, unless the environment says how they wait.
 
     Spinning is a tenth faster on an idle machine and half as fast where one other process is busy: the thread
-    that spins holds the core that its partner needs. The runtime reads this once, when torch loads it.
+    that spins holds the core that its partner needs. The runtime reads this once, when torch loads it: a
+    program that has loaded torch keeps its environment.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
@@ -211,9 +212,12 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
-    folder = resume or given.get("out") or given.get("save")
-    if not folder:
+    places = [place for place in (resume, given.get("out"), given.get("save")) if place]
+    if not places:
         raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
+    folder = places[0]
+    if len({os.path.realpath(place) for place in places}) > 1:
+        raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
     fixed = sorted(set(given) - {"out", "save", "data", "device", "checkpoint_seconds"})

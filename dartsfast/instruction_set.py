@@ -47,7 +47,7 @@ def choose(library: Path) -> dict[str, str]:
     if os.environ.get("DARTSFAST_SELFCHECK") == "0":
         return {}
     file, key = cache_path(), _key(library)
-    kept = _read(file)
+    kept = _read(file) if file else {}
     found = dict(kept.get(key, {}))
     for name in names():
         if name not in found:
@@ -60,7 +60,7 @@ def choose(library: Path) -> dict[str, str]:
             "please report it with the output of `dartsfast doctor`",
             stacklevel=2,
         )
-    if found != kept.get(key):
+    if file and found != kept.get(key):
         _write(file, {**kept, key: found})
     return found
 
@@ -119,9 +119,17 @@ def _run(instructions: str, name: str, args: tuple[Any, ...]) -> list[Tensor]:
     return [t for t in tree_leaves((found, args)) if isinstance(t, Tensor)]
 
 
-def cache_path() -> Path:
-    """Return the file in the user's cache folder where it is kept which instruction sets agree."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_path() -> Path | None:
+    """Return the file in the user's cache folder where it is kept which instruction sets agree.
+
+    None for a user without a home, as in a container that runs under a number of its own.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # such a one is to be ignored, says its specification
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
     return base / "dartsfast" / "instruction_sets.json"
 
 

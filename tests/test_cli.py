@@ -64,6 +64,7 @@ def test_the_originals_flags_are_known(kind, line):
         (["search", "cnn", "--resume"], "needs the folder of the run"),
         (["search", "cnn", "--resume", "/nowhere", "--epochs", "3"], "leave out --epochs"),
         (["search", "rnn", "--resume", "/nowhere"], "no checkpoint at /nowhere"),
+        (["search", "rnn", "--resume", "/a", "--out", "/b"], "stays in its folder: name one of /a, /b"),
         (["draw", "DARTS_V9"], "no genotype 'DARTS_V9'.*cnn:DARTS_V2.*rnn:ENAS"),
     ],
 )
@@ -196,6 +197,23 @@ def test_a_reader_that_leaves_is_no_error(words, unbuffered):
     assert done.stderr == ""
 
 
+def test_a_search_whose_reader_leaves_saves_and_says_how_to_go_on(tmp_path):
+    for extra in ("rich", "tensorboard", "matplotlib"):
+        pytest.importorskip(extra)
+    words = [f"--data={text_folder(tmp_path / 'text')}", f"--out={tmp_path / 'run'}", "--log_interval=1"]
+    sizes = ["--emsize=8", "--nhid=8", "--nhidlast=8", "--batch_size=4", "--lr=1"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "dartsfast", "search", "rnn", *words, *sizes],
+        stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 141, done.stderr
+    assert done.stderr.startswith("dartsfast: stopped by SIGPIPE in epoch 1, iteration 1; the checkpoint is")
+    assert done.stderr.endswith(f"Go on with: dartsfast search rnn --resume {tmp_path / 'run'}\n")
+
+
 def test_ctrl_c_during_the_imports_is_no_traceback():
     code = """if True:
         import signal, sys
@@ -266,6 +284,14 @@ def test_the_core_imports_nothing_that_is_optional():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_program_that_has_loaded_torch_keeps_its_environment():
+    program = (
+        "import os, torch; from dartsfast import cli; before = {**os.environ}; cli.main(['draw', '?']); "
+        "print(before == os.environ)"
+    )
+    assert python(program).stdout == "True\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,25 @@ def test_a_home_that_cannot_be_written_is_no_error(cache, monkeypatch, tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "agrees" in instruction_set.choose(native.LIBRARY).values()
+
+
+@pytest.mark.parametrize("given", ["", "relative", "~/cache"])
+def test_only_an_absolute_cache_folder_counts(monkeypatch, tmp_path, given):
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert instruction_set.cache_path() == tmp_path / ".cache" / "dartsfast" / "instruction_sets.json"
+
+
+def test_a_user_without_a_home_is_no_error(cache, monkeypatch):
+    def homeless(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", homeless)
+    assert instruction_set.cache_path() is None
+    assert "agrees" in instruction_set.choose(native.LIBRARY).values()
+    assert not cache.exists()
 
 
 def test_one_that_disagrees_is_refused_aloud_and_the_next_serves(cache, monkeypatch):

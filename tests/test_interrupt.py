@@ -107,6 +107,20 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
     same(expected, load_checkpoint(tmp_path / "run", kind))
 
 
+def test_the_checkpoint_that_says_that_all_is_done_comes_last(tmp_path, monkeypatch, whole):
+    def draw(*arguments, final=False):
+        if final:
+            raise KeyboardInterrupt
+
+    options, expected = whole["rnn"]
+    with monkeypatch.context() as patches, pytest.raises(SearchStopped, match="Ctrl-C in epoch 2"):
+        patches.setattr(Report, "draw", draw)
+        search_rnn(CONFIG["rnn"](**options, out=tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run", "rnn")["epoch"] == 1
+    search_rnn(CONFIG["rnn"](), resume=tmp_path / "run")
+    same(expected, load_checkpoint(tmp_path / "run", "rnn"))
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch, whole):
     options, _ = whole["cnn"]
 

@@ -341,6 +341,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path, capsys, kind):
     assert "is finished: all 1 epochs are done" in capsys.readouterr().out
     assert genotype_to_json(again.genotype) == genotype_to_json(first.genotype)
     same(first.history, again.history)
+    assert first.checkpoint == again.checkpoint == out / "checkpoint.pt"
     for name, alpha in first.alphas.items():
         assert torch.equal(alpha, again.alphas[name])
     assert main(["search", kind, "--resume", str(out / "checkpoint.pt")]) == 0

@@ -26,6 +26,11 @@ class Stop:
     def __init__(self) -> None:
         self.signum: int | None = None
 
+    def ask(self, signum: int) -> None:
+        """Ask the search to stop, as signal ``signum`` does; the first one counts."""
+        if self.signum is None:
+            self.signum = signum
+
     def check(self) -> None:
         """Raise StopAsked if a signal has come."""
         if self.signum is not None:

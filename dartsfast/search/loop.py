@@ -259,8 +259,9 @@ class Search(ABC):
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
         with Report(
-            out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history
-        ) as report:
+            out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history,
+            stop=self.stop,
+        ) as report:  # fmt: skip
             self._introduce(report, out)
             while self.epoch < self.config.epochs:
                 try:
@@ -278,11 +279,12 @@ class Search(ABC):
                 report.draw(self.model.genotype(), self.alpha_tables(), self.history)
                 row["seconds"] = self.seconds + time.perf_counter() - trained
                 report.epoch(row, self.model.genotype())
+                if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
+                    report.draw(self.model.genotype(), self.alpha_tables(), self.history, final=True)
                 self.epoch += 1
                 self.step, self.sums, self.count, self.seconds = 0, {}, 0.0, 0.0
                 checkpoint = self._save(out)
                 self.stop.check()
-            report.draw(self.model.genotype(), self.alpha_tables(), self.history, final=True)
         return checkpoint
 
     def _run_iterations(self, report: Report, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dartsfast.drawing import draw_alphas, draw_curves, draw_genotype
 from dartsfast.genotypes import AnyGenotype, genotype_to_json
+from dartsfast.search.interrupts import Stop
 from dartsfast.search.progress import Progress
 
 HEADLINE = ("train_loss", "train_acc", "valid_acc", "train_ppl", "valid_ppl", "seconds")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would end the process for."""
+        raise BrokenPipeError
 
 
 class Report:
@@ -31,6 +39,7 @@ class Report:
         every: iterations between lines where the console is no terminal.
         history: rows of the epochs that are done, of a search that goes on.
         console: where to show it; by default the standard output.
+        stop: asked to stop, as by SIGPIPE, where the reader of the output has gone.
     """
 
     def __init__(
@@ -42,12 +51,14 @@ class Report:
         every: int,
         history: list[dict[str, Any]],
         console: Console | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.out = out
         self.epochs = epochs
         self.work = work
         self.every = every
-        self.console = console or Console()
+        self.console = console or _Console()
+        self._stop = stop or Stop()
         self.progress = Progress(epochs, work)
         # On a terminal the display is drawn anew several times a second; else there are lines.
         self._live = Live(get_renderable=lambda: self.progress, console=self.console, transient=True)
@@ -68,7 +79,10 @@ class Report:
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except BrokenPipeError:
+            self._stop.ask(signal.SIGPIPE)
 
     def phase(self, name: str) -> None:
         """Show that the search is ``validating`` or ``drawing``."""

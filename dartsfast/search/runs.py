@@ -11,7 +11,7 @@ import torch
 from dartsfast.data import check_fingerprint
 from dartsfast.errors import InputError
 from dartsfast.genotypes import resolve_genotype
-from dartsfast.search.checkpoint import has_checkpoint, load_checkpoint, one_line
+from dartsfast.search.checkpoint import CURRENT, has_checkpoint, load_checkpoint, one_line
 from dartsfast.search.fit import check_pieces, check_progress, match, match_keys, restored_config
 from dartsfast.search.loop import HERE, STATE, Search, SearchResult
 from dartsfast.search.run_folder import locked, new_folder, refuse_used
@@ -89,5 +89,6 @@ def _finished(search_cls: type[Search], folder: Path, path: Path, state: dict[st
     alphas = {name: state["model"].get(name) for name in search_cls.alpha_shapes}
     match("the model", {name: torch.empty(shape) for name, shape in search_cls.alpha_shapes.items()}, alphas)
     genotype = resolve_genotype(str(folder))
+    checkpoint = path / CURRENT if path.is_dir() else path
     print(f"the search in {folder} is finished: all {state['epoch']} epochs are done", flush=True)
-    return SearchResult(genotype, alphas, state["history"], folder, path)
+    return SearchResult(genotype, alphas, state["history"], folder, checkpoint)
