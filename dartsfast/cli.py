@@ -216,7 +216,8 @@ def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> N
     if not places:
         raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
     folder = places[0]
-    if len({os.path.realpath(place) for place in places}) > 1:
+    paths = [Path(place).resolve() for place in places]
+    if len({path.parent if path.is_file() else path for path in paths}) > 1:
         raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"

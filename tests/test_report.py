@@ -166,12 +166,14 @@ def test_the_accuracy_is_judged_against_chance():
     assert "does not yet tell 10 classes apart: 14 % right" in accuracy_lesson(14.0, 320, 10, "classes")
     assert "tells 10" in accuracy_lesson(14.0, 10_000, 10, "classes"), "of so many that is no luck"
     assert "does not yet tell 2 classes" in accuracy_lesson(55.0, 100, 2, "classes")
+    assert "nothing to tell apart: all 8 images" in accuracy_lesson(100.0, 8, 1, "classes")
 
 
 def test_the_perplexity_is_judged_against_chance():
     assert "between 202.3 words (1593 by chance)" in perplexity_lesson(202.34, 1593)
     assert "not yet know" in perplexity_lesson(1700.0, 1593)
     assert "perplexity inf of" in perplexity_lesson(float("inf"), 1593)
+    assert "between 23456 words (30000 by chance)" in perplexity_lesson(23456.4, 30_000)
 
 
 def test_preferences_are_those_of_the_weights():

@@ -344,7 +344,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path, capsys, kind):
     assert first.checkpoint == again.checkpoint == out / "checkpoint.pt"
     for name, alpha in first.alphas.items():
         assert torch.equal(alpha, again.alphas[name])
-    assert main(["search", kind, "--resume", str(out / "checkpoint.pt")]) == 0
+    assert main(["search", kind, "--resume", str(out / "checkpoint.pt"), f"--out={out}"]) == 0
     shown = capsys.readouterr().out
     assert "is finished" in shown and str(out / "genotype.json") in shown
     assert digests(out) == before

@@ -11,6 +11,8 @@ EVEN = 0.5  # percent: alphas nearer than this to each other are said to be even
 
 def accuracy_lesson(accuracy: float, images: int, classes: int, noun: str) -> str:
     """Word an accuracy in percent on ``images`` images (the alphas' half of the data)."""
+    if classes == 1:
+        return f"there was nothing to tell apart: all {images} images are of one class"
     chance = 100 / classes
     # Guesses are right chance % of the time, give or take; three standard errors are no luck.
     luck = 3 * math.sqrt(chance * (100 - chance) / images)
@@ -26,12 +28,16 @@ def perplexity_lesson(perplexity: float, words: int) -> str:
     if perplexity < words:
         return (
             f"the search network is as unsure of the next word of the validation text as between "
-            f"{perplexity:.4g} words ({words} by chance)"
+            f"{_rounded(perplexity)} words ({words} by chance)"
         )
     return (
         f"the search network does not yet know the validation text better than chance: perplexity "
-        f"{perplexity:.4g} of {words} words"
+        f"{_rounded(perplexity)} of {words} words"
     )
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"  # no exponent where words are counted
 
 
 def preferences(tables: Mapping[str, Any]) -> str:
