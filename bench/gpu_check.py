@@ -51,9 +51,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("versions", "versions, device, ceilings", 25, needed=True),
-    Stage("build", "the native extension", 60),
-    Stage("warm", "all kernels compiled", 85, needed=True),
+    # The first import of torch reads gigabytes; what is left of this the next stages have.
+    Stage("versions", "versions, device, ceilings", 40, needed=True),
+    Stage("build", "the native extension", 55),
+    Stage("warm", "all kernels compiled", 75, needed=True),
     Stage("deep", "doctor --deep", 25, needed=True),
     Stage("operators", "operators against their oracles", 50, needed=True, interpreted=True),
     Stage("networks", "small networks: right, and the same bits", 50, needed=True),

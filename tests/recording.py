@@ -37,6 +37,9 @@ class Graph(TorchDispatchMode):
             self.calls.append((func, *given, _aliases(out)))
         return out
 
+    def reset(self):
+        self.calls.clear()
+
     def undo(self):
         """Put back what the operators wrote, the last first."""
         for tensor, value in reversed(self.before):

@@ -1,5 +1,6 @@
 """Iterations as CUDA graphs: what is recorded and when, on stand-ins; and that nothing waits for a device."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -101,6 +102,47 @@ def test_what_cannot_be_recorded_runs_as_it_is_aloud(cuda, monkeypatch):
         (out,) = captured(torch.ones(1), numbers=())
         assert out == capture.WARM_UP + i == step.python
     assert len(cuda) == 2 and captured.pool is None and not captured.recordings
+
+
+def test_a_recording_that_fails_puts_back_what_torch_leaves(cuda, monkeypatch):
+    """A graph whose end fails leaves its stream the current one, and the generator to the recording."""
+    used, ended, current = [], [], ["default"]
+
+    @contextlib.contextmanager
+    def graph(graph, pool):
+        used.append(graph)
+        current[0] = "capture"
+        try:
+            yield
+        finally:
+            if len(used) == 1:
+                raise RuntimeError("operation failed due to a previous error")
+            current[0] = "default"
+            ended.append(graph)
+
+    @contextlib.contextmanager
+    def stream(given):
+        before = current[0]
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    def step(x):
+        if used and not ended:
+            raise RuntimeError("no such operator in a graph")
+        return (x + 1,)
+
+    captured = capture.Captured(step, DEVICE)
+    for _ in range(capture.WARM_UP):
+        captured(torch.ones(1), numbers=())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    with pytest.warns(UserWarning, match="so none is: no such operator in a graph"):
+        (out,) = captured(torch.ones(1), numbers=())
+    assert out == 2 and current == ["default"]
+    assert len(used) == 2 and ended == used[1:]  # one more, of nothing, that ends as it should
+    assert used[0] in capture._failed  # the allocator may still ask it
 
 
 def test_what_must_be_recorded_and_cannot_be_raises(cuda, monkeypatch):

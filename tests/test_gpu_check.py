@@ -351,3 +351,4 @@ def test_the_programs_are_those_that_the_stages_run():
         assert ("small", network, "triton recompute", torch.float32, 2) in wanted
         assert ("small", network, "triton store", torch.float64, 1) in wanted
     assert {("operators", "float32"), ("operators", "bfloat16"), ("selfcheck",)} <= wanted
+    assert ("smallest", "float32") in wanted

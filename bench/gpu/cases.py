@@ -64,8 +64,8 @@ def oracle(name: str, args: tuple[Any, ...]) -> Any:
 class Program:
     """Something that launches, on tensors without values: ``launch()`` runs it.
 
-    ``kind`` is ``operators``, ``selfcheck``, ``small`` or ``paper``; ``choice`` says which: for operators a
-    dtype, for networks network, peer, dtype and order.
+    ``kind`` is ``operators``, ``smallest``, ``selfcheck``, ``small`` or ``paper``; ``choice`` says which: for
+    operators a dtype, for networks network, peer, dtype and order.
     """
 
     def __init__(self, kind: str, *choice: Any) -> None:
@@ -73,7 +73,7 @@ class Program:
 
     def launch(self) -> None:
         """Launch all its kernels."""
-        if self.kind in ("operators", "selfcheck"):
+        if self.kind in ("operators", "smallest", "selfcheck"):
             for name, args in self._calls():
                 self._call(name, moved(args, META))
             return
@@ -92,7 +92,7 @@ class Program:
             for name, sample in selfcheck.SAMPLES.items():
                 yield name, sample(lambda *shape: torch.randn(shape))
             return
-        for case in operator_cases(rehearse=False):
+        for case in operator_cases(rehearse=self.kind == "smallest"):
             yield from calls(case, DTYPES[self.choice[0]])
 
     def _call(self, name: str, args: tuple[Any, ...]) -> None:
@@ -112,7 +112,7 @@ def programs(*, rehearse: bool) -> list[Program]:
         for network, peers in PAPER_PEERS.items()
         for peer in peers
     ]
-    found += [Program("operators", dtype) for dtype in DTYPES]
+    found += [*(Program("operators", dtype) for dtype in DTYPES), Program("smallest", "float32")]
     found += [
         Program("small", network, peer, dtype, order)
         for network in WORKLOADS

@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
 from bench.counting import META
@@ -42,11 +43,18 @@ class Description:
     args: tuple[Any, ...]
     options: tuple[tuple[str, Any], ...]
 
-    def compile(self) -> None:
-        """Compile for the target of the active driver; what was compiled lies in Triton's cache."""
+    def compile(self, *, launcher: bool = False) -> None:
+        """Compile for the target of the active driver; what was compiled lies in Triton's cache.
+
+        Args:
+            launcher: also what hands the arguments over, where Triton (3.6) compiles that for every
+                signature; needs the library of CUDA's driver, and no GPU.
+        """
         kernel = getattr(importlib.import_module(self.module), self.kernel)
         args = tree_map(_tensor, self.args)
-        kernel.run(*args, grid=(1,), warmup=True, **dict(self.options))
+        compiled = kernel.run(*args, grid=(1,), warmup=True, **dict(self.options))
+        if launcher and hasattr(nvidia, "make_launcher"):
+            nvidia.CudaLauncher(compiled.src, compiled.metadata)
 
 
 def _tensor(value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 
 from bench.device import open_device
 from bench.gpu.cases import REHEARSED_SIZES
-from bench.gpu.graphs import WARM_UP, capturable, playing, recorded
+from bench.gpu.graphs import capturable, playing, recorded
 from bench.gpu.stage import Check
 from bench.peers import Iteration, Peer, Workload
 from bench.timing import interleaved
@@ -25,6 +25,7 @@ from bench.workloads import WORKLOADS
 from dartsfast.errors import InputError
 
 REPEATS = 3
+CANDIDATES = 4  # of cuDNN's algorithms for a convolution, of which the original takes the fastest
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def ways(network: str, ours: str) -> dict[str, Way]:
 def run(check: Check, order: str) -> None:
     """Measure iterations of ``order`` ("1" or "2") of both networks; a row a way."""
     device = open_device(check.place.type)
-    with device.exact(), playing(check.rehearse):
+    as_original = torch.backends.cudnn.flags(
+        enabled=True, benchmark=True, benchmark_limit=CANDIDATES, allow_tf32=False
+    )
+    with as_original, playing(check.rehearse):
         for network, workload in WORKLOADS.items():
             calls, memory = _prepared(check, network, workload, int(order), device)
             times = interleaved(calls, 1 if check.rehearse else REPEATS, device)
@@ -78,9 +82,9 @@ def _prepared(
     for name, way in ways(network, "cpu" if check.rehearse else "triton").items():
         iteration = workload.iteration(way.peer, size, device=check.place)
         capturable(iteration)
+        eager = partial(_step, iteration, order, way.autocast)
+        eager()  # compiles, and makes the optimisers' state
         if way.eager:
-            eager = partial(_step, iteration, order, way.autocast)
-            eager()  # compiles, and makes the optimisers' state
             memory[name] = device.peak_megabytes(eager)
             calls[name] = eager
         graph = f"{name}, graph"
@@ -108,7 +112,7 @@ def _record(
     place: torch.device,
 ) -> None:
     with _rounding(way.autocast, iteration):
-        calls[name] = recorded(iteration, order, place, warm_up=1 if way.eager else WARM_UP)
+        calls[name] = recorded(iteration, order, place, warm_up=1)  # it has run before
 
 
 def _rounding(autocast: bool, iteration: Iteration) -> Any:

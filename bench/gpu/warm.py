@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 
@@ -33,7 +34,7 @@ def run(check: Check) -> None:
         for future in as_completed(found):
             for one in future.result():
                 if one not in compiling and (most is None or len(compiling) < most):
-                    compiling[one] = pool.submit(compiled, one, capability)
+                    compiling[one] = pool.submit(compiled, one, capability, not check.rehearse)
         times = {one: future.result() for one, future in compiling.items()}
     seconds = {one: t for one, t in times.items() if isinstance(t, float)}
     check.row(
@@ -60,12 +61,13 @@ def find(program: Program, capability: int) -> list[Description]:
     return launched(program.launch, capability)
 
 
-def compiled(one: Description, capability: int) -> float | str:
-    """Compile; return the seconds that it took, or why it failed."""
+def compiled(one: Description, capability: int, launcher: bool) -> float | str:
+    """Compile, with its launcher or without; return the seconds that it took, or why it failed."""
     began = time.perf_counter()
     try:
         with targeting(capability):
-            one.compile()
-    except (RuntimeError, TritonError) as error:  # what Triton, its passes and its assembler raise
+            one.compile(launcher=launcher)
+    # What Triton, its passes and its assembler raise, and the compiler of launchers.
+    except (RuntimeError, TritonError, subprocess.CalledProcessError) as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return time.perf_counter() - began

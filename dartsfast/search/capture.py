@@ -20,6 +20,8 @@ Step = Callable[..., tuple[Tensor, ...]]
 KEPT = 4  # recordings: full and half-length texts, and the ends of texts
 WARM_UP = 3  # iterations run before anything is recorded: they compile kernels and make optimisers' state
 
+_failed: list[Any] = []  # graphs whose recording failed: torch's allocator may still ask them about streams
+
 
 @dataclass
 class Recording:
@@ -83,7 +85,9 @@ class Captured:
         # What is to be recorded warms up on a stream of its own.
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), warnings.catch_warnings():
+            # Adam's, once, that it need not count its steps on the device.
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
             outputs = self.step(*inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
@@ -94,18 +98,41 @@ class Captured:
         own = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):
-            outputs = self.step(*own)
+        try:
+            # A graph that fails leaves its own stream the current one.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):
+                outputs = self.step(*own)
+        except RuntimeError:
+            graph.reset()  # its memory, if it ended as it should
+            _failed.append(graph)
+            _release_random_numbers()
+            raise
         return Recording(graph, own, outputs)
 
     def _give_up(self, error: RuntimeError, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        cause = _first(error)
         if self.required:
             raise InputError(
-                f"capture: an iteration cannot be recorded: {error}. Leave --capture out, which then runs "
+                f"capture: an iteration cannot be recorded: {cause}. Leave --capture out, which then runs "
                 "iterations as they are, or say --no-capture"
             ) from error
         self.possible = False
         self.recordings.clear()
         self.pool = self.stream = None
-        warnings.warn(f"capture: an iteration cannot be recorded, so none is: {error}", stacklevel=3)
+        warnings.warn(f"capture: an iteration cannot be recorded, so none is: {cause}", stacklevel=3)
         return self.step(*inputs)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that others came of, such as those of ending what it had made invalid."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
+
+
+def _release_random_numbers() -> None:
+    """Record nothing: a generator serves no launches until a recording has ended as it should."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is nothing in it
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=torch.cuda.graph_pool_handle()):
+            pass
