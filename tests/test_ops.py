@@ -338,6 +338,7 @@ def test_autocast_takes_float32(case):
     assert all(grad.dtype == torch.bfloat16 for grad in grads)
 
 
+@native_only  # launches nothing
 @pytest.mark.parametrize("device", ["CPU", "CUDA", "XPU"])
 @pytest.mark.parametrize("name", STOCK)
 def test_autocast_is_known_on_every_device(name, device):
