@@ -210,14 +210,44 @@ def drawn_alphas(tmp_path, alphas, **options):
     return paths, texts(paths[1])
 
 
-def test_alphas(tmp_path):
+def test_alphas(tmp_path, monkeypatch):
     raw = torch.tensor([[0.0, 0.0, 0.0], [5.0, -5.0, 0.0]], requires_grad=True)
     panels = {"normal": (raw, OPS, ["0→2", "1→2"]), "reduce": (np.zeros((1, 2)), OPS[:2], ["0→2"])}
+    shapes, add_numbers = [], figure.add_numbers
+
+    def seen(ax, places, numbers, *style):
+        shapes.extend(numbers)
+        add_numbers(ax, places, numbers, *style)
+
+    monkeypatch.setattr(alphas, "add_numbers", seen)
     _, found = drawn_alphas(tmp_path, panels, title="epoch $5")
+    found += shapes
     assert {"normal", "reduce", "→", *OPS, "epoch $5", "softmax(α), %"} <= set(found)
     # 50.0 is the upper end of the colour scale as well.
     assert [found.count(number) for number in ("33.3", "99.3", "50.0", "0.7")] == [3, 1, 3, 1]
     assert found.count("→") == 3 and "in the genotype" not in found
+
+
+@pytest.mark.parametrize("number", ["12.50", "7", "→"])
+def test_numbers_look_as_texts_do(number):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    inks = []
+    for write in (
+        lambda ax: figure.add_numbers(ax, [(0.5, 0.4)], [number], ["#d62728"], 12),
+        lambda ax: ax.text(0.5, 0.4, number, fontsize=12, color="#d62728", ha="center", va="center"),
+    ):
+        canvas = FigureCanvasAgg(figure.new_figure(facecolor="white"))
+        ax = figure.full_axes(canvas.figure)
+        figure.fit(canvas.figure, ax, 1, 1)
+        write(ax)
+        canvas.draw()
+        inks.append(255 - np.asarray(canvas.buffer_rgba())[..., 1].astype(int))  # [160, 160]
+    ours, texts = (np.argwhere(ink > 60) for ink in inks)
+    assert abs(ours.mean(0)[1] - texts.mean(0)[1]) < 1, "at the same place"
+    assert abs(sum(ours[[0, -1], 0]) / 2 - 0.4 * figure.DPI) < (1 if number != "→" else 4), "in the middle"
+    assert np.abs(np.ptp(ours, axis=0) - np.ptp(texts, axis=0)).max() < 2.5, "of the same size"
+    assert inks[0].sum() == pytest.approx(inks[1].sum(), rel=0.1), "as thick"
 
 
 def test_numbers_stand_on_their_cells():
@@ -250,6 +280,8 @@ def test_edges_of_alphas_are_set_as_in_the_cell(tmp_path):
 
 def test_what_the_genotype_keeps_is_framed_and_the_strongest_underlined(tmp_path):
     ops, edges = ["none", "tanh", "relu"], ["0→1", "0→2", "1→2"]
+    from matplotlib.collections import PathCollection
+
     raw = np.log([[0.8, 0.05, 0.15], [0.2, 0.5, 0.3], [0.2, 0.1, 0.7]])
     panel = alphas._panel("w", raw, ops, edges, [("relu", 0), ("relu", 1)], left=1.0, top=1.0)
     assert panel.taken == {(0, 2), (2, 2)}
@@ -260,7 +292,7 @@ def test_what_the_genotype_keeps_is_framed_and_the_strongest_underlined(tmp_path
     assert {"in the genotype", "strongest of its edge"} <= set(found)
     ax = figure.full_axes(figure.new_figure())
     alphas._draw_panel(ax, panel, 5.0, 70.0)
-    cells_, lines, frames = ax.collections
+    cells_, lines, frames = (drawn for drawn in ax.collections if not isinstance(drawn, PathCollection))
     columns = [int(line[:, 0].mean() > panel.x[2]) for line in lines.get_segments()]
     assert sorted(columns) == [0, 1, 1], "none is no edge's strongest"
     assert len(frames.get_paths()) == 2

@@ -115,7 +115,7 @@ def _draw_panel(ax: Any, panel: _Panel, low: float, high: float) -> None:
     places = [(row, column) for row in range(len(panel.edges)) for column in range(len(panel.ops))]
     boxes = [_box(panel.x[column], panel.y[row]) for row, column in places]
     colors = [shades[place] for place in places]
-    ax.add_collection(PolyCollection(boxes, facecolors=colors, edgecolors="white", linewidths=1.0, zorder=1))
+    ax.add_artist(PolyCollection(boxes, facecolors=colors, edgecolors="white", linewidths=1.0, zorder=1))
     real = _real(panel.ops)
     best = {(row, real[int(panel.percent[row, real].argmax())]) for row in range(len(panel.edges))}
     inks = ["white" if shades[place][:3] @ (0.3, 0.59, 0.11) < 0.55 else INK for place in places]
@@ -127,29 +127,34 @@ def _draw_panel(ax: Any, panel: _Panel, low: float, high: float) -> None:
     add_numbers(ax, middles, numbers, inks)
     lines = [_underline(panel.x[column], panel.y[row]) for row, column in best]
     colors = [inks[places.index(place)] for place in best]
-    ax.add_collection(LineCollection(lines, colors=colors, linewidths=0.9, zorder=2))
+    ax.add_artist(LineCollection(lines, colors=colors, linewidths=0.9, zorder=2))
     frames = [_box(panel.x[column], panel.y[row]) for row, column in panel.taken]
-    ax.add_collection(_frames(frames))
-    for edge, y in zip(panel.edges, panel.y, strict=True):
-        _draw_edge_name(ax, panel, edge, y + _CELL[1] / 2)
+    ax.add_artist(_frames(frames))
+    _draw_edge_names(ax, panel)
     for op, x in zip(panel.ops, panel.x, strict=True):
         style: dict[str, Any] = {"color": _GREY, "style": "italic"} if op == "none" else {}
         corner = (x + _CELL[0] / 2 - 0.05, panel.y[0] - 0.05)
         _write(ax, *corner, op, ha="left", va="bottom", rotation=40, rotation_mode="anchor", **style)
 
 
-def _draw_edge_name(ax: Any, panel: _Panel, edge: str, y: float) -> None:
-    """Write an edge as in the picture of the cell, arrows one below the other."""
-    source, target = _ends(edge)
+def _draw_edge_names(ax: Any, panel: _Panel) -> None:
+    """Write the edges as in the picture of the cell, arrows one below the other."""
     right = min(panel.x) - 0.08
-    if not target:
-        _write(ax, right, y, source, ha="right")
-        return
-    # Few formulas, often repeated: matplotlib takes long to read one.
-    text: dict[str, Any] = {"text": f"${source}$", "parse_math": True} if "_{" in source else {"text": source}
-    _write(ax, right - 0.33, y, **text, ha="right", fontsize=9)
-    _write(ax, right - 0.2, y, "→", fontsize=8, color=_GREY)
-    _write(ax, right, y, target, ha="right", fontsize=9)
+    arrows, numbers = {}, {}
+    for edge, y in zip(panel.edges, (y + _CELL[1] / 2 for y in panel.y), strict=True):
+        source, target = _ends(edge)
+        places = {right - 0.38: source, right - 0.045: target} if target else {right - 0.045: source}
+        if target:
+            arrows[right - 0.2, y] = "→"
+        for x, name in places.items():
+            if name.isdecimal() and name.isascii() and len(name) == 1:
+                numbers[x, y] = name
+            else:
+                # Few formulas, often repeated: matplotlib takes long to read one.
+                text = {"text": f"${name}$", "parse_math": True} if "_{" in name else {"text": name}
+                _write(ax, x + 0.045, y, **text, ha="right", fontsize=9)
+    for marks, color, size in ((arrows, _GREY, 8), (numbers, INK, 9)):
+        add_numbers(ax, list(marks), list(marks.values()), [color] * len(marks), size)
 
 
 def _draw_legend(ax: Any, low: float, high: float, x: float, y: float, *, framed: bool) -> None:
@@ -165,11 +170,11 @@ def _draw_legend(ax: Any, low: float, high: float, x: float, y: float, *, framed
     _write(ax, x + 0.55, y + height + 0.12, "softmax(α), %", fontsize=7)
     x += 1.5
     mark = (x, y - 0.02, 0.3, 0.18)
-    ax.add_collection(LineCollection([_underline(*mark)], colors=INK, linewidths=0.9))
+    ax.add_artist(LineCollection([_underline(*mark)], colors=INK, linewidths=0.9))
     _write(ax, x + 0.38, y + height / 2, "strongest of its edge", ha="left", fontsize=8)
     if framed:
         x += 1.75
-        ax.add_collection(_frames([_box(x, y - 0.02, 0.3, 0.18)]))
+        ax.add_artist(_frames([_box(x, y - 0.02, 0.3, 0.18)]))
         _write(ax, x + 0.38, y + height / 2, "in the genotype", ha="left", fontsize=8)
 
 

@@ -173,7 +173,7 @@ def _draw_edge(ax: Any, way: list[Box], tip: float) -> None:
         if box is not way[-1]:
             points.append((leave, box.y))
             codes.append(Curve.LINETO)
-    ax.add_patch(
+    ax.add_artist(
         FancyArrowPatch(
             path=Curve(points, codes),
             arrowstyle="-|>",
@@ -194,7 +194,7 @@ def _draw_box(ax: Any, box: Box) -> None:
         fill, rim = _FILL[box.kind]
         corner = (box.x - box.width / 2, box.y - box.height / 2)
         style = "round,pad=0,rounding_size=0.1"
-        ax.add_patch(
+        ax.add_artist(
             FancyBboxPatch(corner, box.width, box.height, boxstyle=style, fc=fill, ec=rim, lw=1.4, zorder=3)
         )
         centred = {"ha": "center", "va": "center", "color": INK, "zorder": 4}
