@@ -44,9 +44,9 @@ struct BranchConv {
   int64_t branches;
   const Branch<T>* branch;
   // Backward only.
-  T* dx;                // [N, H, W, Ci], null if not asked for
-  Image<const T> base;  // what dx is added to; null data: nothing
-  T* norm_sums;         // [N * chunks of x, 2, Ci'], null without norm
+  Image<T> dx;                // null data if not asked for
+  Image<const T> base, onto;  // dx = onto + (base + v), may be the memory of either; null data: nothing
+  T* norm_sums;               // [N * chunks of x, 2, Ci'], null if not asked for
 };
 
 inline int64_t halo(int64_t kernel, int64_t dilation) { return dilation * (kernel - 1) / 2; }

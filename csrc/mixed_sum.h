@@ -13,7 +13,7 @@ struct MixedSum {
   const T* rstd;            // [branches, C']
   const T* weights;         // [branches]
   Image<const T> base;      // null data: zero
-  T* out;                   // [N, H, W, C]
+  Image<T> out;
   // Backward.
   Image<const T> g;
   T* sums;  // [N * chunks, 1 + branches, C']: sum of g, then of g * zhat of each branch

@@ -9,14 +9,14 @@ template <class T>
 struct Pool3x3 {
   int64_t N, H, W, C, Ho, Wo, stride;
   Image<const T> x;
-  T* z;        // [2, N, Ho, Wo, C] max and average, forward
+  T* z[2];     // [N, Ho, Wo, C] max and average, forward
   T* moments;  // [2, N * chunks, 2, C'], forward
   // Backward.
   Image<const T> g[2];      // gradient of the node, or of z itself
   Image<const T> saved[2];  // z of the forward, null data: g is dz itself
-  const T* coef;            // [2, 4, C']
-  T* dx;                // [N, H, W, C]
-  Image<const T> base;  // what dx is added to; null data: nothing
+  const T* coef[2];         // [4, C']
+  Image<T> dx;
+  Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
 };
 
 }  // namespace dartsfast

@@ -1,13 +1,10 @@
 // branch_conv on the CPU; the contract is in dartsfast/ops/branch_conv.py.
-#include "../branch_conv.h"
+#include "branch_conv.call.h"
 
 #include <optional>
 #include <tuple>
 
 #include "cache.h"
-#include "kernels.h"
-#include "moments.h"
-#include "tap_lists.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -45,61 +42,20 @@ void check_arguments(const Tensor& x, const std::optional<Tensor>& norm, const T
   }
 }
 
-// The argument struct and everything that it points to.
-template <class T>
-struct Call {
-  BranchConv<T> args{};
-  std::vector<Branch<T>> branch;
-  std::vector<Taps> taps;  // forward, then [stride, stride] of the adjoint, of every branch
-  std::vector<Memory<T>> kept;
-  Tensor x;
+// The inputs, with the copies of those that the kernels cannot read as they are.
+struct Given : BranchConvInputs {
+  Tensors kept;
 
-  Call(const Tensor& input, const std::optional<Tensor>& norm, const Tensors& depthwise, const Tensors& pointwise,
-       const Ints& dilation, int64_t stride, bool relu)
-      : branch(pointwise.size()), x(by_row(input)) {
-    const int64_t Ci = x.size(3), Co = pointwise[0].size(0);
-    args.N = x.size(0), args.H = x.size(1), args.W = x.size(2), args.Ci = Ci, args.Co = Co;
-    args.stride = stride, args.Ho = (args.H - 1) / stride + 1, args.Wo = (args.W - 1) / stride + 1;
-    args.x = image<T>(x), args.relu = relu;
-    args.norm = norm ? keep(packed<T>(*norm, Ci)) : nullptr;
-    args.branches = static_cast<int64_t>(branch.size()), args.branch = branch.data();
-    for (size_t b = 0; b < branch.size(); ++b) {
-      branch[b] = {};
-      branch[b].kernel = branch[b].dilation = 1;
-      branch[b].pointwise = keep(packed<T, true>(pointwise[b], Ci));
-      branch[b].transposed = keep(packed<T>(pointwise[b], Ci));
-      if (depthwise.empty()) continue;
-      const int64_t K = depthwise[b].size(2);
-      branch[b].kernel = K, branch[b].dilation = dilation[b];
-      branch[b].taps = keep(packed<T, true>(depthwise[b], K * K));
-    }
-    if (!depthwise.empty()) list_taps();
+  Given(const Tensor& input, const std::optional<Tensor>& mean_rstd, const Tensors& depthwises,
+        const Tensors& pointwises, const Ints& dilations, int64_t step, bool with_relu) {
+    x = keep(by_row(input));
+    if (mean_rstd) norm = keep(dense(*mean_rstd));
+    for (const Tensor& t : depthwises) depthwise.push_back(keep(dense(t)));
+    for (const Tensor& t : pointwises) pointwise.push_back(keep(dense(t)));
+    dilation = dilations, stride = step, relu = with_relu;
   }
-  void list_taps() {
-    const int64_t P = border(args), Q = output_border(args), S = args.stride, each = 1 + S * S;
-    taps.reserve(branch.size() * each);
-    for (const Branch<T>& b : branch) {
-      taps.push_back(forward_taps(b.kernel, b.dilation, P, args.W + 2 * P));
-      for (int64_t i = 0; i < S * S; ++i) {
-        taps.push_back(adjoint_taps(b.kernel, b.dilation, S, i / S, i % S, Q, args.Wo + 2 * Q));
-      }
-    }
-    for (size_t b = 0; b < branch.size(); ++b) {
-      branch[b].forward = taps.data() + b * each;
-      branch[b].adjoint = branch[b].forward + 1;
-    }
-  }
-  T* fresh(int64_t n) { return keep(memory<T>(n)); }
-  T* keep(Memory<T> one) { return kept.emplace_back(std::move(one)).get(); }
+  Array keep(const Tensor& t) { return array(kept.emplace_back(t)); }
 };
-
-// Multiplications of an image.
-template <class T>
-int64_t cost(const BranchConv<T>& a) {
-  int64_t taps = 0;
-  for (int64_t b = 0; b < a.branches; ++b) taps += a.branch[b].kernel * a.branch[b].kernel;
-  return a.Ho * a.Wo * a.Ci * (taps + a.branches * a.Co);
-}
 
 std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tensor>& norm, const Tensors& depthwise,
                                        const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu,
@@ -108,39 +64,20 @@ std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tens
   check(!dtype || *dtype == x.scalar_type(), "on a CPU z is stored in the dtype of x only");
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(x, norm, depthwise, pointwise, dilation, stride, relu);
-    const BranchConv<T>& a = call.args;
-    const int64_t count = chunks(a.Ho, a.Wo), C = padded(a.Co), image = a.Ho * a.Wo;
-    Tensor z = empty(x, {a.branches, a.N, a.Ho, a.Wo, a.Co});
-    Tensor stats = torch::stable::new_empty(x, {a.branches, 2, a.Co});
-    for (int64_t b = 0; b < a.branches; ++b) {
-      call.branch[b].z = static_cast<T*>(z.mutable_data_ptr()) + b * a.N * image * a.Co;
-      call.branch[b].moments = call.fresh(a.N * count * 2 * C);
+    const Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
+    const int64_t branches = static_cast<int64_t>(pointwise.size()), Co = pointwise[0].size(0);
+    const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1;
+    Tensor z = empty(x, {branches, N, Ho, Wo, Co});
+    Tensor stats = torch::stable::new_empty(x, {branches, 2, Co});
+    std::vector<T*> images(branches), rows(branches);
+    for (int64_t b = 0; b < branches; ++b) {
+      images[b] = written<T>(z) + b * N * Ho * Wo * Co, rows[b] = written<T>(stats) + b * 2 * Co;
     }
-    const int64_t size = scratch_size(a);
-    in_parallel(a.N, cost(a), [&](int64_t begin, int64_t end) {
-      T* tiles = scratch<T>(size);
-      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv(a, n, tiles, n == begin);
-    });
-    T* out = static_cast<T*>(stats.mutable_data_ptr());
-    in_parallel(a.branches, a.N * count * 20 * C, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        moments<T>(call.branch[b].moments, a.N, a.Ho, a.Wo, a.Co, out + b * 2 * a.Co);
-      }
-    });
+    BranchConvCall<T> call(given, images, rows);
+    run_section({call.images()});
+    run_section({call.finish()});
     return std::make_tuple(z, stats);
   });
-}
-
-// Sum part [N, rows, width'] over N and write it as [width, rows], the layout of the weight.
-template <class T>
-void weight_gradient(T* part, int64_t N, int64_t rows, int64_t width, Tensor& grad) {
-  const int64_t P = padded(width);
-  kernels<T>().tree_sum(part, N, rows * P, rows * P);
-  T* out = static_cast<T*>(grad.mutable_data_ptr());
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < width; ++c) out[c * rows + r] = part[r * P + c];
-  }
 }
 
 std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
@@ -169,51 +106,31 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
   }
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(x, norm, depthwise, pointwise, dilation, stride, relu);
-    BranchConv<T>& a = call.args;
-    const int64_t Ci = padded(a.Ci), C = padded(a.Co), count = chunks(a.H, a.W);
-    Tensors dense;
-    const auto keep = [&](const Tensor& t) { return image<T>(dense.emplace_back(by_row(t))); };
-    const T* k = coef ? call.keep(packed<T>(*coef, a.Co)) : nullptr;
-    for (size_t b = 0; b < B; ++b) {
-      Branch<T>& branch = call.branch[b];
-      branch.g = keep(g[b]);
-      if (coef) branch.saved = keep(z[b]), branch.coef = k + b * 4 * C;
-      if (!weight_grads) continue;
-      branch.pointwise_grad = call.fresh(a.N * a.Ci * C);
-      if (branch.taps) branch.taps_grad = call.fresh(a.N * branch.kernel * branch.kernel * Ci);
+    Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
+    BranchConvGradients<T> out;
+    for (const Tensor& t : g) out.g.push_back(given.keep(by_row(t)));
+    for (const Tensor& t : z) out.z.push_back(given.keep(by_row(t)));
+    if (coef) {
+      const T* rows = static_cast<const T*>(given.keep(dense(*coef)).data);
+      for (size_t b = 0; b < B; ++b) out.coef.push_back(rows + b * 4 * Co);
     }
-    Tensor dx = empty(x, {input_grad ? a.N : 0, a.H, a.W, a.Ci});
-    if (input_grad) a.dx = static_cast<T*>(dx.mutable_data_ptr());
-    if (base) a.base = keep(*base);
-    if (input_grad && norm) a.norm_sums = call.fresh(a.N * count * 2 * Ci);
-    const int64_t size = scratch_size(a);
-    in_parallel(a.N, 3 * cost(a), [&](int64_t begin, int64_t end) {
-      T* tiles = scratch<T>(size);
-      for (int64_t n = begin; n < end; ++n) kernels<T>().branch_conv_backward(a, n, tiles, n == begin);
-    });
+    if (base) out.base = given.keep(by_row(*base));
+    const bool averages = input_grad && norm;
+    Tensor dx = empty(x, {input_grad ? x.size(0) : 0, x.size(1), x.size(2), x.size(3)});
+    Tensor means = torch::stable::new_empty(x, {averages ? 2 : 0, x.size(3)});
+    if (input_grad) out.dx = written_array(dx);
+    if (averages) out.means = written<T>(means);
     Tensors taps_grad, pointwise_grad;
+    const auto like = [](const Tensor& weight, Tensors& grads) {
+      return written<T>(grads.emplace_back(torch::stable::new_empty(weight, weight.sizes())));
+    };
     for (size_t b = 0; b < (weight_grads ? B : 0); ++b) {
-      pointwise_grad.push_back(torch::stable::new_empty(pointwise[b], pointwise[b].sizes()));
-      if (b < depthwise.size()) taps_grad.push_back(torch::stable::new_empty(depthwise[b], depthwise[b].sizes()));
+      out.pointwise.push_back(like(pointwise[b], pointwise_grad));
+      if (b < depthwise.size()) out.depthwise.push_back(like(depthwise[b], taps_grad));
     }
-    in_parallel(pointwise_grad.size(), a.N * a.Ci * C, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const Branch<T>& branch = a.branch[b];
-        weight_gradient<T>(branch.pointwise_grad, a.N, a.Ci, a.Co, pointwise_grad[b]);
-        if (branch.taps) weight_gradient<T>(branch.taps_grad, a.N, branch.kernel * branch.kernel, a.Ci, taps_grad[b]);
-      }
-    });
-    Tensor means = torch::stable::new_empty(x, {a.norm_sums ? 2 : 0, a.Ci});
-    if (a.norm_sums) {
-      kernels<T>().tree_sum(a.norm_sums, a.N * count, 2 * Ci, 2 * Ci);
-      T* out = static_cast<T*>(means.mutable_data_ptr());
-      const T pixels = static_cast<T>(a.N * a.H * a.W);
-      for (int64_t c = 0; c < a.Ci; ++c) {
-        out[c] = a.norm_sums[c] / pixels;
-        out[a.Ci + c] = a.norm_sums[Ci + c] / pixels;
-      }
-    }
+    BranchConvBackwardCall<T> call(given, out);
+    run_section({call.images()});
+    run_section({call.finish()});
     return std::make_tuple(dx, taps_grad, pointwise_grad, means);
   });
 }

@@ -183,7 +183,7 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   if (y0 == 0 && taps_sum) __builtin_memset(taps_sum, 0, b.kernel * b.kernel * m.Ci * sizeof(T));
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   gradient_tile(a, b, m, n, y0, rows);
-  if (a.dx || taps_sum) {
+  if (a.dx.data || taps_sum) {
     gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.Co, 1},
             {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
   }
@@ -233,12 +233,14 @@ void adjoint_stride(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int6
   }
 }
 
-// A row of s through relu and onto base, to dx. With a norm, s keeps the gradient of norm(x).
-template <class T, bool RELU, bool NORM, bool BASE, class Left>
-void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T> base, Left left, T* dx, int64_t C) {
+// A row of s through relu and onto base and what there is, to dx, which may be the memory of either. With a norm, s
+// keeps the gradient of norm(x).
+template <class T, bool RELU, bool NORM, bool BASE, bool ONTO, class Left>
+void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T> base, Image<const T> onto, Left left,
+                Image<T> dx) {
   using V = Vec<T>;
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, s += V::size, x += x_step, dx += C) {
+  for (int64_t u = 0; u < pixels; ++u, s += V::size, x += x_step, dx.data += dx.w) {
     V v = V::load(s);
     if constexpr (RELU) v = v.where_positive(NORM ? V::load(x) : load_channels(x, left));
     if constexpr (RELU && NORM) v.store(s);
@@ -246,7 +248,11 @@ void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T>
       v = load_channels(base.data, left) + v;
       base.data += base.w;
     }
-    store_channels(v, dx, left);
+    if constexpr (ONTO) {
+      v = load_channels(onto.data, left) + v;
+      onto.data += onto.w;
+    }
+    store_channels(v, dx.data, left);
   }
 }
 
@@ -255,12 +261,19 @@ void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
       using Left = decltype(left);
-      Image<const T> base = a.base;
+      Image<const T> base = a.base, onto = a.onto;
+      Image<T> dx = a.dx;
       if (base.data) base.data = base.at(n, y) + c;
+      if (onto.data) onto.data = onto.at(n, y) + c;
+      dx.data = dx.at(n, y) + c;
       // Without a norm relu's input is x itself.
       const T* x = NORM ? m.x.pixel(c, y) : a.x.at(n, y) + c;
-      const auto row = base.data ? finish_row<T, RELU, NORM, true, Left> : finish_row<T, RELU, NORM, false, Left>;
-      row(a.W, m.sum(c, y), x, NORM ? Vec<T>::size : a.x.w, base, left, a.dx + (n * a.H + y) * a.W * a.Ci + c, a.Ci);
+      const auto alone = base.data ? finish_row<T, RELU, NORM, true, false, Left>
+                                   : finish_row<T, RELU, NORM, false, false, Left>;
+      const auto added = base.data ? finish_row<T, RELU, NORM, true, true, Left>
+                                   : finish_row<T, RELU, NORM, false, true, Left>;
+      const auto row = onto.data ? added : alone;
+      row(a.W, m.sum(c, y), x, NORM ? Vec<T>::size : a.x.w, base, onto, left, dx);
     });
   }
 }
@@ -290,9 +303,10 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
 template <class T>
 void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   const Scratch<T> m(a, memory);
-  const bool image = a.norm || a.branch[0].pointwise_grad;  // whether anything but relu's mask needs x
+  bool image = a.norm;  // whether anything but relu's mask needs x
+  for (int64_t i = 0; i < a.branches; ++i) image |= a.branch[i].pointwise_grad || a.branch[i].taps_grad;
   if (first && image) m.x.zero_border(a.Ci);
-  if (first && a.dx) m.d.zero_border(a.branches * m.Ci);
+  if (first && a.dx.data) m.d.zero_border(a.branches * m.Ci);
   const auto finish = a.norm ? (a.relu ? finish_rows<T, true, true> : finish_rows<T, false, true>)
                              : (a.relu ? finish_rows<T, true, false> : finish_rows<T, false, false>);
   const int64_t step = chunk_rows(a.Wo);
@@ -302,14 +316,14 @@ void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bo
     if (image) load_rows(a, n, m, loaded, needed);
     loaded = needed;
     for (int64_t i = 0; i < a.branches; ++i) branch_gradient(a, i, m, n, y, rows);
-    if (!a.dx) continue;
+    if (!a.dx.data) continue;
     const int64_t complete = rows_complete(a, m.x.border, y + rows);
     for (int64_t i = 0; i < a.branches; ++i) {
       const auto adjoint = a.branch[i].taps ? adjoint_depthwise<T> : adjoint_stride<T>;
       adjoint(a, i, m, done, complete);
     }
     finish(a, m, n, done, complete);
-    if (a.norm) norm_gradient(a, m, n, done, complete);
+    if (a.norm_sums) norm_gradient(a, m, n, done, complete);
     done = complete;
   }
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "kernels.h"
+#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {

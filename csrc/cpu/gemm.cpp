@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {

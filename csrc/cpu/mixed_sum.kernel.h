@@ -21,9 +21,9 @@ void mixed_sum_block(const MixedSum<T>& a, int64_t n, int64_t y, int64_t x, int6
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) acc[u] = V::fma(w, (load(a.z[b], u) - mean) * rstd, acc[u]);
   }
-  T* out = a.out + ((n * a.H + y) * a.W + x) * a.C + c;
+  T* out = a.out.at(n, y) + x * a.out.w + c;
 #pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) store_channels(acc[u], out + u * a.C, left);
+  for (int u = 0; u < U; ++u) store_channels(acc[u], out + u * a.out.w, left);
 }
 
 template <class T>

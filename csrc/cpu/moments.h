@@ -1,8 +1,9 @@
 // Mean and biased variance of an image batch from the moments of its chunks.
 #pragma once
 
+#include <vector>
+
 #include "kernels.h"
-#include "tensors.h"
 
 namespace dartsfast {
 

@@ -1,5 +1,5 @@
 // norm_stats on the CPU; the contract is in dartsfast/ops/norm_stats.py. A few hundred elements: no kernel needed.
-#include "../norm_stats.h"
+#include "norm_stats.call.h"
 
 #include <optional>
 
@@ -40,11 +40,6 @@ void check_batches(const Tensors& batches, int64_t norms) {
   }
 }
 
-template <class T>
-T* written(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 Tensor norm_stats(const Tensor& stats, const Tensors& running_mean, const Tensors& running_var, const Tensors& batches,
                   const std::optional<double>& momentum, double eps, int64_t pixels) {
   check_norms(stats, "stats");
@@ -62,20 +57,11 @@ Tensor norm_stats(const Tensor& stats, const Tensors& running_mean, const Tensor
     Tensor norm = torch::stable::new_empty(stats, {norms, 2, C});
     T* out = written<T>(norm);
     for (int64_t i = 0; i < norms; ++i) {
-      const T *mean = now.data() + i * 2 * C, *variance = mean + C;
-      for (int64_t c = 0; c < C; ++c) {
-        out[i * 2 * C + c] = mean[c];
-        out[(i * 2 + 1) * C + c] = reciprocal_deviation(variance[c], static_cast<T>(eps));
-      }
+      const T* one = now.data() + i * 2 * C;
+      write_norm(one, C, static_cast<T>(eps), out + i * 2 * C);
       if (!moves) continue;
-      const int64_t seen = ++*written<int64_t>(batches[i]);
-      const T first = momentum ? static_cast<T>(*momentum) : T(1) / static_cast<T>(seen);
-      const RunningShare<T> share(first, pixels);
-      T *m = written<T>(running_mean[i]), *v = written<T>(running_var[i]);
-      for (int64_t c = 0; c < C; ++c) {
-        m[c] = moved(m[c], mean[c], T(1) - first, share.mean);
-        v[c] = moved(v[c], variance[c], T(1) - first, share.variance);
-      }
+      move_running<T>(one, C, pixels,
+                      {written<T>(running_mean[i]), written<T>(running_var[i]), written<int64_t>(batches[i]), momentum});
     }
     return norm;
   });
@@ -100,15 +86,8 @@ Tensor norm_stats_backward(const Tensor& g_mean, const Tensor& g_zhat_mean, cons
     Tensor coef = torch::stable::new_empty(norm, {norms, 4, C});
     T* out = written<T>(coef);
     for (int64_t i = 0; i < norms; ++i) {
-      const bool flows = batch[i] != 0;
-      for (int64_t c = 0; c < C; ++c) {
-        const T rho = by[(i * 2 + 1) * C + c];
-        T* k = out + i * 4 * C + c;
-        k[0] = flows ? m[i * C + c] : T(0);
-        k[C] = by[i * 2 * C + c];
-        k[2 * C] = flows ? r[i * C + c] * rho : T(0);
-        k[3 * C] = weights ? w[i] * rho : rho;
-      }
+      write_coefficients<T>(m.data() + i * C, r.data() + i * C, by.data() + i * 2 * C, weights ? &w[i] : nullptr,
+                            batch[i] != 0, C, out + i * 4 * C);
     }
     return coef;
   });

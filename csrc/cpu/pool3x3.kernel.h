@@ -37,7 +37,7 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
     const int64_t y0 = k * step, rows = y0 + step <= a.Ho ? step : a.Ho - y0;
     for (int64_t p = 0, y = y0, x = 0; p < rows * a.Wo; ++p, x + 1 < a.Wo ? ++x : (++y, x = 0)) {
       const Window w(y * a.stride, x * a.stride, a.H, a.W);
-      T* out = a.z + ((n * a.Ho + y) * a.Wo + x) * a.C;
+      const int64_t pixel = ((n * a.Ho + y) * a.Wo + x) * a.C;
       each_register<T>(a.C, [&](int64_t c, auto left) {
         const T* in = a.x.at(n, w.y) + w.x * a.x.w + c;
         V most = V::set(-__builtin_inf()), sum = V::zero();
@@ -47,8 +47,8 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
           sum = sum + v;
         });
         const V mean = sum / V::set(static_cast<T>(w.count()));
-        store_channels(most, out + c, left);
-        store_channels(mean, out + a.N * a.Ho * a.Wo * a.C + c, left);
+        store_channels(most, a.z[0] + pixel + c, left);
+        store_channels(mean, a.z[1] + pixel + c, left);
         most.store(memory + p * C + c);
         mean.store(memory + tile + p * C + c);
       });
@@ -66,7 +66,7 @@ Vec<T> pool3x3_gradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int
   const int64_t C = padded(a.C);
   const V g = load_channels(a.g[half].at(n, y) + x * a.g[half].w + c, left);
   if (!a.saved[half].data) return g;
-  const T* k = a.coef + half * 4 * C + c;
+  const T* k = a.coef[half] + c;
   const V z = load_channels(a.saved[half].at(n, y) + x * a.saved[half].w + c, left);
   return ((g - V::load(k)) - (z - V::load(k + C)) * V::load(k + 2 * C)) * V::load(k + 3 * C);
 }
@@ -101,7 +101,8 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   }
   for (int64_t y = 0; y < a.H; ++y) {
     for (int64_t x = 0; x < a.W; ++x) {
-      T* out = a.dx + ((n * a.H + y) * a.W + x) * a.C;
+      T* out = a.dx.at(n, y) + x * a.dx.w;
+      // Every element of base is read just before its place in dx is written: they may be one.
       const T* base = a.base.data ? a.base.at(n, y) + x * a.base.w : nullptr;
       const T* in = memory + (y + 1) * pitch + (x + 1) * C;
       each_register<T>(a.C, [&](int64_t c, auto left) {

@@ -7,6 +7,7 @@
 
 #include "cache.h"
 #include "kernels.h"
+#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {

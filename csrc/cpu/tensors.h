@@ -1,22 +1,18 @@
-// Tensors to kernel arguments: checks that keep bad input out of the kernels, and packing.
+// Tensors to kernel arguments: checks that keep bad input out of the kernels, and views.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <initializer_list>
-#include <memory>
-#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../order.h"
+#include "array.h"
 
 namespace dartsfast {
 
@@ -84,10 +80,21 @@ inline Tensor by_row(const Tensor& t) {
   return t.stride(3) == 1 || t.size(3) == 1 ? t : torch::stable::contiguous(t);
 }
 
+// The tensor itself where all its elements are adjacent and in index order, else a copy.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// Views of a tensor's memory, to read and to write.
+inline Array view(void* data, const Tensor& t) {
+  Array a{data, t.dim()};
+  for (int64_t i = 0; i < a.dim; ++i) a.size[i] = t.size(i), a.stride[i] = t.stride(i);
+  return a;
+}
+inline Array array(const Tensor& t) { return view(const_cast<void*>(t.const_data_ptr()), t); }
+inline Array written_array(const Tensor& t) { return view(t.mutable_data_ptr(), t); }
+
 template <class T>
-Image<const T> image(const Tensor& t) {
-  // The stride of a dimension of size 1 says nothing: where rows are one pixel, they are the pixels' pitch.
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(t.size(2) == 1 ? 1 : 2)};
+T* written(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 // Memory from a tensor's first to its last element.
@@ -108,69 +115,18 @@ inline void check_apart(const Tensor& written, const char* name, std::initialize
   }
 }
 
-// Memory on cache lines, so that no register's load or store straddles two.
-struct Release {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Memory = std::unique_ptr<T[], Release>;
-
-template <class T>
-Memory<T> memory(int64_t n) {
-  const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
-  Memory<T> p(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
-  if (!p) throw std::bad_alloc();
-  return p;
-}
-
 // Elements of a tensor of any layout, in index order.
 template <class T>
 std::vector<T> values(const Tensor& t) {
-  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
-  const T* data = static_cast<const T*>(dense.const_data_ptr());
-  return std::vector<T>(data, data + dense.numel());
-}
-
-// A tensor's elements as rows of `columns`, to [rows, columns'] with zeros beyond; TRANSPOSED: [columns, rows'].
-template <class T, bool TRANSPOSED = false>
-Memory<T> packed(const Tensor& t, int64_t columns) {
-  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
-  const T* data = static_cast<const T*>(dense.const_data_ptr());
-  const int64_t rows = dense.numel() / columns, R = TRANSPOSED ? columns : rows, C = TRANSPOSED ? rows : columns;
-  Memory<T> out = memory<T>(R * padded(C));
-  T* row = out.get();
-  for (int64_t r = 0; r < R; ++r, row += padded(C)) {
-    for (int64_t c = 0; c < C; ++c) row[c] = data[TRANSPOSED ? c * columns + r : r * columns + c];
-    std::memset(row + C, 0, (padded(C) - C) * sizeof(T));
-  }
-  return out;
-}
-
-// Scratch memory of this thread, as the last call left it.
-template <class T>
-T* scratch(int64_t n) {
-  thread_local Memory<T> kept;
-  thread_local int64_t size = 0;
-  if (n > size) {
-    kept.reset();
-    size = 0;
-    kept = memory<T>(n);
-    size = n;
-  }
-  return kept.get();
+  const Tensor all = dense(t);
+  const T* data = static_cast<const T*>(all.const_data_ptr());
+  return std::vector<T>(data, data + all.numel());
 }
 
 // f(kernels' element type zero) for the dtype of x.
 template <class F>
 auto for_dtype(const Tensor& x, F f) {
   return x.scalar_type() == ScalarType::Double ? f(double()) : f(float());
-}
-
-// f(begin, end) over N items of `cost` operations each, on as many of torch's threads as that is worth.
-template <class F>
-void in_parallel(int64_t N, int64_t cost, F f) {
-  constexpr int64_t kWorthAThread = 200000;
-  torch::stable::parallel_for(0, N, kWorthAThread / (cost + 1) + 1, f);
 }
 
 }  // namespace dartsfast

@@ -1,0 +1,97 @@
+// pool3x3 on given memory: what the operator and whoever else runs it share. A call must outlive the sections that
+// its work runs in.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "array.h"
+#include "kernels.h"
+#include "moments.h"
+#include "section.h"
+
+namespace dartsfast {
+
+// Maximum, then average.
+template <class T>
+using Both = std::array<T, 2>;
+
+template <class T>
+Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
+  Pool3x3<T> a{};
+  a.N = x.size[0], a.H = x.size[1], a.W = x.size[2], a.C = x.size[3], a.stride = stride;
+  a.Ho = (a.H - 1) / stride + 1, a.Wo = (a.W - 1) / stride + 1;
+  a.x = image<const T>(x);
+  return a;
+}
+
+// z [N, Ho, Wo, C] and stats [2, C] are written; x is an image with adjacent channels.
+template <class T>
+class Pool3x3Call {
+ public:
+  Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<T*>& stats)
+      : args_(pool3x3_arguments<T>(x, stride)), parts_(memory<T>(2 * part())), stats_(stats) {
+    for (int half = 0; half < 2; ++half) args_.z[half] = z[half];
+    args_.moments = parts_.get();
+  }
+  Pool3x3Call(const Pool3x3Call&) = delete;
+
+  Work images() {
+    const int64_t size = 2 * chunk_rows(args_.Wo) * args_.Wo * padded(args_.C);
+    return {args_.N, args_.Ho * args_.Wo * args_.C * 20,
+            [this, size](int64_t n, bool) { kernels<T>().pool3x3(args_, n, scratch<T>(size)); }};
+  }
+
+  // An item for the maximum and one for the average.
+  Work finish() {
+    return {2, 10 * part(), [this](int64_t half, bool) {
+              const Pool3x3<T>& a = args_;
+              moments<T>(a.moments + half * part(), a.N, a.Ho, a.Wo, a.C, stats_[half]);
+            }};
+  }
+
+ private:
+  int64_t part() const { return args_.N * chunks(args_.Ho, args_.Wo) * 2 * padded(args_.C); }
+
+  Pool3x3<T> args_;
+  Memory<T> parts_;
+  Both<T*> stats_;
+};
+
+// What backward is given beside x, and what it writes. Images have adjacent channels.
+template <class T>
+struct Pool3x3Gradients {
+  Both<Array> g, z;         // [N, Ho, Wo, C]; no z: g is dz itself
+  Both<const T*> coef = {};  // [4, C], with z
+  Array dx;                 // [N, H, W, C]
+  Array base;               // what dx is added to, may be its very memory; or none
+};
+
+template <class T>
+class Pool3x3BackwardCall {
+ public:
+  Pool3x3BackwardCall(const Array& x, int64_t stride, const Pool3x3Gradients<T>& out)
+      : args_(pool3x3_arguments<T>(x, stride)) {
+    args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base);
+    for (int half = 0; half < 2; ++half) {
+      args_.g[half] = image<const T>(out.g[half]);
+      if (!out.z[half].data) continue;
+      args_.saved[half] = image<const T>(out.z[half]);
+      coef_[half] = packed<T>(out.coef[half], 4, args_.C);
+      args_.coef[half] = coef_[half].get();
+    }
+  }
+  Pool3x3BackwardCall(const Pool3x3BackwardCall&) = delete;
+
+  Work images() {
+    const int64_t size = (args_.H + 2) * (args_.W + 2) * padded(args_.C);
+    return {args_.N, args_.Ho * args_.Wo * args_.C * 20,
+            [this, size](int64_t n, bool) { kernels<T>().pool3x3_backward(args_, n, scratch<T>(size)); }};
+  }
+
+ private:
+  Pool3x3<T> args_;
+  Both<Memory<T>> coef_;
+};
+
+}  // namespace dartsfast

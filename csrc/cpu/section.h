@@ -1,0 +1,30 @@
+// Work on torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace dartsfast {
+
+constexpr int64_t kWorthAThread = 200000;  // operations
+
+// Items that depend on nothing in their section.
+struct Work {
+  int64_t items, cost;  // operations an item
+  // `first`: what this thread ran before was not of this work, or nothing; scratch memory holds anything.
+  std::function<void(int64_t item, bool first)> run;
+};
+
+// Every item of every work, in order, each on the thread that is free next.
+void run_section(const std::vector<Work>& works);
+
+// f(begin, end) over N items of `cost` operations each, on as many of torch's threads as that is worth.
+template <class F>
+void in_parallel(int64_t N, int64_t cost, F f) {
+  torch::stable::parallel_for(0, N, kWorthAThread / (cost + 1) + 1, f);
+}
+
+}  // namespace dartsfast
