@@ -15,31 +15,31 @@ namespace dartsfast {
 
 // What forward and backward are both given.
 struct BranchConvInputs {
-  Array x;                              // [N, H, W, Ci], adjacent channels
-  Array norm;                           // [2, Ci] mean and 1/std of x, dense, or none
-  std::vector<Array> depthwise;         // [Ci, 1, K, K] of each branch, dense; empty: no depthwise
-  std::vector<Array> pointwise;         // [Co, Ci, 1, 1] of each branch, dense
-  std::vector<int64_t> dilation;        // of each depthwise
-  int64_t stride;
-  bool relu;
+  Array x;                        // [N, H, W, Ci], adjacent channels
+  Array norm;                     // [2, Ci] mean and 1/std of x, dense, or none
+  std::vector<Array> depthwise;   // [Ci, 1, K, K] of each branch, dense; empty: no depthwise
+  std::vector<Array> pointwise;   // [Co, Ci, 1, 1] of each branch, dense
+  std::vector<int64_t> dilation;  // of each depthwise
+  int64_t stride = 1;
+  bool relu = false;
 };
 
 // What backward is given beside, and what it writes: null and empty where something is not asked for.
 template <class T>
 struct BranchConvGradients {
-  std::vector<Array> g, z;              // [N, Ho, Wo, Co] of each branch, adjacent channels; no z: g is dz itself
-  std::vector<const T*> coef;           // [4, Co] of each branch with z
-  Array dx;                             // [N, H, W, Ci], adjacent channels
-  Array base, onto;                     // like dx, or its very memory: dx = onto + (base + v)
-  T* means = nullptr;                   // [2, Ci], only with dx and norm
-  std::vector<T*> depthwise, pointwise;  // dense as the weights
+  std::vector<Array> g, z;     // [N, Ho, Wo, Co] of each branch, adjacent channels; no z: g is dz itself
+  std::vector<const T*> coef;  // [4, Co] of each branch with z
+  Array dx;                    // [N, H, W, Ci], adjacent channels
+  Array base, onto;            // like dx, or its very memory: dx = onto + (base + v)
+  T* means = nullptr;          // [2, Ci], only with dx and norm
+  std::vector<T*> depthwise, pointwise;  // dense, as the weights
 };
 
 // The argument struct and everything that it points to.
 template <class T>
 class BranchConvArguments {
  public:
-  BranchConvArguments(const BranchConvInputs& in) : branch_(in.pointwise.size()) {
+  explicit BranchConvArguments(const BranchConvInputs& in) : branch_(in.pointwise.size()) {
     BranchConv<T>& a = args_;
     a.N = in.x.size[0], a.H = in.x.size[1], a.W = in.x.size[2], a.Ci = in.x.size[3], a.Co = in.pointwise[0].size[0];
     a.stride = in.stride, a.Ho = (a.H - 1) / a.stride + 1, a.Wo = (a.W - 1) / a.stride + 1;

@@ -21,7 +21,7 @@ struct NormedBranch {
 template <class T>
 class MixedSumArguments {
  public:
-  MixedSumArguments(const std::vector<NormedBranch<T>>& branches) {
+  explicit MixedSumArguments(const std::vector<NormedBranch<T>>& branches) {
     std::vector<const T*> mean, rstd;
     for (const NormedBranch<T>& b : branches) {
       z_.push_back(image<const T>(b.z)), mean.push_back(b.mean), rstd.push_back(b.rstd);

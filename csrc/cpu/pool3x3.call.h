@@ -61,10 +61,10 @@ class Pool3x3Call {
 // What backward is given beside x, and what it writes. Images have adjacent channels.
 template <class T>
 struct Pool3x3Gradients {
-  Both<Array> g, z;         // [N, Ho, Wo, C]; no z: g is dz itself
+  Both<Array> g, z;          // [N, Ho, Wo, C]; no z: g is dz itself
   Both<const T*> coef = {};  // [4, C], with z
-  Array dx;                 // [N, H, W, C]
-  Array base;               // what dx is added to, may be its very memory; or none
+  Array dx;                  // [N, H, W, C]
+  Array base;                // what dx is added to, may be its very memory; or none
 };
 
 template <class T>
