@@ -27,6 +27,7 @@ struct Branch {
   const T* pointwise;        // [Ci, Co']
   const T* transposed;       // [Co, Ci'], backward
   T* z;                      // [N, Ho, Wo, Co], forward
+  int64_t z_pitch;           // elements from a pixel of z to the next, rows and images too
   T* moments;                // [N * chunks, 2, Co'], forward
   Image<const T> g;          // backward
   Image<const T> saved;      // z of the forward, backward; null data: g is dz itself

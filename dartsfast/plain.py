@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.modules import module as hooks_of_all
+from torch.nn.modules import module as torch_module
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
@@ -39,7 +39,7 @@ def difference(module: nn.Module, kind: type[nn.Module]) -> str | None:
     """
     if type(module) is not kind:
         return f"{type(module).__qualname__} is not {kind.__qualname__}"
-    own = _altered(module) or _hooks_of_all()
+    own = _altered(module) or hooks_of_all()
     return f"{kind.__qualname__} has hooks or a forward that it was not built with" if own else None
 
 
@@ -50,7 +50,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
 
 def is_plain_tree(module: nn.Module) -> bool:
     """Whether a module and all within are of kinds that kernels serve, and no more than that."""
-    return not _hooks_of_all() and _is_plain_tree(module)
+    return not hooks_of_all() and _is_plain_tree(module)
 
 
 def _is_plain_tree(module: nn.Module) -> bool:
@@ -75,10 +75,11 @@ def _altered(module: nn.Module) -> bool:
     )
 
 
-def _hooks_of_all() -> bool:
+def hooks_of_all() -> bool:
+    """Whether there are hooks that run for every module."""
     return bool(
-        hooks_of_all._global_forward_hooks
-        or hooks_of_all._global_forward_pre_hooks
-        or hooks_of_all._global_backward_hooks
-        or hooks_of_all._global_backward_pre_hooks
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )

@@ -28,7 +28,7 @@ struct BranchConvInputs {
 template <class T>
 struct BranchConvGradients {
   std::vector<Array> g, z;     // [N, Ho, Wo, Co] of each branch, adjacent channels; no z: g is dz itself
-  std::vector<const T*> coef;  // [4, Co] of each branch with z
+  std::vector<Array> coef;     // [4, Co] of each branch with z, adjacent channels
   Array dx;                    // [N, H, W, Ci], adjacent channels
   Array base, onto;            // like dx, or its very memory: dx = onto + (base + v)
   T* means = nullptr;          // [2, Ci], only with dx and norm
@@ -80,16 +80,17 @@ class BranchConvArguments {
   std::vector<Memory<T>> kept_;
 };
 
-// z [N, Ho, Wo, Co] and stats [2, Co] of each branch are written.
+// z [N, Ho, Wo, Co], whose pixels may lie apart at one pitch, and the moments of each branch are written.
 template <class T>
 class BranchConvCall : BranchConvArguments<T> {
  public:
-  BranchConvCall(const BranchConvInputs& in, const std::vector<T*>& z, const std::vector<T*>& stats)
+  BranchConvCall(const BranchConvInputs& in, const std::vector<Array>& z, const std::vector<Moments<T>>& stats)
       : BranchConvArguments<T>(in), stats_(stats) {
     const BranchConv<T>& a = args_;
     for (size_t b = 0; b < branch_.size(); ++b) {
       branch_[b].pointwise = this->keep(packed<T, true>(in.pointwise[b], a.Ci));
-      branch_[b].z = z[b], branch_[b].moments = this->fresh(a.N * chunks(a.Ho, a.Wo) * 2 * padded(a.Co));
+      branch_[b].z = static_cast<T*>(z[b].data), branch_[b].z_pitch = image<T>(z[b]).w;
+      branch_[b].moments = this->fresh(a.N * chunks(a.Ho, a.Wo) * 2 * padded(a.Co));
     }
   }
 
@@ -109,7 +110,7 @@ class BranchConvCall : BranchConvArguments<T> {
 
  private:
   using BranchConvArguments<T>::args_, BranchConvArguments<T>::branch_;
-  std::vector<T*> stats_;
+  std::vector<Moments<T>> stats_;
 };
 
 template <class T>
@@ -159,8 +160,8 @@ class BranchConvBackwardCall : BranchConvArguments<T> {
   // The four rows of every branch.
   std::vector<const T*> coefficients(const BranchConvGradients<T>& out) const {
     std::vector<const T*> rows;
-    for (const T* k : out.coef) {
-      for (int64_t i = 0; i < 4; ++i) rows.push_back(k + i * args_.Co);
+    for (const Array& k : out.coef) {
+      for (int64_t i = 0; i < 4; ++i) rows.push_back(static_cast<const T*>(k.data) + i * k.stride[0]);
     }
     return rows;
   }

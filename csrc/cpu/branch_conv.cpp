@@ -69,9 +69,11 @@ std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tens
     const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1;
     Tensor z = empty(x, {branches, N, Ho, Wo, Co});
     Tensor stats = torch::stable::new_empty(x, {branches, 2, Co});
-    std::vector<T*> images(branches), rows(branches);
+    std::vector<Array> images(branches);
+    std::vector<Moments<T>> rows(branches);
     for (int64_t b = 0; b < branches; ++b) {
-      images[b] = written<T>(z) + b * N * Ho * Wo * Co, rows[b] = written<T>(stats) + b * 2 * Co;
+      images[b] = dense_array(written<T>(z) + b * N * Ho * Wo * Co, {N, Ho, Wo, Co});
+      rows[b] = {written<T>(stats) + b * 2 * Co, written<T>(stats) + (b * 2 + 1) * Co};
     }
     BranchConvCall<T> call(given, images, rows);
     run_section({call.images()});
@@ -112,7 +114,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
     for (const Tensor& t : z) out.z.push_back(given.keep(by_row(t)));
     if (coef) {
       const T* rows = static_cast<const T*>(given.keep(dense(*coef)).data);
-      for (size_t b = 0; b < B; ++b) out.coef.push_back(rows + b * 4 * Co);
+      for (size_t b = 0; b < B; ++b) out.coef.push_back(dense_array(rows + b * 4 * Co, {4, Co}));
     }
     if (base) out.base = given.keep(by_row(*base));
     const bool averages = input_grad && norm;

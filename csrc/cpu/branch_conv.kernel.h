@@ -130,12 +130,12 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
     for (int64_t i = 0; i < a.branches; ++i) {
       const Branch<T>& b = a.branch[i];
       depthwise_tile(a, b, m, y, rows);
-      T* out = b.z + (n * a.Ho + y) * a.Wo * a.Co;
-      T* z = a.Co == m.Co ? out : m.z;
+      T* out = b.z + (n * a.Ho + y) * a.Wo * b.z_pitch;
+      T* z = a.Co == m.Co && b.z_pitch == a.Co ? out : m.z;
       gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
-      for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * a.Co, z + p * m.Co, a.Co * sizeof(T));
+      for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * b.z_pitch, z + p * m.Co, a.Co * sizeof(T));
     }
   }
 }

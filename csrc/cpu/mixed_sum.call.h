@@ -63,7 +63,8 @@ class MixedSumCall : MixedSumArguments<T> {
   std::vector<T> weights_;
 };
 
-// The gradient of each branch's weight, and the means [C] of g, then of g * zhat of each branch, are written.
+// The gradient of each branch's weight, and the means [C] of g, then of g * zhat of each branch, are written; null:
+// nowhere.
 template <class T>
 class MixedSumBackwardCall : MixedSumArguments<T> {
  public:
@@ -83,8 +84,8 @@ class MixedSumBackwardCall : MixedSumArguments<T> {
               T* sum = args_.sums + row * padded(args_.C);
               kernels<T>().tree_sum(sum, count(), width(), padded(args_.C));
               const T pixels = static_cast<T>(args_.N * args_.H * args_.W);
-              for (int64_t c = 0; c < args_.C; ++c) means_[row][c] = sum[c] / pixels;
-              if (row == 0) return;
+              for (int64_t c = 0; means_[row] && c < args_.C; ++c) means_[row][c] = sum[c] / pixels;
+              if (row == 0 || !d_weights_[row - 1]) return;
               kernels<T>().tree_sum(sum, args_.C, 1, 1);
               *d_weights_[row - 1] = sum[0];
             }};

@@ -7,12 +7,12 @@
 
 namespace dartsfast {
 
-// stats [2, C] mean and variance, to norm [2, C] mean and 1/std.
+// Mean and variance [C], to norm [2, C] mean and 1/std.
 template <class T>
-void write_norm(const T* stats, int64_t C, T eps, T* norm) {
+void write_norm(const T* mean, const T* variance, int64_t C, T eps, T* norm) {
   for (int64_t c = 0; c < C; ++c) {
-    norm[c] = stats[c];
-    norm[C + c] = reciprocal_deviation(stats[C + c], eps);
+    norm[c] = mean[c];
+    norm[C + c] = reciprocal_deviation(variance[c], eps);
   }
 }
 
@@ -24,15 +24,15 @@ struct Running {
   std::optional<double> momentum;
 };
 
-// stats [2, C] are of `pixels` values a channel, at least 2.
+// Mean and variance [C] are of `pixels` values a channel, at least 2.
 template <class T>
-void move_running(const T* stats, int64_t C, int64_t pixels, const Running<T>& running) {
+void move_running(const T* mean, const T* variance, int64_t C, int64_t pixels, const Running<T>& running) {
   const int64_t seen = ++*running.batches;
   const T first = running.momentum ? static_cast<T>(*running.momentum) : T(1) / static_cast<T>(seen);
   const RunningShare<T> share(first, pixels);
   for (int64_t c = 0; c < C; ++c) {
-    running.mean[c] = moved(running.mean[c], stats[c], T(1) - first, share.mean);
-    running.variance[c] = moved(running.variance[c], stats[C + c], T(1) - first, share.variance);
+    running.mean[c] = moved(running.mean[c], mean[c], T(1) - first, share.mean);
+    running.variance[c] = moved(running.variance[c], variance[c], T(1) - first, share.variance);
   }
 }
 

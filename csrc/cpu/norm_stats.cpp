@@ -57,10 +57,10 @@ Tensor norm_stats(const Tensor& stats, const Tensors& running_mean, const Tensor
     Tensor norm = torch::stable::new_empty(stats, {norms, 2, C});
     T* out = written<T>(norm);
     for (int64_t i = 0; i < norms; ++i) {
-      const T* one = now.data() + i * 2 * C;
-      write_norm(one, C, static_cast<T>(eps), out + i * 2 * C);
+      const T *mean = now.data() + i * 2 * C, *variance = mean + C;
+      write_norm(mean, variance, C, static_cast<T>(eps), out + i * 2 * C);
       if (!moves) continue;
-      move_running<T>(one, C, pixels,
+      move_running<T>(mean, variance, C, pixels,
                       {written<T>(running_mean[i]), written<T>(running_var[i]), written<int64_t>(batches[i]), momentum});
     }
     return norm;

@@ -25,11 +25,11 @@ Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
   return a;
 }
 
-// z [N, Ho, Wo, C] and stats [2, C] are written; x is an image with adjacent channels.
+// z [N, Ho, Wo, C] and the moments of both are written; x is an image with adjacent channels.
 template <class T>
 class Pool3x3Call {
  public:
-  Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<T*>& stats)
+  Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<Moments<T>>& stats)
       : args_(pool3x3_arguments<T>(x, stride)), parts_(memory<T>(2 * part())), stats_(stats) {
     for (int half = 0; half < 2; ++half) args_.z[half] = z[half];
     args_.moments = parts_.get();
@@ -55,7 +55,7 @@ class Pool3x3Call {
 
   Pool3x3<T> args_;
   Memory<T> parts_;
-  Both<T*> stats_;
+  Both<Moments<T>> stats_;
 };
 
 // What backward is given beside x, and what it writes. Images have adjacent channels.

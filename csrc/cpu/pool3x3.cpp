@@ -21,7 +21,8 @@ std::tuple<Tensor, Tensor> pool3x3(const Tensor& input, int64_t stride) {
     const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1, C = x.size(3);
     Tensor z = empty(x, {2, N, Ho, Wo, C}), stats = torch::stable::new_empty(x, {2, 2, C});
     T *most = written<T>(z), *rows = written<T>(stats);
-    Pool3x3Call<T> call(array(x), stride, {most, most + N * Ho * Wo * C}, {rows, rows + 2 * C});
+    Pool3x3Call<T> call(array(x), stride, {most, most + N * Ho * Wo * C},
+                        {Moments<T>{rows, rows + C}, Moments<T>{rows + 2 * C, rows + 3 * C}});
     run_section({call.images()});
     run_section({call.finish()});
     return std::make_tuple(z, stats);

@@ -1,6 +1,6 @@
 """The over-complete CNN whose mixing weights are searched (paper section 2.2).
 
-On the reference path it computes with its stock modules; on the others :mod:`dartsfast.cnn.fused`
+On the reference path it computes with its stock modules; on the others :mod:`dartsfast.fused`
 computes with their weights.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, check_storage, resolve_backend
-from dartsfast.cnn import fused
+from dartsfast import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -112,17 +112,8 @@ class Cell(nn.Module):
             device = s0.device.type
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 s0, s1 = s0.to(dtype), s1.to(dtype)
-            return fused.cell(
-                [self.preprocess0, self.preprocess1],
-                list(self._ops),
-                self._altered_edges(),
-                [s0, s1],
-                weights.to(dtype),  # a script's alphas may be of NumPy's float64, its choices of integers
-                self._steps,
-                self._multiplier,
-                self._memory,
-                self._storage_dtype,
-            )
+            # A script's alphas may be of NumPy's float64, its choices of integers.
+            return fused.cell(self, [s0, s1], weights.to(dtype), self._memory, self._storage_dtype)
         if fusable:
             _warn_of_altered_edges("their weights are a list, not a tensor: torch.stack its rows")
         states = [self.preprocess0(s0), self.preprocess1(s1)]

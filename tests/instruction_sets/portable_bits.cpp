@@ -48,7 +48,7 @@ void branch_conv() {
   const Taps list = forward_taps(K, D, P, W + 2 * P);
   Branch<T> b = {};
   b.kernel = K, b.dilation = D, b.taps = taps.data(), b.forward = &list, b.pointwise = pointwise.data();
-  b.z = z.data(), b.moments = moments.data();
+  b.z = z.data(), b.z_pitch = Co, b.moments = moments.data();
   BranchConv<T> a = {1, H, W, Ci, Co, Ho, Wo, stride, {x.data(), H * W * Ci, W * Ci, Ci}, norm.data(), true, 1, &b};
   std::vector<T> scratch(scratch_size(a));
   branch_conv_image(a, 0, scratch.data(), true);

@@ -10,38 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dartsfast.cnn.edge import Edge, Stage
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
+from dartsfast.fused.edge import Edge, Reduce, Stage
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 from dartsfast.plain import is_plain_tree
 
 
-def nhwc(x: Tensor) -> Tensor:
-    """Return images [N, C, H, W] as [N, H, W, C], the same memory."""
-    return x.permute(0, 2, 3, 1)
-
-
-def nchw(x: Tensor) -> Tensor:
-    """Return images [N, H, W, C] as [N, C, H, W], the same memory."""
-    return x.permute(0, 3, 1, 2)
-
-
-def plan(
-    modules: Iterable[nn.Module], x: Tensor, stride: int, storage: torch.dtype | None
-) -> tuple[Edge, list[Tensor]]:
-    """Read an edge off its modules: its plan, and its tensors, x [N, H, W, C] first.
-
-    A module that no operator serves runs here and now, and its output joins the sum.
-    """
+def read(modules: Iterable[nn.Module], stride: int) -> Edge:
+    """Read an edge off its modules, ``Edge.extras`` those that no operator serves."""
     kinds: dict[str, list[tuple[int, Any]]] = {
         kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
     }
     for k, op in enumerate(modules):
         if not is_plain_tree(op):
-            kinds["extra"].append((k, nhwc(op(nchw(x)))))
+            kinds["extra"].append((k, op))
         elif type(op) is Zero:
             continue
         elif type(op) is Identity:
@@ -51,29 +35,19 @@ def plan(
         elif (pool := _pool(op, stride)) is not None and pool[0] not in {p[0] for _, p in kinds["pool"]}:
             kinds["pool"].append((k, pool))
         elif isinstance(op, FactorizedReduce) and _reduces(op):
-            op.check(*x.shape[1:3])
             kinds["reduce"].append((k, op))
         else:
-            kinds["extra"].append((k, nhwc(op(nchw(x)))))
-    chains = [stages for kind in ("separable", "single") for _, stages in kinds[kind]]
-    edge = Edge(
-        tuple(k for found in kinds.values() for k, _ in found),
+            kinds["extra"].append((k, op))
+    return Edge(
         stride,
-        separable=[(a[0], b[0]) for _, (a, b) in kinds["separable"]],
-        single=[stage for _, [(stage, _)] in kinds["single"]],
+        tuple(k for found in kinds.values() for k, _ in found),
+        separable=[(a, b) for _, (a, b) in kinds["separable"]],
+        single=[stage for _, [stage] in kinds["single"]],
         pools=[pool for _, pool in kinds["pool"]],
-        reduces=[op.bn for _, op in kinds["reduce"]],
+        reduces=[Reduce((op.conv_1.weight, op.conv_2.weight), op.bn) for _, op in kinds["reduce"]],
         skips=len(kinds["skip"]),
-        extras=len(kinds["extra"]),
-        storage=storage,
+        extras=[op for _, op in kinds["extra"]],
     )
-    weights = [w for stages in chains for w in stages[0][1]]
-    weights += [w for stages in chains for _, later in stages[1:] for w in later]
-    weights += [w for _, op in kinds["reduce"] for w in (op.conv_1.weight, op.conv_2.weight)]
-    return edge, [x, *weights, *(image for _, image in kinds["extra"])]
-
-
-Found = list[tuple[Stage, list[Tensor]]]
 
 
 _STAGE = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
@@ -90,7 +64,7 @@ def are(modules: Iterable[nn.Module], types: tuple[type[nn.Module], ...]) -> boo
     return tuple(map(type, found)) == types and not any(getattr(m, "inplace", False) for m in found)
 
 
-def _stages(op: nn.Module, stride: int) -> Found | None:
+def _stages(op: nn.Module, stride: int) -> list[Stage] | None:
     layers = _LAYERS.get(type(op))
     part: Any = getattr(op, "op", None)
     if layers is None or type(part) is not nn.Sequential or not are(part, layers):
@@ -122,8 +96,8 @@ def _reduces(op: Any) -> bool:
 
 def _stage(
     depthwise: nn.Conv2d | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d, stride: int
-) -> tuple[Stage, list[Tensor]] | None:
-    """Return a stage and its weights, or None where the convolutions are not of the operator's kind."""
+) -> Stage | None:
+    """Return a stage, or None where the convolutions are not of the operator's kind."""
     first = pointwise if depthwise is None else depthwise
     K, D = first.kernel_size[0], first.dilation[0]
     fits = (
@@ -146,8 +120,8 @@ def _stage(
     )
     if not fits:
         return None
-    weights = [pointwise.weight] if depthwise is None else [depthwise.weight, pointwise.weight]
-    return Stage(len(weights), D, norm), weights
+    weights = (pointwise.weight,) if depthwise is None else (depthwise.weight, pointwise.weight)
+    return Stage(weights, D, norm)
 
 
 def _pool(op: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:

@@ -1,0 +1,272 @@
+// Runs a program of dartsfast/fused/program.py: all of a cell's forward or backward in one call, one section of
+// threads after the other. What instructions read and write is written down there.
+#include "program.h"
+
+#include <limits>
+#include <memory>
+
+#include "branch_conv.call.h"
+#include "cache.h"
+#include "mixed_sum.call.h"
+#include "norm_stats.call.h"
+#include "pool3x3.call.h"
+
+namespace dartsfast {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+template <class T>
+T* at(const Array& a) {
+  return static_cast<T*>(a.data);
+}
+
+template <class T>
+std::vector<T*> each(const Arrays& arrays) {
+  std::vector<T*> found;
+  for (const Array& a : arrays) found.push_back(at<T>(a));
+  return found;
+}
+
+Array maybe(const Arrays& arrays) { return arrays.empty() ? Array() : arrays[0]; }
+
+double as_double(int64_t bits) {
+  double number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+// f(a row of `a`, the same of `b`, of `out`, its elements), over image n, row by row, or at once where all are dense.
+template <class T, class F>
+void each_row(const Array& a, const Array& b, const Array& out, int64_t n, F f) {
+  const int64_t H = out.size[1], W = out.size[2], C = out.size[3];
+  const auto dense = [&](const Array& x) { return !x.data || (x.stride[2] == C && x.stride[1] == W * C); };
+  const bool whole = dense(a) && dense(b) && dense(out);
+  const auto row = [&](const Array& x, int64_t y, int64_t w) {
+    return x.data ? at<T>(x) + n * x.stride[0] + y * x.stride[1] + w * x.stride[2] : nullptr;
+  };
+  for (int64_t y = 0; y < (whole ? 1 : H); ++y) {
+    for (int64_t w = 0; w < (whole ? 1 : W); ++w) f(row(a, y, w), row(b, y, w), row(out, y, w), whole ? H * W * C : C);
+  }
+}
+
+// Nobody reads everything that an operator can write; the rest has to be there.
+void check_memory(const Instruction& i) {
+  const bool moments = i.op == Op::branch_conv || i.op == Op::pool3x3;
+  for (const Arrays& part : i.reads) {
+    for (const Array& a : part) check(a.data, "the program reads what nothing wrote");
+  }
+  for (size_t k = 0; k < i.writes.size(); ++k) {
+    const bool weights = i.op == Op::branch_conv_backward && k > 0;
+    if ((moments && k == 1) || weights || i.op == Op::mixed_sum_backward) continue;
+    for (const Array& a : i.writes[k]) check(a.data, "the program writes to no memory");
+  }
+}
+
+// What the instructions of a section come to: work at once, and what finishes it.
+template <class T>
+class Section {
+ public:
+  void add(const Instruction& i) {
+    check_memory(i);
+    switch (i.op) {
+      case Op::branch_conv: return branch_conv(i);
+      case Op::pool3x3: return pool3x3(i);
+      case Op::norm_stats: return norm_stats(i);
+      case Op::mixed_sum: return mixed_sum(i);
+      case Op::mixed_sum_backward: return mixed_sum_backward(i);
+      case Op::norm_stats_backward: return norm_stats_backward(i);
+      case Op::branch_conv_backward: return branch_conv_backward(i);
+      case Op::pool3x3_backward: return pool3x3_backward(i);
+      case Op::add: return image(i.reads[0][0], i.reads[1][0], i.writes[0][0]);
+      case Op::copy: return image(i.reads[0][0], Array(), i.writes[0][0]);
+      case Op::zero: return zero(i.writes[0][0]);
+      case Op::concatenate: return concatenate(i);
+      case Op::count: break;
+    }
+  }
+
+  void run() const {
+    run_section(works_);
+    run_section(finishing_);
+  }
+
+ private:
+  template <class Call, class... Arguments>
+  Call& keep(Arguments&&... arguments) {
+    auto call = std::make_shared<Call>(std::forward<Arguments>(arguments)...);
+    calls_.push_back(call);
+    return *call;
+  }
+
+  static BranchConvInputs inputs(const Instruction& i, const Array& x, size_t norm) {
+    return {x, maybe(i.reads[norm]), i.reads[norm + 1], i.reads[norm + 2],
+            {i.numbers.begin() + 2, i.numbers.end()}, i.numbers[0], i.numbers[1] != 0};
+  }
+
+  static Moments<T> moments(const Array& stats) {
+    return stats.data ? Moments<T>{at<T>(stats), at<T>(stats) + stats.stride[0]} : Moments<T>{};
+  }
+
+  void branch_conv(const Instruction& i) {
+    std::vector<Moments<T>> stats;
+    for (const Array& one : i.writes[1]) stats.push_back(moments(one));
+    auto& call = keep<BranchConvCall<T>>(inputs(i, i.reads[0][0], 1), i.writes[0], stats);
+    works_.push_back(call.images());
+    if (stats[0].mean) finishing_.push_back(call.finish());
+  }
+
+  void pool3x3(const Instruction& i) {
+    const Arrays &z = i.writes[0], &stats = i.writes[1];
+    const Both<Moments<T>> into = {moments(stats[0]), moments(stats[1])};
+    auto& call = keep<Pool3x3Call<T>>(i.reads[0][0], i.numbers[0], Both<T*>{at<T>(z[0]), at<T>(z[1])}, into);
+    works_.push_back(call.images());
+    if (into[0].mean) finishing_.push_back(call.finish());
+  }
+
+  void norm_stats(const Instruction& i) {
+    const int64_t C = i.reads[0][0].size[0], count = static_cast<int64_t>(i.reads[0].size());
+    works_.push_back({count, 20 * C, [i, C](int64_t k, bool) {
+      const T *mean = at<T>(i.reads[0][k]), *variance = at<T>(i.reads[1][k]);
+      write_norm(mean, variance, C, static_cast<T>(as_double(i.numbers[2])), at<T>(i.writes[0][k]));
+      if (i.writes[1].empty()) return;
+      const double share = as_double(i.numbers[1]);
+      const std::optional<double> momentum = share == share ? std::optional(share) : std::nullopt;
+      move_running<T>(mean, variance, C, i.numbers[0],
+                      {at<T>(i.writes[1][k]), at<T>(i.writes[2][k]), at<int64_t>(i.writes[3][k]), momentum});
+    }});
+  }
+
+  static std::vector<NormedBranch<T>> branches(const Arrays& z, const Arrays& norm) {
+    std::vector<NormedBranch<T>> found;
+    for (size_t b = 0; b < z.size(); ++b) {
+      found.push_back({z[b], at<T>(norm[b]), at<T>(norm[b]) + norm[b].stride[0]});
+    }
+    return found;
+  }
+
+  void mixed_sum(const Instruction& i) {
+    std::vector<T> weights;
+    for (const Array& w : i.reads[2]) weights.push_back(*at<T>(w));
+    auto& call = keep<MixedSumCall<T>>(branches(i.reads[0], i.reads[1]), weights, maybe(i.reads[3]), i.writes[0][0]);
+    works_.push_back(call.images());
+  }
+
+  void mixed_sum_backward(const Instruction& i) {
+    Arrays rows = i.writes[1];
+    rows.insert(rows.end(), i.writes[2].begin(), i.writes[2].end());
+    auto& call = keep<MixedSumBackwardCall<T>>(branches(i.reads[1], i.reads[2]), i.reads[0][0], each<T>(i.writes[0]),
+                                               each<T>(rows));
+    works_.push_back(call.images());
+    finishing_.push_back(call.finish());
+  }
+
+  void norm_stats_backward(const Instruction& i) {
+    const int64_t C = i.reads[0][0].size[0], count = static_cast<int64_t>(i.reads[0].size());
+    works_.push_back({count, 20 * C, [i, C](int64_t k, bool) {
+      const T* weight = i.reads[3].empty() ? nullptr : at<T>(i.reads[3][k]);
+      write_coefficients<T>(at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.reads[2][k]), weight,
+                            i.numbers[k] != 0, C, at<T>(i.writes[0][k]));
+    }});
+  }
+
+  void branch_conv_backward(const Instruction& i) {
+    BranchConvGradients<T> out;
+    out.g = i.reads[0], out.z = i.reads[1], out.coef = i.reads[2];
+    out.base = maybe(i.reads[7]), out.onto = maybe(i.reads[8]), out.dx = maybe(i.writes[0]);
+    out.depthwise = each<T>(i.writes[1]), out.pointwise = each<T>(i.writes[2]);
+    out.means = at<T>(maybe(i.writes[3]));
+    auto& call = keep<BranchConvBackwardCall<T>>(inputs(i, i.reads[3][0], 4), out);
+    works_.push_back(call.images());
+    finishing_.push_back(call.finish());
+  }
+
+  void pool3x3_backward(const Instruction& i) {
+    const Arrays &z = i.reads[1], &coef = i.reads[2];
+    Pool3x3Gradients<T> out;
+    out.g = {i.reads[0][0], i.reads[0][0]}, out.z = {z[0], z[1]}, out.coef = {at<T>(coef[0]), at<T>(coef[1])};
+    out.base = maybe(i.reads[4]), out.dx = i.writes[0][0];
+    works_.push_back(keep<Pool3x3BackwardCall<T>>(i.reads[3][0], i.numbers[0], out).images());
+  }
+
+  // out = a, or a + b.
+  void image(const Array& a, const Array& b, const Array& out) {
+    works_.push_back({out.size[0], out.size[1] * out.size[2] * out.size[3], [a, b, out](int64_t n, bool) {
+      each_row<T>(a, b, out, n, [](const T* from, const T* other, T* to, int64_t count) {
+        if (!other) std::memcpy(to, from, count * sizeof(T));
+        for (int64_t c = 0; other && c < count; ++c) to[c] = from[c] + other[c];
+      });
+    }});
+  }
+
+  void zero(const Array& out) {
+    int64_t count = 1;
+    for (int64_t k = 0; k < out.dim; ++k) count *= out.size[k];
+    works_.push_back({1, count, [out, count](int64_t, bool) { std::memset(out.data, 0, count * sizeof(T)); }});
+  }
+
+  void concatenate(const Instruction& i) {
+    Array part = i.writes[0][0];
+    for (const Array& one : i.reads[0]) {
+      part.size[3] = one.size[3];
+      image(one, Array(), part);
+      part.data = at<T>(part) + one.size[3];
+    }
+  }
+
+  std::vector<std::shared_ptr<void>> calls_;  // what works point into
+  std::vector<Work> works_, finishing_;
+};
+
+Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(t.mutable_data_ptr()), t.numel(), size}; }
+
+// Code: dtype (0 float32, 1 float64); elements of the arena that is kept, of the temporary one; of each given tensor
+// its count of elements, and whether it is of int64; of each returned tensor its sizes; of each section its
+// instructions. Memory is numbered: given, returned, kept, temporary.
+template <class T>
+Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& kept) {
+  const int64_t kept_size = code.number(), temporary_size = code.number();
+  std::vector<Base> bases;
+  check(code.count() == static_cast<int64_t>(given.size()), "the program is given another number of tensors");
+  for (const Tensor& t : given) {
+    const int64_t count = code.number();
+    const bool whole = code.number() != 0;
+    check(t.is_cpu() && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on the CPU");
+    check(t.scalar_type() == (whole ? ScalarType::Long : like.scalar_type()), "a program's tensors are of one dtype");
+    bases.push_back(base(t, whole ? sizeof(int64_t) : sizeof(T)));
+  }
+  Tensors found(code.count());
+  for (Tensor& t : found) {
+    t = empty(like, code.numbers());
+    bases.push_back(base(t, sizeof(T)));
+  }
+  const bool keeps = kept.empty() && kept_size > 0;
+  const Tensor arena = keeps ? empty(like, {kept_size}) : kept.empty() ? like : kept[0];
+  check(kept.empty() || arena.numel() == kept_size, "the program's forward kept another arena");
+  const Tensor temporary = empty(like, {temporary_size});
+  bases.push_back(kept_size ? base(arena, sizeof(T)) : Base());
+  bases.push_back(base(temporary, sizeof(T)));
+  for (int64_t sections = code.count(); sections > 0; --sections) {
+    Section<T> section;
+    for (int64_t left = code.count(); left > 0; --left) section.add(code.instruction(bases));
+    section.run();
+  }
+  if (keeps) found.push_back(arena);
+  return found;
+}
+
+Tensors run_program(const Tensor& numbers, const Tensors& given, const Tensors& kept) {
+  check(numbers.is_cpu() && numbers.scalar_type() == ScalarType::Long && numbers.dim() == 1 && numbers.is_contiguous(),
+        "a program's code is int64 [n] on the CPU");
+  check(!given.empty(), "a program is given at least one tensor");
+  Code code(static_cast<const int64_t*>(numbers.const_data_ptr()), numbers.numel());
+  const int64_t dtype = code.number();
+  check(given[0].scalar_type() == (dtype ? ScalarType::Double : ScalarType::Float), "a program's tensors are of its dtype");
+  return dtype ? run<double>(code, given[0], given, kept) : run<float>(code, given[0], given, kept);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) { m.impl("run_program", TORCH_BOX(&run_program)); }
+
+}  // namespace dartsfast

@@ -1,0 +1,328 @@
+"""The backward of a cell as a program, for a set of gradients.
+
+Nodes from the last to the first. What arrives at a state is added in this order: the gradient of its part
+of the result, then that of every edge that reads it, nodes from the last to the first. An edge's own gradient
+is complete before: skips, pools, convolutions, factorized reductions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from dartsfast.constants import constant
+from dartsfast.fused.build import Builder, Placed, halves
+from dartsfast.fused.forward import Forward, no_norm
+from dartsfast.fused.program import (
+    Instruction,
+    Place,
+    Program,
+    Ref,
+    add,
+    branch_conv_backward,
+    copy,
+    mixed_sum,
+    mixed_sum_backward,
+    norm_stats_backward,
+    pool3x3_backward,
+    zero,
+)
+
+Phases = list[list[Instruction]]
+
+
+class Backward:
+    """The program of the gradients of a forward's given tensors.
+
+    It is given what the forward was, and the gradient of its result last; it returns gradients of some of the
+    forward's first ``differentiable`` tensors.
+
+    Args:
+        forward: the forward.
+        needed: whether a gradient is asked for, of each of these tensors.
+
+    Attributes:
+        returned: which of these tensors the returned gradients belong to, by number.
+    """
+
+    def __init__(self, forward: Forward, needed: Sequence[bool]) -> None:
+        self.forward = forward
+        made = forward.builder
+        self.program = Program(list(made.program.slots), [], list(made.program.given))
+        self.builder = Builder(self.program, made.tensors, forward.setting.storage)
+        self.returned: list[int] = []
+        self._gradients: dict[int, int] = {}
+        self.needed = {slot for slot, need in zip(self.program.given, needed, strict=False) if need}
+        g = self.builder.given(None, self.program.slots[made.program.returned[0]].shape)
+        self._reach_states()
+        self._arrived: list[Ref | None] = [None] * len(forward.states)
+        self._own: dict[int, Ref] = {}  # where gradients of states are added up
+        self._share_out(g)
+        inputs = len(forward.setting.inputs)
+        if forward.weights.slot in self.needed:
+            self.program.section([zero(self.gradient(forward.weights))])
+        for k in reversed(range(inputs, len(forward.states))):
+            g_node = self._arrived[k]
+            if g_node is not None and self.reached[k]:
+                self._node(g_node, forward.placed[k - inputs])
+        self.program.prune()
+
+    def _reach_states(self) -> None:
+        """Find the states that something depends on whose gradient is asked for."""
+        forward = self.forward
+        count = len(forward.setting.inputs)
+        self.reached = [state.slot in self.needed for state in forward.states[:count]]
+        for node in forward.placed:
+            mixing = any(placed.row is not None for placed in node) and forward.weights.slot in self.needed
+            self.reached.append(mixing or any(self._edge_reached(placed) for placed in node))
+
+    def _edge_reached(self, placed: Placed) -> bool:
+        extras = any(extra.slot in self.needed for extra in placed.extras)
+        return self.reached[placed.source] or extras or self.weights_needed(placed)
+
+    def weights_needed(self, placed: Placed) -> bool:
+        return any(self.builder.given(w).slot in self.needed for w in placed.edge.tensors())
+
+    def _share_out(self, g: Ref) -> None:
+        """Give every node of the result its part of the gradient; one that no edge reads, as a dense image."""
+        forward, start, section = self.forward, 0, []
+        returned = forward.returned
+        readers = {placed.source for node in forward.placed for placed in node}
+        for k in range(len(forward.states) - returned, len(forward.states)):
+            C = forward.states[k].shape[-1]
+            part = g if returned == 1 else g.channels(start, start + C)
+            start += C
+            if returned > 1 and k not in readers:
+                dense = self.program.new(part.shape, Place.TEMPORARY)
+                section.append(copy(part, dense))
+                part = dense
+            self._arrived[k] = part
+        self.program.section(section)
+
+    def gradient(self, of: Ref) -> Ref:
+        """Return the slot of the gradient of a given tensor."""
+        if of.slot not in self._gradients:
+            self._gradients[of.slot] = self.program.new(self.program.slots[of.slot].shape, Place.RETURNED).slot
+            self.returned.append(self.program.given.index(of.slot))
+        return of._replace(slot=self._gradients[of.slot])
+
+    def arriving(self, state: int) -> tuple[Ref | None, Ref]:
+        """Return what has arrived at a state until now, and where it is when the next gradient has been added."""
+        before = self._arrived[state]
+        ref = self.forward.states[state]
+        if ref.slot in self.needed:
+            after = self.gradient(ref)
+        elif state in self._own:
+            after = self._own[state]
+        else:
+            after = self._own[state] = self.program.new(ref.shape, Place.TEMPORARY)
+        self._arrived[state] = after
+        return before, after
+
+    def nothing_arrived(self, state: int) -> bool:
+        """Whether the next gradient is a state's first."""
+        return self._arrived[state] is None
+
+    def arrive(self, state: int, dx: Ref) -> list[Instruction]:
+        """Return what adds an edge's gradient to what has arrived at its source."""
+        before, after = self.arriving(state)
+        if after == dx:
+            return []
+        return [copy(dx, after) if before is None else add(before, dx, after)]
+
+    def _node(self, g: Ref, node: list[Placed]) -> None:
+        together = self.forward.setting.memory == "store"
+        for group in [node] if together else [[placed] for placed in node]:
+            self._compute(group, together)
+            coefs = self._sum(g, group)
+            edges = [_Edge(self, placed, g, coef) for placed, coef in zip(group, coefs, strict=True)]
+            phases = [edge.phases() for edge in edges]
+            for section in zip_longest(*phases, fillvalue=[]):
+                self.program.section([instruction for part in section for instruction in part])
+
+    def _compute(self, group: list[Placed], together: bool) -> None:
+        """Add what was not kept: pools, and everything of an edge where edges are computed again."""
+        builder, sources = self.builder, self.forward.stored
+        section = [i for p in group for i in builder.pools(p, sources[p.source], shared=together)]
+        if not together:
+            section += [i for p in group for i in builder.first_stages(p, sources[p.source], Place.TEMPORARY)]
+        self.program.section(section)
+        if not together:
+            self.program.section([i for p in group for i in builder.second_stages(p, Place.TEMPORARY)])
+
+    def _sum(self, g: Ref, group: list[Placed]) -> list[list[Ref]]:
+        """Add the gradients of a node's mixing weights; return coef [4, C] of every operation, by edge."""
+        images = [image for p in group for image in p.summed(self.forward.stored[p.source])]
+        norms = [norm for p in group for norm in p.final]
+        d_weights = [d for p in group for d in self._mixing_gradients(p)]
+        means = self.program.new((1 + len(images), g.shape[-1]), Place.TEMPORARY).rows()
+        counts = [len(p.edge.ops) for p in group]
+        self.program.section([mixed_sum_backward(g, images, norms, d_weights, means[0], means[1:], counts)])
+        section, found, start = [], [], 1
+        for p, count in zip(group, counts, strict=True):
+            coef = self.program.new((count, 4, g.shape[-1]), Place.TEMPORARY).rows()
+            mine = means[start : start + count]
+            section.append(
+                norm_stats_backward([means[0]] * count, mine, p.final, p.weights, p.own_final, coef)
+            )
+            found.append(list(coef))
+            start += count
+        self.program.section(section)
+        return found
+
+    def _mixing_gradients(self, placed: Placed) -> list[Ref]:
+        weights = self.forward.weights
+        if placed.row is None or weights.slot not in self.needed:
+            return list(self.program.new((len(placed.edge.ops),), Place.TEMPORARY).rows())
+        row = self.gradient(weights).row(placed.row)
+        return [row.row(op) for op in placed.edge.ops]
+
+
+class _Edge:
+    """What an edge adds to the program once the gradient g of its node is there, phase by phase."""
+
+    def __init__(self, backward: Backward, placed: Placed, g: Ref, coef: list[Ref]) -> None:
+        self.backward, self.placed, self.edge, self.g, self.coef = backward, placed, placed.edge, g, coef
+        self.builder, self.program = backward.builder, backward.program
+        self.x = backward.forward.stored[placed.source]
+        self.input_grad = backward.reached[placed.source]
+        self.weight_grads = backward.weights_needed(placed)
+        self.dx: Ref | None = None  # what there is until now of this edge's gradient of x
+
+    def phases(self) -> Phases:
+        """Return the instructions, those of a phase independent of each other and of other edges'."""
+        found: Phases = [self._extras()]
+        if self.input_grad:
+            found += [*self._skips(), self._pools()]
+        if self.edge.first and (self.input_grad or self.weight_grads):
+            gs, coef = self._second_stages(found)
+            found.append(self._first_stages(gs, coef))
+        if self.input_grad or self.weight_grads:
+            found += self._reduces()
+        if self.dx is not None:
+            found.append(self.backward.arrive(self.placed.source, self.dx))
+        return found
+
+    def _temporary(self, like: Ref) -> Ref:
+        return self.program.new(like.shape, Place.TEMPORARY)
+
+    def _last(self, last: bool) -> Ref:
+        """Return a place for dx; where it is the last and a state's first gradient, the state's own."""
+        source = self.placed.source
+        alone = last and self.backward.nothing_arrived(source)
+        return self.backward.arriving(source)[1] if alone else self._temporary(self.x)
+
+    def _scaled(self, weight: Ref, base: Ref | None, out: Ref) -> Instruction:
+        """Return out = base + weight * g."""
+        setting = self.backward.forward.setting
+        norm = self.builder.given(no_norm(self.g.shape[-1], setting.dtype, setting.device))
+        return mixed_sum([self.g], [norm], [weight], base, out, [1])
+
+    def _extras(self) -> list[Instruction]:
+        extras = self.placed.extras
+        weights = self.placed.weights[len(self.placed.weights) - len(extras) :]
+        return [
+            self._scaled(weight, None, self.backward.gradient(extra))
+            for extra, weight in zip(extras, weights, strict=True)
+            if extra.slot in self.backward.needed
+        ]
+
+    def _skips(self) -> Phases:
+        found: Phases = []
+        start = len(self.placed.weights) - len(self.placed.extras) - self.edge.skips
+        for weight in self.placed.weights[start : start + self.edge.skips]:
+            base, self.dx = self.dx, self._temporary(self.x)
+            found.append([self._scaled(weight, base, self.dx)])
+        return found
+
+    def _pools(self) -> list[Instruction]:
+        if not self.edge.pools:
+            return []
+        start, setting = len(self.edge.first), self.backward.forward.setting
+        both = [self.builder.given(no_coef(self.x.shape[-1], setting.dtype, setting.device))] * 2
+        for i, (half, _) in enumerate(self.edge.pools):
+            both[half] = self.coef[start + i]
+        base, self.dx = self.dx, self._temporary(self.x)
+        return [pool3x3_backward(self.g, self.placed.pooled, both, self.x, self.edge.stride, base, self.dx)]
+
+    def _gradients(self, refs: Sequence[Ref]) -> list[Ref]:
+        """Return the slots of weights' gradients; what is not asked for is written nowhere."""
+        if not self.weight_grads:
+            return []
+        asked = self.backward.needed
+        return [self.backward.gradient(w) if w.slot in asked else self._temporary(w) for w in refs]
+
+    def _second_stages(self, found: Phases) -> tuple[list[Ref], list[Ref]]:
+        """Add the backward of second stages; return the gradients of first stages, and their coef [4, C]."""
+        placed, separable = self.placed, self.edge.separable
+        gs: list[Ref] = []
+        means: list[list[Ref]] = []
+        for b, (_, stage) in enumerate(separable):
+            depthwise, pointwise, dilation = self.builder.weights([stage])
+            gs.append(self._temporary(placed.first[b]))
+            means.append(list(self.program.new((2, gs[b].shape[-1]), Place.TEMPORARY).rows()))
+            instruction = branch_conv_backward(
+                [self.g], [placed.second[b]], [self.coef[b]], placed.first[b], placed.inner[b],
+                depthwise, pointwise, dilation, 1, True, None, None,
+                gs[b], self._gradients(depthwise), self._gradients(pointwise), means[b],
+            )  # fmt: skip
+            found[0].append(instruction)
+        coef = self.coef[len(separable) : len(self.edge.first)]
+        if separable:
+            inner = self.program.new((len(separable), 4, gs[0].shape[-1]), Place.TEMPORARY).rows()
+            g_mean, g_zhat_mean = ([m[half] for m in means] for half in range(2))
+            norms = norm_stats_backward(g_mean, g_zhat_mean, placed.inner, [], placed.own_inner, inner)
+            found.extend([] for _ in range(2 - len(found)))
+            found[1].append(norms)
+            coef = [*inner, *coef]
+        return gs + [self.g] * len(self.edge.single), coef
+
+    def _first_stages(self, gs: list[Ref], coef: list[Ref]) -> list[Instruction]:
+        depthwise, pointwise, dilation = self.builder.weights(self.edge.first)
+        source, onto, base = self.placed.source, None, self.dx
+        dx = None
+        if (
+            self.input_grad and not self.edge.reduces
+        ):  # nothing comes after it: it arrives at the state at once
+            onto, dx = self.backward.arriving(source)
+            self.dx = None
+        elif self.input_grad:
+            dx = self.dx = self._temporary(self.x)
+        return [
+            branch_conv_backward(
+                gs, self.placed.first, coef, self.x, None, depthwise, pointwise, dilation, self.edge.stride,
+                self.edge.relu, base if self.input_grad else None, onto,
+                dx, self._gradients(depthwise), self._gradients(pointwise), [],
+            )
+        ]  # fmt: skip
+
+    def _reduces(self) -> Phases:
+        """Return the backward of factorized reductions, the second half of each on top of the first."""
+        found: Phases = []
+        start = len(self.edge.first) + len(self.edge.pools)
+        for k, reduce in enumerate(self.edge.reduces):
+            z, coef = self.placed.reduced[k], self.coef[start + k]
+            for i, (view, weight, part) in enumerate(halves(self.x, reduce.weights)):
+                w = self.builder.given(weight)
+                base = onto = dx = None
+                if self.input_grad and i == 0:
+                    base, self.dx = self.dx, self._last(k == len(self.edge.reduces) - 1)
+                    dx = self.dx
+                elif self.input_grad and self.dx is not None:
+                    onto = dx = self.dx.shifted()
+                found.append([
+                    branch_conv_backward(
+                        [self.g.channels(*part)], [z.channels(*part)], [coef.channels(*part)], view, None,
+                        [], [w], [], 2, True, base, onto, dx, [], self._gradients([w]), [],
+                    )
+                ])  # fmt: skip
+        return found
+
+
+@constant
+def no_coef(C: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return coef [4, C] that makes every gradient zero."""
+    return torch.zeros(4, C, dtype=dtype, device=device)

@@ -1,0 +1,271 @@
+"""The CNN cell on the fused operators. The modules stay the owners of weights and running statistics.
+
+Images between cells are [N, C, H, W] in channels_last memory, the same memory as the operators'
+[N, H, W, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from dartsfast.cnn.operations import FactorizedReduce
+from dartsfast.fused.edge import Edge, Stage
+from dartsfast.fused.forward import Node, Setting, ones
+from dartsfast.fused.programs import Prepared
+from dartsfast.fused.read import are, read
+from dartsfast.fused.watch import Watch
+from dartsfast.ops.contract import Function, eager, once_differentiable
+from dartsfast.plain import is_plain_tree
+from dartsfast.recompute import applied
+
+# What is kept of an image that lives: two cells read the outputs of one.
+_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class _Reading:
+    """What modules were read as, and the programs made of it, until something about them changes."""
+
+    _known: WeakKeyDictionary[nn.Module, _Reading] = WeakKeyDictionary()
+
+    def __init__(self, watch: Watch, altered: Sequence[bool]) -> None:
+        self._watch, self.altered = watch, altered
+        self._found: dict[Any, Any] = {}
+
+    @staticmethod
+    def of(owner: nn.Module, roots: Sequence[nn.Module], altered: Callable[[], Sequence[bool]]) -> _Reading:
+        """Return the reading of an owner's modules, a new one if they are not as they were."""
+        reading = _Reading._known.get(owner)
+        if reading is None or not reading._watch.unchanged(roots):
+            reading = _Reading._known[owner] = _Reading(Watch(roots), altered())
+        return reading
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` made for ``key``."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+
+@eager
+def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
+    """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is."""
+    built = type(module) is nn.Sequential and is_plain_tree(module)
+    if not built or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
+        return module(images)
+    conv, norm = module
+    shape = conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
+    if not usual or conv.bias is not None or not norm.affine:
+        return module(images)
+    N, _, H, W = images.shape
+    patches = F.unfold(images, 3, padding=1).transpose(1, 2).reshape(N, H, W, -1)
+    reading = _Reading.of(module, [module], lambda: [])
+    edge = reading.get("edge", lambda: Edge(1, (0,), relu=False, single=[Stage((conv.weight,), 1, norm)]))
+    out = _single(reading, edge, patches, _stored(patches, storage), "store", storage)
+    return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
+
+
+@eager
+def cell(module: Any, images: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
+    """Run a search cell, ``weights`` [edges, ops] being the mixing weights of its edges' MixedOps.
+
+    Edges that are altered run as the modules that they are. What is kept for the backward is kept as
+    ``storage``, with ``memory="recompute"`` only what lies between two passes; None: as it is computed.
+    """
+    preprocess, mixed = [module.preprocess0, module.preprocess1], list(module._ops)
+    reading = _Reading.of(module, [*preprocess, *mixed], module._altered_edges)
+    columns = weights.shape[1]
+    edges = reading.get(("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered))
+    first, nodes = edges[:2], _by_node(edges[2:], module._steps)
+    if not any(reading.altered) and not any(e.extras for e in edges) and all(e.ops for e in first) and all(any(e.ops for e in node) for node in nodes):
+        return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
+    apart = _by_node(reading.altered, module._steps)
+    states = [
+        _preprocessed(reading, m, e, x, memory, storage)
+        for m, e, x in zip(preprocess, first, images, strict=True)
+    ]
+    offset = 0
+    for node, altered in zip(nodes, apart, strict=True):
+        rows = slice(offset, offset + len(node))
+        states.append(_node(reading, node, mixed[rows], altered, states, weights[rows], memory, storage))
+        offset += len(node)
+    return nchw(_Concatenate.apply(*states[-module._multiplier :]))
+
+
+def _edges(
+    preprocess: Sequence[nn.Module], mixed: Sequence[Any], columns: int, altered: Sequence[bool]
+) -> list[Edge]:
+    found = [read([m], 2 if isinstance(m, FactorizedReduce) else 1) for m in preprocess]
+    for op, apart in zip(mixed, altered, strict=True):
+        # An operation without a column has no weight and takes no part.
+        found.append(Edge(1) if apart else read(islice(op._ops, columns), op.stride))
+    return found
+
+
+def _by_node(edges: Sequence[Any], steps: int) -> list[list[Any]]:
+    """Cut one entry an edge into those of every node."""
+    rest = iter(edges)
+    return [list(islice(rest, 2 + i)) for i in range(steps)]
+
+
+def _whole(
+    reading: _Reading,
+    first: Sequence[Edge],
+    nodes: Sequence[Sequence[Edge]],
+    multiplier: int,
+    images: Sequence[Tensor],
+    weights: Tensor,
+    memory: str,
+    storage: torch.dtype | None,
+) -> Tensor:
+    """Run a cell that kernels serve altogether: states 0 and 1 are its inputs, 2 and 3 those preprocessed."""
+    inputs = [_ChannelsLast.apply(image) for image in images]
+    setting = _setting(inputs, weights, memory, storage)
+
+    def prepare() -> Prepared:
+        rows = iter(range(weights.shape[0]))
+        graph = [Node([(k, edge, None)]) for k, edge in enumerate(first)]
+        graph += [Node([(2 + j, edge, next(rows)) for j, edge in enumerate(node)]) for node in nodes]
+        return Prepared(graph, multiplier, setting)
+
+    stored = [nhwc(_stored(x, setting.kept_as)) for x in images] if setting.kept_as else ()
+    return reading.get((setting, multiplier), prepare)(inputs, weights, stored=stored)
+
+
+def _preprocessed(
+    reading: _Reading, module: nn.Module, edge: Edge, image: Tensor, memory: str, storage: torch.dtype | None
+) -> Tensor:
+    if edge.extras or not edge.ops:
+        return nhwc(module(image)).contiguous()
+    stored = nhwc(_stored(image, storage if memory == "store" else None))
+    return _single(reading, edge, _ChannelsLast.apply(image), stored, memory, storage)
+
+
+def _single(
+    reading: _Reading, edge: Edge, x: Tensor, stored: Tensor, memory: str, storage: torch.dtype | None
+) -> Tensor:
+    """Run an edge whose operation is not weighted."""
+    weights = ones(x.dtype, x.device)
+    setting = _setting([x], weights, memory, storage)
+    graph = [Node([(0, edge, None)])]
+    prepared = reading.get((id(edge), setting), lambda: Prepared(graph, 1, setting))
+    return prepared([x], weights, stored=[stored] if setting.kept_as else ())
+
+
+def _node(
+    reading: _Reading,
+    edges: Sequence[Edge],
+    mixed: Sequence[Any],
+    altered: Sequence[bool],
+    states: Sequence[Tensor],
+    weights: Tensor,
+    memory: str,
+    storage: torch.dtype | None,
+) -> Tensor:
+    """Run a node some of whose operations are ordinary modules."""
+    found = []
+    if any(edge.ops for edge in edges):
+        extras = [[nhwc(op(nchw(x))) for op in edge.extras] for edge, x in zip(edges, states, strict=False)]
+        shapes = [[tuple(extra.shape) for extra in group] for group in extras]
+        setting = _setting(states, weights, memory, storage)
+        graph = [Node([(j, edge, j) for j, edge in enumerate(edges)], shapes)]
+        prepared = reading.get(("node", setting, str(shapes)), lambda: Prepared(graph, 1, setting))
+        stored = [_stored(x, setting.kept_as) for x in states] if setting.kept_as else ()
+        given = [extra for group in extras for extra in group]
+        found.append(prepared(states, weights, given, stored))
+    else:  # nothing but zeros, or edges that run as they are: the modules know what shape that is
+        altered = [True] * len(edges)
+    for op, x, row, ordinary in zip(mixed, states, weights, altered, strict=True):
+        if ordinary:
+            found.append(nhwc(applied(op, memory, nchw(x), row)).to(weights.dtype))
+    return sum(found[1:], found[0]).contiguous()
+
+
+def _setting(
+    inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None
+) -> Setting:
+    shapes = tuple(tuple(x.shape) for x in inputs)
+    backward = torch.is_grad_enabled()
+    return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, backward)
+
+
+class _Affine(Function):
+    """x * weight + bias, with [C] both; keeps x as it is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, storage: torch.dtype | None) -> Tensor:
+        ctx.save_for_backward(_stored(x, storage), weight)
+        return x * weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        pixels = (0, 1, 2)
+        return (
+            g * weight if needed[0] else None,
+            (g * x).sum(pixels) if needed[1] else None,
+            g.sum(pixels) if needed[2] else None,
+            None,
+        )
+
+
+class _Concatenate(Function):
+    """Concatenates [N, H, W, C] by channels; all that is large, the gradients too, in memory used again."""
+
+    @staticmethod
+    def forward(ctx: Any, *images: Tensor) -> Tensor:
+        ctx.channels = [image.shape[-1] for image in images]
+        out = torch.ops.dartsfast.empty(images[0], [*images[0].shape[:-1], sum(ctx.channels)])
+        return torch.cat(images, -1, out=out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        # Copies, which autograd may add to in place: to a view it would add out of place.
+        return tuple(
+            torch.ops.dartsfast.empty(g, part.shape).copy_(part) for part in g.split(ctx.channels, -1)
+        )
+
+
+class _ChannelsLast(Function):
+    """[N, C, H, W] as [N, H, W, C], the same memory; autograd may add to the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> Tensor:
+        return nhwc(image)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
+        # A permuted view would hold on to g, and the sum over the cells that read the image be a new tensor.
+        return (g.detach().transpose_(1, 3).transpose_(2, 3),)
+
+
+def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
+    """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
+    if storage is None or torch.is_inference_mode_enabled():  # where there is none
+        return x
+    copy = _copies.get(x)
+    if copy is None or copy.dtype != storage:
+        copy = _copies[x] = x.detach().to(storage)
+    return copy
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] as [N, H, W, C], the same memory."""
+    return x.permute(0, 2, 3, 1)
+
+
+def nchw(x: Tensor) -> Tensor:
+    """Return images [N, H, W, C] as [N, C, H, W], the same memory."""
+    return x.permute(0, 3, 1, 2)

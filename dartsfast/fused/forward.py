@@ -1,0 +1,243 @@
+"""The forward of a cell as a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.constants import constant
+from dartsfast.errors import InputError
+from dartsfast.fused.build import Builder, Placed
+from dartsfast.fused.edge import Edge
+from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenate, copy, mixed_sum, norm_stats
+
+
+@dataclass
+class Node:
+    """A sum over edges.
+
+    Attributes:
+        edges: number of the source's state, what is computed from it, and its row of the mixing weights
+            (None: every weight is one).
+        extras: shapes [N, H, W, C] of what the edges' ``extras`` return.
+    """
+
+    edges: list[tuple[int, Edge, int | None]]
+    extras: list[list[tuple[int, ...]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a program is built for, besides its nodes.
+
+    Attributes:
+        inputs: [N, H, W, C] of each.
+        weights: [edges, ops] of the mixing weights.
+        dtype, device: of the arithmetic.
+        memory: ``store`` or ``recompute``.
+        storage: dtype of images before their norms; None: that of the arithmetic.
+        backward: whether there will be one.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    weights: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    memory: str
+    storage: torch.dtype | None
+    backward: bool
+
+    @property
+    def kept_as(self) -> torch.dtype | None:
+        """The dtype that states are kept as for the backward, where it is another."""
+        return self.storage if self.memory == "store" and self.backward else None
+
+
+class Forward:
+    """The program of ``nodes``, whose last ``returned`` side by side are its result.
+
+    Attributes:
+        builder: the program and its tensors.
+        states: the inputs, then one image a node.
+        stored: the same as they are kept for the backward.
+        placed: the edges of each node that have operations.
+        weights: the mixing weights [edges, ops].
+        differentiable: how many of the given tensors gradients may be asked for: the first ones.
+
+    Raises:
+        InputError: batch norm over one value.
+    """
+
+    def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
+        self.setting, self.returned = setting, returned
+        self.builder = Builder(Program(), [], setting.storage)
+        self.kept = Place.KEPT if setting.backward else Place.TEMPORARY
+        # The last input first: gradients of inputs that are one tensor are added in this order.
+        self.states = self._inputs()
+        self.weights = self.builder.given(None, setting.weights)
+        self.placed = [self._place(node) for node in nodes]
+        self.differentiable = len(self.builder.tensors)
+        self.stored = self._inputs() if setting.kept_as else list(self.states)
+        readers = {placed.source for node in self.placed for placed in node}
+        first = len(self.placed) - returned
+        for k, node in enumerate(self.placed):
+            if k >= first and returned == 1:
+                place = Place.RETURNED
+            else:
+                place = self.kept if len(self.states) in readers else Place.TEMPORARY
+            self._run(node, place)
+        if returned > 1:
+            images = self.states[-returned:]
+            shape = (*images[0].shape[:3], sum(image.shape[3] for image in images))
+            out = self.builder.program.new(shape, Place.RETURNED)
+            self.builder.program.section([concatenate(images, out)])
+        self.builder.program.prune()
+
+    def _inputs(self) -> list[Ref]:
+        return [self.builder.given(None, shape) for shape in reversed(self.setting.inputs)][::-1]
+
+    def _place(self, node: Node) -> list[Placed]:
+        found = []
+        for k, (source, edge, row) in enumerate(node.edges):
+            placed = Placed(edge, source, row)
+            for w in edge.tensors():
+                self.builder.given(w)
+            placed.extras = (
+                [self.builder.given(None, shape) for shape in node.extras[k]] if node.extras else []
+            )
+            if edge.ops:
+                found.append(placed)
+        return found
+
+    def _run(self, node: list[Placed], place: Place) -> None:
+        """Add a node: all its edges together, or one after the other where their images are not kept."""
+        program, out = self.builder.program, None
+        together = self.setting.memory == "store"
+        for group in [node] if together else [[placed] for placed in node]:
+            self._edges(group)
+            images = [image for placed in group for image in placed.summed(self.states[placed.source])]
+            norms = [norm for placed in group for norm in placed.final]
+            weights = [weight for placed in group for weight in self._mixing(placed)]
+            base = out
+            out = program.new(images[0].shape, place) if out is None else out
+            counts = [len(placed.edge.ops) for placed in group]
+            program.section([mixed_sum(images, norms, weights, base, out, counts)])
+        assert out is not None, "a node has operations"
+        if self.setting.kept_as and place == Place.KEPT:
+            kept = program.new(out.shape, Place.KEPT, self.setting.kept_as)
+            program.section([copy(out, kept)])
+            self.stored.append(kept)
+        else:
+            self.stored.append(out)
+        self.states.append(out)
+
+    def _edges(self, group: list[Placed]) -> None:
+        """Add what a group of edges computes, and its norms."""
+        builder, sources = self.builder, self.states
+        images = self.kept if self.setting.memory == "store" else Place.TEMPORARY
+        section = [i for p in group for i in builder.pools(p, sources[p.source], shared=True)]
+        section += [i for p in group for i in builder.first_stages(p, sources[p.source], images)]
+        builder.program.section(section)
+        builder.program.section([i for p in group for i in self._first_norms(p)])
+        builder.program.section([i for p in group for i in builder.second_stages(p, images)])
+        builder.program.section([i for p in group for i in self._second_norms(p)])
+
+    def _first_norms(self, placed: Placed) -> list[Instruction]:
+        """Return the norms of what reads the source; those of second stages are left out of ``placed.final``."""
+        edge, count = placed.edge, len(placed.edge.separable)
+        norms, own, found = self._norms([s.norm for s in edge.first], placed.first_stats, placed.first)
+        placed.inner, placed.final = norms[:count], norms[count:]
+        placed.own_inner, placed.own_final = own[:count], own[count:]
+        pools = [placed.pooled[half] for half, _ in edge.pools]
+        stats = [placed.pool_stats[half] for half, _ in edge.pools]
+        parts = [([norm for _, norm in edge.pools], stats, pools)]
+        parts += [
+            ([r.norm], [s], [z])
+            for r, s, z in zip(edge.reduces, placed.reduced_stats, placed.reduced, strict=True)
+        ]
+        for modules, rows, z in parts:
+            norms, own, more = self._norms(modules, rows, z)
+            placed.final += norms
+            placed.own_final += own
+            found += more
+        for image in [self.states[placed.source]] * edge.skips + placed.extras:
+            placed.final.append(
+                self.builder.given(no_norm(image.shape[-1], self.setting.dtype, self.setting.device))
+            )
+            placed.own_final.append(False)
+        return found
+
+    def _second_norms(self, placed: Placed) -> list[Instruction]:
+        found, final, flags = [], [], []
+        for (_, stage), row, z in zip(placed.edge.separable, placed.second_stats, placed.second, strict=True):
+            norms, own, more = self._norms([stage.norm], [row], [z])
+            final += norms
+            flags += own
+            found += more
+        placed.final, placed.own_final = final + placed.final, flags + placed.own_final
+        return found
+
+    def _norms(
+        self, modules: Sequence[nn.BatchNorm2d], stats: Sequence[Ref], images: Sequence[Ref]
+    ) -> tuple[list[Ref], list[bool], list[Instruction]]:
+        """Return slots for mean and 1 / std, which of them are the batch's own, and what computes them.
+
+        Neighbours that are set alike are computed together.
+        """
+        norms: list[Ref] = []
+        flags: list[bool] = []
+        found = []
+        for _, alike in groupby(zip(modules, stats, images, strict=True), key=lambda one: _set_as(one[0])):
+            batch = list(alike)
+            norm = batch[0][0]
+            N, H, W, C = batch[0][2].shape
+            own = norm.training or norm.running_mean is None
+            if own and N * H * W == 1:
+                raise InputError("batch norm over one value a channel: use a larger batch or larger images")
+            if own:
+                mean, variance = [s.row(0) for _, s, _ in batch], [s.row(1) for _, s, _ in batch]
+            else:
+                mean, variance = ([self._buffer(n, name) for n, _, _ in batch] for name in _RUNNING[:2])
+            moves = norm.training and norm.track_running_stats
+            moved = [[self._buffer(n, name) for n, _, _ in batch] if moves else [] for name in _RUNNING]
+            rows = self.builder.program.new((len(batch), 2, C), self.kept).rows()
+            found.append(norm_stats(mean, variance, moved, norm.momentum, norm.eps, N * H * W, rows))
+            norms += rows
+            flags += [own] * len(batch)
+        return norms, flags, found
+
+    def _buffer(self, norm: nn.BatchNorm2d, name: str) -> Ref:
+        return self.builder.given(norm._buffers[name])
+
+    def _mixing(self, placed: Placed) -> list[Ref]:
+        """Return the weights of an edge's operations, in the order of the sum."""
+        if placed.row is None:
+            one = self.builder.given(ones(self.setting.dtype, self.setting.device)).row(0)
+            placed.weights = [one] * len(placed.edge.ops)
+        else:
+            row = self.weights.row(placed.row)
+            placed.weights = [row.row(op) for op in placed.edge.ops]
+        return placed.weights
+
+
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _set_as(norm: nn.BatchNorm2d) -> tuple[object, ...]:
+    return norm.training, norm.track_running_stats, norm.running_mean is None, norm.momentum, norm.eps
+
+
+@constant
+def no_norm(C: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return [2, C], mean 0 and 1 / std 1."""
+    return torch.tensor([0.0, 1.0], dtype=dtype, device=device)[:, None].repeat(1, C)
+
+
+@constant
+def ones(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return [1.0]."""
+    return torch.ones(1, dtype=dtype, device=device)

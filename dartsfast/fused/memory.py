@@ -1,0 +1,93 @@
+"""Lifetimes of a program's slots, and their places in two arenas: what is kept, and what is temporary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from dartsfast.fused.program import Place, Program, Ref
+
+ALIGNMENT = 64  # elements: a cache line of any dtype, and whole registers
+
+
+def refs(parts: tuple[tuple[Ref, ...], ...]) -> Iterator[Ref]:
+    """Yield every part's refs."""
+    for part in parts:
+        yield from part
+
+
+# What of an operator's writes needs no memory where nothing reads it, by argument.
+_OPTIONAL = {"branch_conv": (1,), "pool3x3": (1,), "branch_conv_backward": (1, 2, 3), "mixed_sum_backward": (0, 1, 2)}
+
+
+def in_use(program: Program) -> set[int]:
+    """Return the slots that need memory: those that are read, or that an operator writes in any case."""
+    found = set()
+    for section in program.sections:
+        for i in section:
+            found |= {ref.slot for ref in refs(i.reads)}
+            optional = _OPTIONAL.get(i.op, ())
+            found |= {ref.slot for k, part in enumerate(i.writes) if k not in optional for ref in part}
+    return found
+
+
+def lifetimes(program: Program) -> dict[int, tuple[int, int]]:
+    """Return the first section that writes and the last that uses each temporary slot that needs memory."""
+    wanted, found = in_use(program), {}
+    for k, section in enumerate(program.sections):
+        for instruction in section:
+            for ref in (*refs(instruction.reads), *refs(instruction.writes)):
+                if program.slots[ref.slot].place == Place.TEMPORARY and ref.slot in wanted:
+                    found[ref.slot] = found.get(ref.slot, (k, k))[0], k
+    return found
+
+
+def last_reads(program: Program) -> dict[int, list[int]]:
+    """Return the temporary slots that nothing uses after a section, by section."""
+    found: dict[int, list[int]] = {}
+    for slot, (_, last) in lifetimes(program).items():
+        found.setdefault(last, []).append(slot)
+    return found
+
+
+@dataclass
+class Arenas:
+    """Offsets of slots in elements, and the elements of both arenas."""
+
+    kept: dict[int, int]
+    temporary: dict[int, int]
+    kept_size: int
+    temporary_size: int
+
+
+def arenas(program: Program) -> Arenas:
+    """Lay out a program's own slots: kept ones side by side, temporary ones where none that lives lies.
+
+    A slot takes the lowest gap that is large enough, the largest slot of a section first.
+    """
+    kept, kept_size = {}, 0
+    for number, slot in enumerate(program.slots):
+        if slot.place == Place.KEPT:
+            kept[number] = kept_size
+            kept_size += _size(slot.shape)
+    alive: list[tuple[int, int, int]] = []  # offset, end, last section
+    temporary, size = {}, 0
+    spans = lifetimes(program)
+    order = sorted(spans, key=lambda slot: (spans[slot][0], -prod(program.slots[slot].shape)))
+    for slot in order:
+        first, last = spans[slot]
+        alive = sorted(one for one in alive if one[2] >= first)
+        offset, wanted = 0, _size(program.slots[slot].shape)
+        for begin, end, _ in alive:
+            if begin - offset >= wanted:
+                break
+            offset = max(offset, end)
+        temporary[slot] = offset
+        alive.append((offset, offset + wanted, last))
+        size = max(size, offset + wanted)
+    return Arenas(kept, temporary, kept_size, size)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return (prod(shape) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

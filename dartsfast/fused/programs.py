@@ -1,0 +1,122 @@
+"""Programs ready to run, and the autograd node that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dartsfast.constants import plain
+from dartsfast.fused import encode
+from dartsfast.fused.backward import Backward
+from dartsfast.fused.forward import Forward, Node, Setting
+from dartsfast.fused.program import Program
+from dartsfast.fused.walk import Walk
+from dartsfast.ops.contract import Function, nothing_to_record, once_differentiable
+
+
+class Runner(Protocol):
+    """What runs a program: on the CPU's kernels in one call, or operator by operator."""
+
+    def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return a program's tensors and what it keeps, from what it is given and what its forward kept."""
+        ...
+
+
+class Prepared:
+    """A forward, and a backward for every set of gradients that was asked for; their arguments are checked.
+
+    Args:
+        nodes: as :class:`Forward` takes them.
+        returned: how many of them are the result.
+        setting: what it is built for.
+    """
+
+    def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
+        self.forward = Forward(nodes, returned, setting)
+        self.runner = self._runner(self.forward.builder.program)
+        self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner]] = {}
+
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        weights: Tensor,
+        extras: Iterable[Tensor] = (),
+        stored: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Return the result [N, H, W, C].
+
+        Args:
+            inputs: images [N, H, W, C].
+            weights: mixing weights [edges, ops].
+            extras: what ordinary modules gave, edge by edge.
+            stored: the inputs as they are kept for the backward, where that is in another dtype.
+        """
+        forward, dtype = self.forward, self.forward.setting.dtype
+        each = iter((*inputs[::-1], weights, *extras))
+        given = forward.builder.tensors[: forward.differentiable]
+        # Under autocast some come in half precision; the kernels have float32 and float64.
+        tensors = [next(each) if t is None else t for t in given]
+        return _Run.apply(self, stored[::-1], *(t if t.dtype == dtype else t.to(dtype) for t in tensors))
+
+    def backward(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner]:
+        """Return the backward that gives the gradients that are ``needed``, and what runs it."""
+        if needed not in self._backwards:
+            found = Backward(self.forward, needed)
+            self._backwards[needed] = found, self._runner(found.program)
+        return self._backwards[needed]
+
+    def _runner(self, program: Program) -> Runner:
+        setting = self.forward.setting
+        with plain():
+            _check(program, setting.dtype)
+        return encode.Native(program, setting) if encode.serves(setting.device) else Walk(program)
+
+
+def _check(program: Program, dtype: torch.dtype) -> None:
+    """Walk ``program`` without data: every operator's contract looks at its arguments."""
+    meta = [
+        torch.empty(slot.shape, dtype=slot.dtype or dtype, device="meta")
+        for slot in (program.slots[number] for number in program.given)
+    ]
+    walk = Walk(program)
+    kept = [
+        torch.empty(program.slots[k].shape, dtype=program.slots[k].dtype or dtype, device="meta")
+        for k in walk.kept
+    ]
+    walk.run(meta, kept)
+
+
+class _Run(Function):
+    """A program, as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, prepared: Prepared, stored: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        builder = prepared.forward.builder
+        each = iter(stored)
+        rest = [next(each) if t is None else t for t in builder.tensors[len(tensors) :]]
+        given = [t if t.is_contiguous() else t.contiguous() for t in tensors]
+        with nothing_to_record():
+            (out,), kept = prepared.runner.run([*given, *rest], ())
+        if stored:
+            given[: len(stored)] = stored
+        ctx.save_for_backward(*given, *kept)
+        ctx.prepared, ctx.rest = prepared, rest
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[2:]
+        backward, runner = ctx.prepared.backward(needed)
+        saved, count = ctx.saved_tensors, len(needed)
+        constants = backward.builder.tensors[count + len(ctx.rest) + 1 :]
+        given = [*saved[:count], *ctx.rest, g.contiguous(), *constants]
+        with nothing_to_record():
+            found, _ = runner.run(given, saved[count:])
+        gradients: list[Tensor | None] = [None] * count
+        for number, gradient in zip(backward.returned, found, strict=True):
+            gradients[number] = gradient
+        return None, None, *gradients

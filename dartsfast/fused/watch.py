@@ -1,0 +1,63 @@
+"""Whether modules are still what a program was read off.
+
+Asked of hundreds of modules every pass, so everything is looked at in bulk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+from torch import nn
+
+from dartsfast.plain import hooks_of_all
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# What a kind's ``forward`` goes by, besides its parameters, buffers and children.
+_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.BatchNorm2d: ("training", "momentum", "eps", "track_running_stats", "affine"),
+    nn.ReLU: ("training", "inplace"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+
+
+class Watch:
+    """Remembers what ``roots`` and all modules within them are: kinds, hooks, attributes and tensors."""
+
+    def __init__(self, roots: Sequence[nn.Module]) -> None:
+        self._roots = list(roots)
+        self._modules = [module for root in roots for module in root.modules()]
+        self._dicts = [module.__dict__ for module in self._modules]
+        self._hooks = [own[name] for own in self._dicts for name in _HOOKS]
+        self._owned = [own[name] for name in ("_modules", "_parameters", "_buffers") for own in self._dicts]
+        self._kinds = list(set(map(type, self._modules)))
+        self._by_kind = [
+            (itemgetter(*names), [own for m, own in zip(self._modules, self._dicts, strict=True) if type(m) is kind])
+            for kind, names in _ATTRIBUTES.items()
+        ]
+        # MixedOp is not known here; it is what has a stride and operations.
+        self._strided = [own for own in self._dicts if "stride" in own]
+        self._things = list(chain.from_iterable(map(dict.values, self._owned)))  # so that no id is used again
+        self._seen = self._look()
+
+    def unchanged(self, roots: Sequence[nn.Module]) -> bool:
+        """Whether ``roots`` are those of before, and nothing about them has changed."""
+        same = len(roots) == len(self._roots) and all(a is b for a, b in zip(roots, self._roots, strict=True))
+        return same and self._look() == self._seen
+
+    def _look(self) -> tuple[Any, ...]:
+        return (
+            hooks_of_all(),
+            list(map(type, self._modules)),
+            list(map(len, self._dicts)),  # a ``forward`` of its own, among others
+            list(map(len, self._hooks)),
+            list(map(id, chain.from_iterable(map(dict.values, self._owned)))),
+            [kind.forward for kind in self._kinds],
+            [own["stride"] for own in self._strided],
+            [list(map(get, dicts)) for get, dicts in self._by_kind],
+        )
