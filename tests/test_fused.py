@@ -8,12 +8,12 @@ from torch import nn
 
 from dartsfast.backends import availability
 from dartsfast.bilevel import hvp
-from dartsfast.cnn import edge_backward
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
 from dartsfast.cnn.operations import OPS, SepConv
 from dartsfast.errors import InputError
+from dartsfast.fused.programs import Prepared
 
 _cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not _cpu.available, reason=_cpu.reason)
@@ -228,15 +228,15 @@ def test_kept_for_the_backward():
 
 def test_the_engine_asks_for_what_it_uses(monkeypatch):
     asked = []
-    backward = edge_backward.kernels.branch_conv_backward
+    backward = Prepared.backward
 
-    def spy(*args):
-        asked.append(args[-1])
-        return backward(*args)
+    def spy(prepared, needed):
+        found = backward(prepared, needed)
+        instructions = [i for section in found[0].program.sections for i in section]
+        asked.extend(bool(i.writes[2]) for i in instructions if i.op == "branch_conv_backward")
+        return found
 
-    names = ("mixed_sum", "mixed_sum_backward", "norm_stats_backward", "pool3x3_backward")
-    known = {name: getattr(edge_backward.kernels, name) for name in names}
-    monkeypatch.setattr(edge_backward, "kernels", SimpleNamespace(**known, branch_conv_backward=spy))
+    monkeypatch.setattr(Prepared, "backward", spy)
     model = network("cpu")
     sgd = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9)
     args = SimpleNamespace(momentum=0.9, weight_decay=0.0, arch_learning_rate=1e-3, arch_weight_decay=0.0)

@@ -121,9 +121,11 @@ def test_a_constant_is_made_for_every_mode(name):
 
 
 ARGUMENTS = {
-    "columns": ((0, 2), torch.device("cpu")),
+    "places": ((0, 2), torch.device("cpu")),
     "batch_norms": ((True, False), torch.float32, torch.device("cpu")),
-    "no_norm": (2, 3, torch.float32, torch.device("cpu")),
+    "no_norm": (3, torch.float32, torch.device("cpu")),
+    "no_coef": (3, torch.float32, torch.device("cpu")),
+    "ones": (torch.float32, torch.device("cpu")),
     "_tanh_alone": (torch.float32, torch.device("cpu")),
     "_columns": (("none", "tanh"), torch.device("cpu")),
 }

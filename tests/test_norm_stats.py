@@ -10,8 +10,10 @@ from op_cases import NORMS, Norms, Sampler
 from torch import nn
 
 import dartsfast.ops as ops
-from dartsfast.cnn.statistics import normalise
 from dartsfast.errors import InputError
+from dartsfast.fused.edge import Edge, Stage
+from dartsfast.fused.forward import Node, Setting
+from dartsfast.fused.programs import Prepared
 
 kernels = torch.ops.dartsfast
 pytestmark = needs_kernels
@@ -24,6 +26,15 @@ CALLS = [pytest.param(*one, id=one[0]) for case in (Norms(3, 5), Norms(2, 4, Non
 def test_float32_has_the_bits_of_the_oracle(case):
     for name, args in case.calls():
         assert_agrees(name, args)
+
+
+def normalised(norms, x):
+    """Return the sum of what batch norms make of an image [N, H, W, C], [N, C, H, W], by a program."""
+    weight = torch.eye(x.shape[-1], dtype=x.dtype)[..., None, None]
+    edge = Edge(1, tuple(range(len(norms))), relu=False, single=[Stage((weight,), 1, norm) for norm in norms])
+    weights = torch.ones(1, len(norms), dtype=x.dtype)
+    setting = Setting((tuple(x.shape),), tuple(weights.shape), x.dtype, x.device, "store", None, True)
+    return Prepared([Node([(0, edge, 0)])], 1, setting)([x], weights).permute(0, 3, 1, 2)
 
 
 @runs_kernels
@@ -39,15 +50,8 @@ def test_modules_move_and_normalise_as_stock_ones_do(options, training):
     for norm in (*ours, *stock):
         norm.train(training)
     for _ in range(3):
-        images = [sampler.tensor(2, 5, 3, 4) for _ in range(3)]
-        stats = torch.stack(
-            [torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)]) for x in images]
-        )
-        found, own = normalise(ours, stats, 24)
-        wanted = [norm(x) for norm, x in zip(stock, images, strict=True)]
-        got = [(x - m[:, None, None]) * r[:, None, None] for x, (m, r) in zip(images, found, strict=True)]
-        assert_close(got, wanted)
-    assert own == (training or not options.get("track_running_stats", True),) * 3
+        x = sampler.tensor(2, 3, 4, 5)
+        assert_close(normalised(ours, x), sum(norm(x.permute(0, 3, 1, 2)) for norm in stock))
     for a, b in zip(ours, stock, strict=True):
         assert a.state_dict().keys() == b.state_dict().keys()
         for key, value in a.state_dict().items():
@@ -56,15 +60,16 @@ def test_modules_move_and_normalise_as_stock_ones_do(options, training):
 
 @runs_kernels
 def test_modules_of_several_kinds_are_each_their_own():
-    norms = [nn.BatchNorm2d(5, affine=False, eps=0.1), nn.BatchNorm2d(5, affine=False, momentum=0.5)]
-    norms += [nn.BatchNorm2d(5, affine=False).eval()]
-    stats = Sampler().tensor(3, 2, 5).abs()
-    found, own = normalise(norms, stats, 10)
-    assert own == (True, True, False)
-    torch.testing.assert_close(found[0, 1], (stats[0, 1] + 0.1).rsqrt())
-    torch.testing.assert_close(norms[1].running_mean, stats[1, 0] / 2)
-    assert [norm.num_batches_tracked.item() for norm in norms] == [1, 1, 0]
-    torch.testing.assert_close(found[2, 1], torch.ones(5), rtol=1e-5, atol=0)
+    def made():
+        one = nn.BatchNorm2d(5, affine=False, eps=0.1), nn.BatchNorm2d(5, affine=False, momentum=0.5)
+        return [norm.double() for norm in (*one, nn.BatchNorm2d(5, affine=False).eval())]
+
+    ours, stock = made(), made()
+    x = Sampler(torch.float64).tensor(2, 3, 4, 5)
+    assert_close(normalised(ours, x), sum(norm(x.permute(0, 3, 1, 2)) for norm in stock))
+    for a, b in zip(ours, stock, strict=True):
+        assert_close(list(a.buffers()), list(b.buffers()))
+    assert [norm.num_batches_tracked.item() for norm in ours] == [1, 1, 0]
 
 
 @runs_kernels

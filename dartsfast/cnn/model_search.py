@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartsfast import fused
 from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, check_storage, resolve_backend
-from dartsfast import fused
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -274,7 +274,7 @@ class Network(ArchModule):
             used = sorted({bool(cell.reduction) for cell in self.cells})
             alphas = [self.alphas_reduce if reduction else self.alphas_normal for reduction in used]
             mixing = dict(zip(used, fused.alpha_softmax(alphas), strict=True))
-            s0 = s1 = fused.stem(self.stem, input, self._storage_dtype)
+            s0 = s1 = fused.stem(self, self.stem, input, self._storage_dtype)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)

@@ -105,7 +105,9 @@ class Backward:
     def gradient(self, of: Ref) -> Ref:
         """Return the slot of the gradient of a given tensor."""
         if of.slot not in self._gradients:
-            self._gradients[of.slot] = self.program.new(self.program.slots[of.slot].shape, Place.RETURNED).slot
+            self._gradients[of.slot] = self.program.new(
+                self.program.slots[of.slot].shape, Place.RETURNED
+            ).slot
             self.returned.append(self.program.given.index(of.slot))
         return of._replace(slot=self._gradients[of.slot])
 
@@ -261,7 +263,7 @@ class _Edge:
         gs: list[Ref] = []
         means: list[list[Ref]] = []
         for b, (_, stage) in enumerate(separable):
-            depthwise, pointwise, dilation = self.builder.weights([stage])
+            depthwise, pointwise, dilation = self.builder.weights([stage], placed.first[b].shape[-1])
             gs.append(self._temporary(placed.first[b]))
             means.append(list(self.program.new((2, gs[b].shape[-1]), Place.TEMPORARY).rows()))
             instruction = branch_conv_backward(
@@ -281,7 +283,7 @@ class _Edge:
         return gs + [self.g] * len(self.edge.single), coef
 
     def _first_stages(self, gs: list[Ref], coef: list[Ref]) -> list[Instruction]:
-        depthwise, pointwise, dilation = self.builder.weights(self.edge.first)
+        depthwise, pointwise, dilation = self.builder.weights(self.edge.first, self.x.shape[-1])
         source, onto, base = self.placed.source, None, self.dx
         dx = None
         if (
@@ -306,7 +308,7 @@ class _Edge:
         for k, reduce in enumerate(self.edge.reduces):
             z, coef = self.placed.reduced[k], self.coef[start + k]
             for i, (view, weight, part) in enumerate(halves(self.x, reduce.weights)):
-                w = self.builder.given(weight)
+                w = self.builder.points(weight, self.x.shape[-1])
                 base = onto = dx = None
                 if self.input_grad and i == 0:
                     base, self.dx = self.dx, self._last(k == len(self.edge.reduces) - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.program import Instruction, Place, Program, Ref, branch_conv, pool3x3
+from dartsfast.ops.contract import require
 
 
 @dataclass
@@ -84,16 +85,19 @@ class Builder:
             self._refs[id(tensor)] = self.program.new(tensor.shape, Place.GIVEN, tensor.dtype)
         return self._refs[id(tensor)]
 
-    def weights(self, stages: Sequence[Stage]) -> tuple[list[Ref], list[Ref], list[int]]:
-        """Return depthwise, pointwise and dilation as branch_conv takes them."""
-        both = [[*map(self.given, stage.weights[:-1]), self._points(stage.weights[-1])] for stage in stages]
+    def weights(self, stages: Sequence[Stage], C: int) -> tuple[list[Ref], list[Ref], list[int]]:
+        """Return depthwise, pointwise and dilation as branch_conv takes them, for images of ``C`` channels."""
+        both = [[*map(self.given, stage.weights[:-1]), self.points(stage.weights[-1], C)] for stage in stages]
         depthwise = [refs[0] for refs in both if len(refs) == 2]
+        for ref in depthwise:
+            require(ref.shape[0] == C, f"convolutions of {C} channels have weights of {list(ref.shape)}")
         return depthwise, [refs[-1] for refs in both], [s.dilation for s in stages] if depthwise else []
 
-    def _points(self, weight: Tensor) -> Ref:
-        """Return a weight of a convolution of patches, or of points, as [Co, Ci, 1, 1]."""
+    def points(self, weight: Tensor, C: int) -> Ref:
+        """Return a weight of a convolution of patches, or of points, as [Co, Ci, 1, 1] with Ci = ``C``."""
         ref = self.given(weight)
         Co, Ci = ref.shape[0], prod(ref.shape[1:])
+        require(Ci == C, f"convolutions of {C} channels have weights of {list(ref.shape)}")
         return ref._replace(shape=(Co, Ci, 1, 1), stride=(Ci, 1, 1, 1))
 
     def first_stages(self, placed: Placed, x: Ref, place: Place) -> list[Instruction]:
@@ -101,7 +105,7 @@ class Builder:
         edge, found = placed.edge, []
         placed.first = placed.first_stats = placed.reduced = placed.reduced_stats = []
         if edge.first:
-            depthwise, pointwise, dilation = self.weights(edge.first)
+            depthwise, pointwise, dilation = self.weights(edge.first, x.shape[-1])
             placed.first = [self.image(x, edge.stride, w.shape[0], place) for w in pointwise]
             placed.first_stats = self.stats(placed.first)
             into = placed.first, placed.first_stats
@@ -113,7 +117,7 @@ class Builder:
             placed.reduced_stats = self.stats(placed.reduced)
         for reduce, z, stats in zip(edge.reduces, placed.reduced, placed.reduced_stats, strict=True):
             for view, weight, part in halves(x, reduce.weights):
-                w = [self.given(weight)]
+                w = [self.points(weight, x.shape[-1])]
                 into = [z.channels(*part)], [stats.channels(*part)]
                 found.append(branch_conv(view, None, [], w, [], 2, True, *into))
         return found
@@ -122,7 +126,7 @@ class Builder:
         """Return what reads the first stages of chains of two, and set the places of its images."""
         placed.second, placed.second_stats, found = [], [], []
         for (_, stage), z, norm in zip(placed.edge.separable, placed.first, placed.inner, strict=False):
-            depthwise, pointwise, dilation = self.weights([stage])
+            depthwise, pointwise, dilation = self.weights([stage], z.shape[-1])
             out = self.image(z, 1, pointwise[0].shape[0], place)
             stats = self.stats([out])
             found.append(branch_conv(z, norm, depthwise, pointwise, dilation, 1, True, [out], stats))

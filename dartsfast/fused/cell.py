@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import active_fake_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dartsfast.cnn.operations import FactorizedReduce
@@ -22,7 +23,7 @@ from dartsfast.fused.forward import Node, Setting, ones
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.read import are, read
 from dartsfast.fused.watch import Watch
-from dartsfast.ops.contract import Function, eager, once_differentiable
+from dartsfast.ops.contract import Function, eager, once_differentiable, require
 from dartsfast.plain import is_plain_tree
 from dartsfast.recompute import applied
 
@@ -41,7 +42,10 @@ class _Reading:
 
     @staticmethod
     def of(owner: nn.Module, roots: Sequence[nn.Module], altered: Callable[[], Sequence[bool]]) -> _Reading:
-        """Return the reading of an owner's modules, a new one if they are not as they were."""
+        """Return the reading of an owner's modules, a new one if they are not as they were.
+
+        The owner is none of them: it is known as long as it lives, they live as long as it is known.
+        """
         reading = _Reading._known.get(owner)
         if reading is None or not reading._watch.unchanged(roots):
             reading = _Reading._known[owner] = _Reading(Watch(roots), altered())
@@ -55,8 +59,11 @@ class _Reading:
 
 
 @eager
-def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
-    """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is."""
+def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
+    """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is.
+
+    ``owner`` is the network, as long as which what was read is known.
+    """
     built = type(module) is nn.Sequential and is_plain_tree(module)
     if not built or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
         return module(images)
@@ -67,14 +74,16 @@ def stem(module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
         return module(images)
     N, _, H, W = images.shape
     patches = F.unfold(images, 3, padding=1).transpose(1, 2).reshape(N, H, W, -1)
-    reading = _Reading.of(module, [module], lambda: [])
+    reading = _Reading.of(owner, [module], lambda: [])
     edge = reading.get("edge", lambda: Edge(1, (0,), relu=False, single=[Stage((conv.weight,), 1, norm)]))
     out = _single(reading, edge, patches, _stored(patches, storage), "store", storage)
     return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
 
 
 @eager
-def cell(module: Any, images: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None) -> Tensor:
+def cell(
+    module: Any, images: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None
+) -> Tensor:
     """Run a search cell, ``weights`` [edges, ops] being the mixing weights of its edges' MixedOps.
 
     Edges that are altered run as the modules that they are. What is kept for the backward is kept as
@@ -82,10 +91,19 @@ def cell(module: Any, images: Sequence[Tensor], weights: Tensor, memory: str, st
     """
     preprocess, mixed = [module.preprocess0, module.preprocess1], list(module._ops)
     reading = _Reading.of(module, [*preprocess, *mixed], module._altered_edges)
+    require(
+        weights.dim() == 2 and len(weights) >= len(mixed),
+        f"mixing weights must be [{len(mixed)} edges, operations], got {list(weights.shape)}",
+    )
     columns = weights.shape[1]
     edges = reading.get(("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered))
     first, nodes = edges[:2], _by_node(edges[2:], module._steps)
-    if not any(reading.altered) and not any(e.extras for e in edges) and all(e.ops for e in first) and all(any(e.ops for e in node) for node in nodes):
+    if (
+        not any(reading.altered)
+        and not any(e.extras for e in edges)
+        and all(e.ops for e in first)
+        and all(any(e.ops for e in node) for node in nodes)
+    ):
         return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
     apart = _by_node(reading.altered, module._steps)
     states = [
@@ -189,12 +207,10 @@ def _node(
     return sum(found[1:], found[0]).contiguous()
 
 
-def _setting(
-    inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None
-) -> Setting:
+def _setting(inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None) -> Setting:
     shapes = tuple(tuple(x.shape) for x in inputs)
-    backward = torch.is_grad_enabled()
-    return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, backward)
+    modes = torch.is_grad_enabled(), active_fake_mode() is not None
+    return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, *modes)
 
 
 class _Affine(Function):

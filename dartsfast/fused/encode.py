@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dartsfast import native
+from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.memory import Arenas, arenas
 from dartsfast.fused.program import Program, Ref
@@ -31,9 +32,9 @@ _OPS = (
 torch.library.define("dartsfast::run_program", "(Tensor code, Tensor(a!)[] given, Tensor[] kept) -> Tensor[]")
 
 
-def serves(device: torch.device) -> bool:
-    """Whether the CPU's runner computes on ``device``."""
-    return device.type == "cpu" and native.load() is None
+def serves(setting: Setting) -> bool:
+    """Whether the CPU's runner computes in a setting."""
+    return setting.device.type == "cpu" and not setting.traced and native.load() is None
 
 
 class Native:
@@ -43,7 +44,8 @@ class Native:
         self.arenas = arenas(program)
         self._returned = len(program.returned)
         numbers = [int(setting.dtype == torch.float64), *_encoded(program, self.arenas)]
-        self.code = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        with plain():
+            self.code = torch.tensor(numbers, dtype=torch.int64)
 
     def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return a program's tensors and its arena, from what it is given and its forward's arena."""

@@ -14,6 +14,7 @@ from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
 from dartsfast.fused.edge import Edge
 from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenate, copy, mixed_sum, norm_stats
+from dartsfast.ops.contract import require
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Setting:
         memory: ``store`` or ``recompute``.
         storage: dtype of images before their norms; None: that of the arithmetic.
         backward: whether there will be one.
+        traced: whether tensors stand for others, which have no memory.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -50,6 +52,7 @@ class Setting:
     memory: str
     storage: torch.dtype | None
     backward: bool
+    traced: bool = False
 
     @property
     def kept_as(self) -> torch.dtype | None:
@@ -121,6 +124,8 @@ class Forward:
             self._edges(group)
             images = [image for placed in group for image in placed.summed(self.states[placed.source])]
             norms = [norm for placed in group for norm in placed.final]
+            shapes = {image.shape for image in images}
+            require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
             weights = [weight for placed in group for weight in self._mixing(placed)]
             base = out
             out = program.new(images[0].shape, place) if out is None else out
@@ -201,17 +206,19 @@ class Forward:
             if own:
                 mean, variance = [s.row(0) for _, s, _ in batch], [s.row(1) for _, s, _ in batch]
             else:
-                mean, variance = ([self._buffer(n, name) for n, _, _ in batch] for name in _RUNNING[:2])
+                mean, variance = ([self._buffer(n, name, C) for n, _, _ in batch] for name in _RUNNING[:2])
             moves = norm.training and norm.track_running_stats
-            moved = [[self._buffer(n, name) for n, _, _ in batch] if moves else [] for name in _RUNNING]
+            moved = [[self._buffer(n, name, C) for n, _, _ in batch] if moves else [] for name in _RUNNING]
             rows = self.builder.program.new((len(batch), 2, C), self.kept).rows()
             found.append(norm_stats(mean, variance, moved, norm.momentum, norm.eps, N * H * W, rows))
             norms += rows
             flags += [own] * len(batch)
         return norms, flags, found
 
-    def _buffer(self, norm: nn.BatchNorm2d, name: str) -> Ref:
-        return self.builder.given(norm._buffers[name])
+    def _buffer(self, norm: nn.BatchNorm2d, name: str, C: int) -> Ref:
+        ref = self.builder.given(norm._buffers[name])
+        require(ref.shape in ((C,), ()), f"a batch norm of {C} channels has {name} {list(ref.shape)}")
+        return ref
 
     def _mixing(self, placed: Placed) -> list[Ref]:
         """Return the weights of an edge's operations, in the order of the sum."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from dartsfast.constants import plain
 from dartsfast.fused import encode
 from dartsfast.fused.backward import Backward
 from dartsfast.fused.forward import Forward, Node, Setting
@@ -26,12 +24,15 @@ class Runner(Protocol):
 
 
 class Prepared:
-    """A forward, and a backward for every set of gradients that was asked for; their arguments are checked.
+    """A forward, and a backward for every set of gradients that was asked for.
 
     Args:
         nodes: as :class:`Forward` takes them.
         returned: how many of them are the result.
         setting: what it is built for.
+
+    Raises:
+        InputError: shapes that do not fit, or batch norm over one value.
     """
 
     def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
@@ -70,23 +71,7 @@ class Prepared:
 
     def _runner(self, program: Program) -> Runner:
         setting = self.forward.setting
-        with plain():
-            _check(program, setting.dtype)
-        return encode.Native(program, setting) if encode.serves(setting.device) else Walk(program)
-
-
-def _check(program: Program, dtype: torch.dtype) -> None:
-    """Walk ``program`` without data: every operator's contract looks at its arguments."""
-    meta = [
-        torch.empty(slot.shape, dtype=slot.dtype or dtype, device="meta")
-        for slot in (program.slots[number] for number in program.given)
-    ]
-    walk = Walk(program)
-    kept = [
-        torch.empty(program.slots[k].shape, dtype=program.slots[k].dtype or dtype, device="meta")
-        for k in walk.kept
-    ]
-    walk.run(meta, kept)
+        return encode.Native(program, setting) if encode.serves(setting) else Walk(program)
 
 
 class _Run(Function):

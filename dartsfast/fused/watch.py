@@ -5,7 +5,7 @@ Asked of hundreds of modules every pass, so everything is looked at in bulk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -37,7 +37,10 @@ class Watch:
         self._owned = [own[name] for name in ("_modules", "_parameters", "_buffers") for own in self._dicts]
         self._kinds = list(set(map(type, self._modules)))
         self._by_kind = [
-            (itemgetter(*names), [own for m, own in zip(self._modules, self._dicts, strict=True) if type(m) is kind])
+            (
+                itemgetter(*names),
+                [own for m, own in zip(self._modules, self._dicts, strict=True) if type(m) is kind],
+            )
             for kind, names in _ATTRIBUTES.items()
         ]
         # MixedOp is not known here; it is what has a stride and operations.
