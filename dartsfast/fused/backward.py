@@ -84,10 +84,11 @@ class Backward:
         return self.reached[placed.source] or extras or self.weights_needed(placed)
 
     def weights_needed(self, placed: Placed) -> bool:
+        """Whether the gradient of a weight of an edge is asked for."""
         return any(self.builder.given(w).slot in self.needed for w in placed.edge.tensors())
 
     def _share_out(self, g: Ref) -> None:
-        """Give every node of the result its part of the gradient; one that no edge reads, as a dense image."""
+        """Give every node of the result its part of the gradient; as a dense image where no edge reads it."""
         forward, start, section = self.forward, 0, []
         returned = forward.returned
         readers = {placed.source for node in forward.placed for placed in node}
@@ -112,7 +113,7 @@ class Backward:
         return of._replace(slot=self._gradients[of.slot])
 
     def arriving(self, state: int) -> tuple[Ref | None, Ref]:
-        """Return what has arrived at a state until now, and where it is when the next gradient has been added."""
+        """Return what has arrived at a state until now, and where it is with the next gradient added."""
         before = self._arrived[state]
         ref = self.forward.states[state]
         if ref.slot in self.needed:

@@ -86,7 +86,7 @@ class Builder:
         return self._refs[id(tensor)]
 
     def weights(self, stages: Sequence[Stage], C: int) -> tuple[list[Ref], list[Ref], list[int]]:
-        """Return depthwise, pointwise and dilation as branch_conv takes them, for images of ``C`` channels."""
+        """Return depthwise, pointwise and dilation as branch_conv takes them with ``C`` channels."""
         both = [[*map(self.given, stage.weights[:-1]), self.points(stage.weights[-1], C)] for stage in stages]
         depthwise = [refs[0] for refs in both if len(refs) == 2]
         for ref in depthwise:
@@ -135,7 +135,7 @@ class Builder:
         return found
 
     def pools(self, placed: Placed, x: Ref, *, shared: bool) -> list[Instruction]:
-        """Return the pooling of an edge's source unless it was done, and set its places; they are not kept."""
+        """Return the pooling of an edge's source unless it was done, and set its places; none is kept."""
         edge, key = placed.edge, (placed.source, placed.edge.stride)
         if not edge.pools:
             return []

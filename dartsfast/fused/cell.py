@@ -98,12 +98,8 @@ def cell(
     columns = weights.shape[1]
     edges = reading.get(("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered))
     first, nodes = edges[:2], _by_node(edges[2:], module._steps)
-    if (
-        not any(reading.altered)
-        and not any(e.extras for e in edges)
-        and all(e.ops for e in first)
-        and all(any(e.ops for e in node) for node in nodes)
-    ):
+    ours = not any(reading.altered) and not any(edge.extras for edge in edges)
+    if ours and all(edge.ops for edge in first) and all(any(edge.ops for edge in node) for node in nodes):
         return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
     apart = _by_node(reading.altered, module._steps)
     states = [

@@ -88,11 +88,8 @@ class Forward:
         readers = {placed.source for node in self.placed for placed in node}
         first = len(self.placed) - returned
         for k, node in enumerate(self.placed):
-            if k >= first and returned == 1:
-                place = Place.RETURNED
-            else:
-                place = self.kept if len(self.states) in readers else Place.TEMPORARY
-            self._run(node, place)
+            place = self.kept if len(self.states) in readers else Place.TEMPORARY
+            self._run(node, Place.RETURNED if k >= first and returned == 1 else place)
         if returned > 1:
             images = self.states[-returned:]
             shape = (*images[0].shape[:3], sum(image.shape[3] for image in images))
@@ -118,7 +115,8 @@ class Forward:
 
     def _run(self, node: list[Placed], place: Place) -> None:
         """Add a node: all its edges together, or one after the other where their images are not kept."""
-        program, out = self.builder.program, None
+        program, out, kept_as = self.builder.program, None, self.setting.kept_as
+        halved = kept_as is not None and place == Place.KEPT
         together = self.setting.memory == "store"
         for group in [node] if together else [[placed] for placed in node]:
             self._edges(group)
@@ -128,17 +126,13 @@ class Forward:
             require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
             weights = [weight for placed in group for weight in self._mixing(placed)]
             base = out
-            out = program.new(images[0].shape, place) if out is None else out
+            out = program.new(images[0].shape, Place.TEMPORARY if halved else place) if out is None else out
             counts = [len(placed.edge.ops) for placed in group]
             program.section([mixed_sum(images, norms, weights, base, out, counts)])
         assert out is not None, "a node has operations"
-        if self.setting.kept_as and place == Place.KEPT:
-            kept = program.new(out.shape, Place.KEPT, self.setting.kept_as)
-            program.section([copy(out, kept)])
-            self.stored.append(kept)
-        else:
-            self.stored.append(out)
         self.states.append(out)
+        self.stored.append(program.new(out.shape, Place.KEPT, kept_as) if halved else out)
+        program.section([copy(out, self.stored[-1])] if halved else [])
 
     def _edges(self, group: list[Placed]) -> None:
         """Add what a group of edges computes, and its norms."""
@@ -152,7 +146,7 @@ class Forward:
         builder.program.section([i for p in group for i in self._second_norms(p)])
 
     def _first_norms(self, placed: Placed) -> list[Instruction]:
-        """Return the norms of what reads the source; those of second stages are left out of ``placed.final``."""
+        """Return the norms of what reads the source; ``placed.final`` is without those of second stages."""
         edge, count = placed.edge, len(placed.edge.separable)
         norms, own, found = self._norms([s.norm for s in edge.first], placed.first_stats, placed.first)
         placed.inner, placed.final = norms[:count], norms[count:]

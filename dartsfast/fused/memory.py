@@ -28,7 +28,7 @@ _OPTIONAL = {
 
 def in_use(program: Program) -> set[int]:
     """Return the slots that need memory: those that are read, or that an operator writes in any case."""
-    found = set()
+    found: set[int] = set()
     for section in program.sections:
         for i in section:
             found |= {ref.slot for ref in refs(i.reads)}
@@ -39,7 +39,8 @@ def in_use(program: Program) -> set[int]:
 
 def lifetimes(program: Program) -> dict[int, tuple[int, int]]:
     """Return the first section that writes and the last that uses each temporary slot that needs memory."""
-    wanted, found = in_use(program), {}
+    wanted = in_use(program)
+    found: dict[int, tuple[int, int]] = {}
     for k, section in enumerate(program.sections):
         for instruction in section:
             for ref in (*refs(instruction.reads), *refs(instruction.writes)):
@@ -71,24 +72,26 @@ def arenas(program: Program) -> Arenas:
 
     A slot takes the lowest gap that is large enough, the largest slot of a section first.
     """
-    kept, kept_size = {}, 0
+    kept: dict[int, int] = {}
+    kept_size = 0
     for number, slot in enumerate(program.slots):
         if slot.place == Place.KEPT:
             kept[number] = kept_size
             kept_size += _size(slot.shape)
     alive: list[tuple[int, int, int]] = []  # offset, end, last section
-    temporary, size = {}, 0
+    temporary: dict[int, int] = {}
+    size = 0
     spans = lifetimes(program)
     order = sorted(spans, key=lambda slot: (spans[slot][0], -prod(program.slots[slot].shape)))
-    for slot in order:
-        first, last = spans[slot]
+    for number in order:
+        first, last = spans[number]
         alive = sorted(one for one in alive if one[2] >= first)
-        offset, wanted = 0, _size(program.slots[slot].shape)
+        offset, wanted = 0, _size(program.slots[number].shape)
         for begin, end, _ in alive:
             if begin - offset >= wanted:
                 break
             offset = max(offset, end)
-        temporary[slot] = offset
+        temporary[number] = offset
         alive.append((offset, offset + wanted, last))
         size = max(size, offset + wanted)
     return Arenas(kept, temporary, kept_size, size)

@@ -1,8 +1,8 @@
 """What a cell computes, as data: instructions over numbered slots, in sections, without tensors.
 
-The instructions are the fused operators and two lines of arithmetic; what each reads and writes is written down
-at its function here, in the order of the operator's own arguments. The instructions of a section do not depend on
-each other. Images are [N, H, W, C].
+The instructions are the fused operators and some lines of arithmetic; what each reads and writes is written
+down at its function here, in the order of the operator's own arguments. The instructions of a section do not
+depend on each other. Images are [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 class Place(IntEnum):
-    """Where a slot lies: a tensor that is given, memory of the program's own, or a tensor that is returned."""
+    """Where a slot lies: in a tensor that is given or returned, or in memory of the program's own."""
 
     GIVEN = 0
     KEPT = 1  # until the backward is done
@@ -68,7 +68,7 @@ Parts = tuple[tuple[Ref, ...], ...]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One operator's work: ``reads`` and ``writes`` hold a tuple an argument, an empty one where it has none."""
+    """One operator's work: ``reads`` and ``writes`` hold a tuple an argument, empty where there is none."""
 
     op: str
     reads: Parts
@@ -111,8 +111,8 @@ class Program:
 
 
 def branch_conv(
-    x: Ref, norm: Ref | None, depthwise: Refs, pointwise: Refs, dilation: Sequence[int], stride: int, relu: bool,
-    z: Refs, stats: Refs,
+    x: Ref, norm: Ref | None, depthwise: Refs, pointwise: Refs, dilation: Sequence[int], stride: int,
+    relu: bool, z: Refs, stats: Refs,
 ) -> Instruction:  # fmt: skip
     """Return z [N, Ho, Wo, Co] and stats [2, Co] of every branch."""
     reads = ((x,), _maybe(norm), tuple(depthwise), tuple(pointwise))
@@ -125,10 +125,10 @@ def pool3x3(x: Ref, stride: int, z: Refs, stats: Refs) -> Instruction:
 
 
 def norm_stats(
-    mean: Refs, variance: Refs, moved: tuple[Refs, Refs, Refs], momentum: float | None, eps: float, pixels: int,
+    mean: Refs, variance: Refs, moved: Sequence[Refs], momentum: float | None, eps: float, pixels: int,
     norm: Refs,
 ) -> Instruction:  # fmt: skip
-    """Return norm [2, C] from mean [C] and variance [C], of each; ``moved``: running mean, variance and batches."""
+    """Return norm [2, C] from mean and variance [C] of each; ``moved``: running mean, variance, batches."""
     share = float("nan") if momentum is None else momentum
     writes = (tuple(norm), *(tuple(refs) for refs in moved))
     return Instruction(
@@ -165,7 +165,7 @@ def branch_conv_backward(
     dilation: Sequence[int], stride: int, relu: bool, base: Ref | None, onto: Ref | None,
     dx: Ref | None, d_depthwise: Refs, d_pointwise: Refs, means: Refs,
 ) -> Instruction:  # fmt: skip
-    """Return dx = onto + (base + gradient of x), the weights' gradients, and with a norm two means [C] of it."""
+    """Return dx = onto + (base + gradient of x), weights' gradients, and with a norm two means [C] of it."""
     reads = (
         tuple(g), tuple(z), tuple(coef), (x,), _maybe(norm), tuple(depthwise), tuple(pointwise),
         _maybe(base), _maybe(onto),

@@ -152,7 +152,7 @@ def _by_edge(counts: Sequence[int], *arguments: Sequence[Ref]) -> Iterator[list[
 
 def _mixed_sum(m: _Memory, i: Instruction) -> None:
     z, norm, weights, base = i.reads
-    out = m.maybe(base)
+    out: Any = m.maybe(base)
     for images, norms, rows in _by_edge(i.numbers, z, norm, weights):
         mean, rstd = m.stacked(norms).unbind(1)
         out = kernels.mixed_sum(m.list(images), mean, rstd, m.stacked(rows), out)
@@ -162,7 +162,8 @@ def _mixed_sum(m: _Memory, i: Instruction) -> None:
 def _mixed_sum_backward(m: _Memory, i: Instruction) -> None:
     (g,), z, norm = i.reads
     d_weights, g_mean, g_zhat_mean = i.writes
-    found, means = [], []
+    found: list[Tensor] = []
+    means: list[Tensor] = []
     for images, norms in _by_edge(i.numbers, z, norm):
         mean, rstd = m.stacked(norms).unbind(1)
         d, both = kernels.mixed_sum_backward(m[g], m.list(images), mean, rstd)
@@ -190,8 +191,8 @@ def _branch_conv_backward(m: _Memory, i: Instruction) -> None:
     dx, d_depthwise, d_pointwise, means = i.writes
     stride, relu, *dilation = i.numbers
     found, by_taps, by_points, both = kernels.branch_conv_backward(
-        m.list(g), m.list(z), m.stacked(coef), m[x], m.maybe(norm), m.list(depthwise), m.list(pointwise), dilation,
-        stride, bool(relu), m.maybe(base), bool(dx), bool(d_pointwise),
+        m.list(g), m.list(z), m.stacked(coef), m[x], m.maybe(norm), m.list(depthwise), m.list(pointwise),
+        dilation, stride, bool(relu), m.maybe(base), bool(dx), bool(d_pointwise),
     )  # fmt: skip
     for ref, gradient in zip((*d_depthwise, *d_pointwise), (*by_taps, *by_points), strict=True):
         m.write(ref, gradient)

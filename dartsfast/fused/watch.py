@@ -35,7 +35,7 @@ class Watch:
         self._dicts = [module.__dict__ for module in self._modules]
         self._hooks = [own[name] for own in self._dicts for name in _HOOKS]
         self._owned = [own[name] for name in ("_modules", "_parameters", "_buffers") for own in self._dicts]
-        self._kinds = list(set(map(type, self._modules)))
+        self._kinds: list[Any] = list(set(map(type, self._modules)))
         self._by_kind = [
             (
                 itemgetter(*names),
