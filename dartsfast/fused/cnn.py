@@ -98,8 +98,7 @@ def cell(
     columns = weights.shape[1]
     edges = reading.get(("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered))
     first, nodes = edges[:2], _by_node(edges[2:], module._steps)
-    ours = not any(reading.altered) and not any(edge.extras for edge in edges)
-    if ours and all(edge.ops for edge in first) and all(any(edge.ops for edge in node) for node in nodes):
+    if _served(first, nodes, reading.altered):
         return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
     apart = _by_node(reading.altered, module._steps)
     states = [
@@ -122,6 +121,13 @@ def _edges(
         # An operation without a column has no weight and takes no part.
         found.append(Edge(1) if apart else read(islice(op._ops, columns), op.stride))
     return found
+
+
+def _served(first: Sequence[Edge], nodes: Sequence[Sequence[Edge]], altered: Sequence[bool]) -> bool:
+    """Whether kernels serve all of a cell, so that it is one program."""
+    extras = any(edge.extras for node in (first, *nodes) for edge in node)
+    empty = not all(edge.ops for edge in first) or not all(any(e.ops for e in node) for node in nodes)
+    return not extras and not empty and not any(altered)
 
 
 def _by_node(edges: Sequence[Any], steps: int) -> list[list[Any]]:
