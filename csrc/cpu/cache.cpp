@@ -13,6 +13,10 @@ namespace {
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
 constexpr size_t kLargestRatio = 8;       // of a block to what it is taken or given back for
 
+void* map(size_t bytes) {
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
 // most that was ever in use, or not much more; a block that is too large for what it serves is in use as a whole.
 // They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
@@ -34,7 +38,7 @@ class Cache {
     } else {
       while (used_ + idle_bytes_ > most_ && release(used_ + idle_bytes_ - most_)) {
       }
-      block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      block = map(bytes);
     }
     if (block == MAP_FAILED) {
       used_ -= bytes;
@@ -94,7 +98,24 @@ Cache& cache() {
 
 void give_back(void* block) { cache().give_back(block); }
 
-void empty_cache() { cache().clear(); }
+// Workspaces that no call uses: one, or as many as there were calls at a time.
+struct Workspaces {
+  std::mutex mutex;
+  std::multimap<size_t, void*> idle;
+};
+
+Workspaces& workspaces() {
+  static Workspaces* one = new Workspaces();
+  return *one;
+}
+
+void empty_cache() {
+  cache().clear();
+  Workspaces& all = workspaces();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  for (const auto& [bytes, data] : all.idle) munmap(data, bytes);
+  all.idle.clear();
+}
 
 Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
   double count = 1;
@@ -107,6 +128,32 @@ Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 }
 
 }  // namespace
+
+Workspace::Workspace(size_t bytes) : data_(nullptr), bytes_(bytes) {
+  if (bytes == 0) return;
+  Workspaces& all = workspaces();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  if (!all.idle.empty()) {
+    const auto largest = std::prev(all.idle.end());
+    if (largest->first >= bytes) {
+      bytes_ = largest->first, data_ = static_cast<char*>(largest->second);
+    } else {
+      munmap(largest->second, largest->first);
+    }
+    all.idle.erase(largest);
+  }
+  if (data_) return;
+  void* const block = map(bytes);
+  if (block == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<char*>(block);
+}
+
+Workspace::~Workspace() {
+  if (!data_) return;
+  Workspaces& all = workspaces();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  all.idle.emplace(bytes_, data_);
+}
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
   size_t count = 1;

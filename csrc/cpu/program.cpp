@@ -243,9 +243,9 @@ Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& 
   const bool keeps = kept.empty() && kept_size > 0;
   const Tensor arena = keeps ? empty(like, {kept_size}) : kept.empty() ? like : kept[0];
   check(kept.empty() || arena.numel() == kept_size, "the program's forward kept another arena");
-  const Tensor temporary = empty(like, {temporary_size});
+  const Workspace temporary(temporary_size * sizeof(T));
   bases.push_back(kept_size ? base(arena, sizeof(T)) : Base());
-  bases.push_back(base(temporary, sizeof(T)));
+  bases.push_back({temporary.data(), temporary_size, sizeof(T)});
   for (int64_t sections = code.count(); sections > 0; --sections) {
     Section<T> section;
     for (int64_t left = code.count(); left > 0; --left) section.add(code.instruction(bases));

@@ -90,7 +90,7 @@ def arenas(program: Program) -> Arenas:
         for begin, end, _ in alive:
             if begin - offset >= wanted:
                 break
-            offset = max(offset, end)
+            offset = end
         temporary[number] = offset
         alive.append((offset, offset + wanted, last))
         size = max(size, offset + wanted)
