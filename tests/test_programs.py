@@ -8,7 +8,7 @@ from torch import nn
 from dartsfast.backends import availability
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
-from dartsfast.fused import cnn, encode, programs
+from dartsfast.fused import cnn, programs
 from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.forward import Node, Setting
 from dartsfast.fused.memory import arenas, in_use, lifetimes
@@ -67,7 +67,7 @@ def poisoned():
 
 
 def operator_by_operator(monkeypatch):
-    monkeypatch.setattr(encode, "serves", lambda setting: False)
+    monkeypatch.setattr(Setting, "native", False)
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])

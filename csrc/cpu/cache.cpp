@@ -11,7 +11,7 @@ namespace dartsfast {
 namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
-constexpr size_t kLargestRatio = 8;       // of a block to what it is taken or given back for
+constexpr size_t kLargestRatio = 2;       // of a block to what it is taken or given back for
 
 void* map(size_t bytes) {
   return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -226,6 +226,7 @@ Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(t.mutable_
 template <class T>
 Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& kept) {
   const int64_t kept_size = code.number(), temporary_size = code.number();
+  check(kept_size >= 0 && temporary_size >= 0, "the program's arenas have negative sizes");
   std::vector<Base> bases;
   check(code.count() == static_cast<int64_t>(given.size()), "the program is given another number of tensors");
   for (const Tensor& t : given) {

@@ -32,13 +32,14 @@ from dartsfast.fused.program import (
 )
 
 Phases = list[list[Instruction]]
+_MANY_IMAGES = 16
 
 
 class Backward:
     """The program of the gradients of a forward's given tensors.
 
-    It is given what the forward was, and the gradient of its result last; it returns gradients of some of the
-    forward's first ``differentiable`` tensors.
+    It is given what the forward was, the forward's result where states are a part of that, the gradient of
+    the result, and constants; it returns gradients of some of the first ``differentiable`` tensors.
 
     Args:
         forward: the forward.
@@ -51,12 +52,19 @@ class Backward:
     def __init__(self, forward: Forward, needed: Sequence[bool]) -> None:
         self.forward = forward
         made = forward.builder
-        self.program = Program(list(made.program.slots), [], list(made.program.given))
-        self.builder = Builder(self.program, made.tensors, forward.setting.storage)
+        slots, given = list(made.program.slots), list(made.program.given)
+        tensors = list(made.tensors)
+        (out,) = made.program.returned
+        if forward.result is not None:
+            slots[out] = slots[out]._replace(place=Place.GIVEN)
+            given.append(out)
+            tensors.append(None)
+        self.program = Program(slots, [], given)
+        self.builder = Builder(self.program, tensors, forward.setting.storage)
         self.returned: list[int] = []
         self._gradients: dict[int, int] = {}
         self.needed = {slot for slot, need in zip(self.program.given, needed, strict=False) if need}
-        g = self.builder.given(None, self.program.slots[made.program.returned[0]].shape)
+        g = self.builder.given(None, slots[out].shape)
         self._reach_states()
         self._arrived: list[Ref | None] = [None] * len(forward.states)
         self._own: dict[int, Ref] = {}  # where gradients of states are added up
@@ -143,8 +151,11 @@ class Backward:
             coefs = self._sum(g, group)
             edges = [_Edge(self, placed, g, coef) for placed, coef in zip(group, coefs, strict=True)]
             phases = [edge.phases() for edge in edges]
-            for section in zip_longest(*phases, fillvalue=[]):
-                self.program.section([instruction for part in section for instruction in part])
+            # Few images give threads too little to do edge by edge, many too much to keep all edges together.
+            few = self.forward.setting.inputs[0][0] < _MANY_IMAGES
+            for alike in [phases] if few else [[edge] for edge in phases]:
+                for section in zip_longest(*alike, fillvalue=[]):
+                    self.program.section([instruction for part in section for instruction in part])
 
     def _compute(self, group: list[Placed], together: bool) -> None:
         """Add what was not kept: pools, and everything of an edge where edges are computed again."""

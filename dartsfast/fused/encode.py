@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dartsfast import native
 from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.memory import Arenas, arenas
@@ -30,11 +29,6 @@ _OPS = (
 )
 
 torch.library.define("dartsfast::run_program", "(Tensor code, Tensor(a!)[] given, Tensor[] kept) -> Tensor[]")
-
-
-def serves(setting: Setting) -> bool:
-    """Whether the CPU's runner computes in a setting."""
-    return setting.device.type == "cpu" and not setting.traced and native.load() is None
 
 
 class Native:

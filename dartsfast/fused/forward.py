@@ -9,6 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from dartsfast import native
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
@@ -55,6 +56,11 @@ class Setting:
     traced: bool = False
 
     @property
+    def native(self) -> bool:
+        """Whether the CPU's runner computes, whose images may lie in larger ones."""
+        return self.device.type == "cpu" and not self.traced and native.load() is None
+
+    @property
     def kept_as(self) -> torch.dtype | None:
         """The dtype that states are kept as for the backward, where it is another."""
         return self.storage if self.memory == "store" and self.backward else None
@@ -69,6 +75,7 @@ class Forward:
         stored: the same as they are kept for the backward.
         placed: the edges of each node that have operations.
         weights: the mixing weights [edges, ops].
+        result: where nodes that are side by side in the result are written; None where they are copied there.
         differentiable: how many of the given tensors gradients may be asked for: the first ones.
 
     Raises:
@@ -86,11 +93,13 @@ class Forward:
         self.differentiable = len(self.builder.tensors)
         self.stored = self._inputs() if setting.kept_as else list(self.states)
         readers = {placed.source for node in self.placed for placed in node}
-        first = len(self.placed) - returned
-        for k, node in enumerate(self.placed):
+        self.result: Ref | None = None
+        for left, node in zip(range(len(self.placed), 0, -1), self.placed, strict=True):
             place = self.kept if len(self.states) in readers else Place.TEMPORARY
-            self._run(node, Place.RETURNED if k >= first and returned == 1 else place)
-        if returned > 1:
+            self._run(
+                node, Place.RETURNED if left <= returned and (returned == 1 or setting.native) else place
+            )
+        if returned > 1 and self.result is None:
             images = self.states[-returned:]
             shape = (*images[0].shape[:3], sum(image.shape[3] for image in images))
             out = self.builder.program.new(shape, Place.RETURNED)
@@ -126,13 +135,25 @@ class Forward:
             require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
             weights = [weight for placed in group for weight in self._mixing(placed)]
             base = out
-            out = program.new(images[0].shape, Place.TEMPORARY if halved else place) if out is None else out
+            out = self._out(images[0].shape, Place.TEMPORARY if halved else place) if out is None else out
             counts = [len(placed.edge.ops) for placed in group]
             program.section([mixed_sum(images, norms, weights, base, out, counts)])
         assert out is not None, "a node has operations"
         self.states.append(out)
         self.stored.append(program.new(out.shape, Place.KEPT, kept_as) if halved else out)
         program.section([copy(out, self.stored[-1])] if halved else [])
+
+    def _out(self, shape: tuple[int, ...], place: Place) -> Ref:
+        """Return a place for a node, its part of the result if it belongs to that."""
+        if place != Place.RETURNED or self.returned == 1:
+            return self.builder.program.new(shape, place)
+        *NHW, C = shape
+        if self.result is None:
+            self.result = self.builder.program.new((*NHW, self.returned * C), place)
+        k = len(self.states) - len(self.setting.inputs) - (len(self.placed) - self.returned)
+        part = self.result.channels(k * C, (k + 1) * C)
+        require(part.shape == shape, f"nodes of a cell return {list(part.shape)} and {list(shape)}")
+        return part
 
     def _edges(self, group: list[Placed]) -> None:
         """Add what a group of edges computes, and its norms."""

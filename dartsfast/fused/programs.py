@@ -71,7 +71,7 @@ class Prepared:
 
     def _runner(self, program: Program) -> Runner:
         setting = self.forward.setting
-        return encode.Native(program, setting) if encode.serves(setting) else Walk(program)
+        return encode.Native(program, setting) if setting.native else Walk(program)
 
 
 class _Run(Function):
@@ -87,8 +87,9 @@ class _Run(Function):
             (out,), kept = prepared.runner.run([*given, *rest], ())
         if stored:
             given[: len(stored)] = stored
-        ctx.save_for_backward(*given, *kept)
-        ctx.prepared, ctx.rest = prepared, rest
+        result = [out] if prepared.forward.result is not None else []  # of which states are a part
+        ctx.save_for_backward(*given, *result, *kept)
+        ctx.prepared, ctx.rest, ctx.given = prepared, rest, (len(given), len(given) + len(result))
         return out
 
     @staticmethod
@@ -96,11 +97,11 @@ class _Run(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         needed = ctx.needs_input_grad[2:]
         backward, runner = ctx.prepared.backward(needed)
-        saved, count = ctx.saved_tensors, len(needed)
-        constants = backward.builder.tensors[count + len(ctx.rest) + 1 :]
-        given = [*saved[:count], *ctx.rest, g.contiguous(), *constants]
+        saved, (count, end) = ctx.saved_tensors, ctx.given
+        given = [*saved[:count], *ctx.rest, *saved[count:end], g.contiguous()]
+        constants = backward.builder.tensors[len(given) :]
         with nothing_to_record():
-            found, _ = runner.run(given, saved[count:])
+            found, _ = runner.run([*given, *constants], saved[end:])
         gradients: list[Tensor | None] = [None] * count
         for number, gradient in zip(backward.returned, found, strict=True):
             gradients[number] = gradient
