@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,12 @@ def _run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Time dartsfast and its peers.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
-    parser.add_argument("--out", default="runs/bench", help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        default="runs/bench",
+        help="folder of the results (default: %(default)s)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--batch", type=int, help="images or columns of text a batch (default: the suite's)")

@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         for field in dataclasses.fields(config):
             _add_field(command, field)
-        command.add_argument("--out", help="folder for compare.json, compare.png and compare.svg")
+        command.add_argument(
+            "--out", type=os.path.expanduser, help="folder for compare.json, compare.png and compare.svg"
+        )
         command.set_defaults(run=_compare, kind=kind, config=config)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
@@ -212,7 +214,8 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
-    places = [place for place in (resume, given.get("out"), given.get("save")) if place]
+    named = (resume, given.get("out"), given.get("save"))
+    places = [os.path.expanduser(place) for place in named if place]
     if not places:
         raise InputError("--resume needs the folder of the run: --resume DIR, or --resume --out DIR")
     folder = places[0]

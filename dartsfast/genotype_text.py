@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from dartsfast.errors import InputError
@@ -26,7 +27,7 @@ def parse_genotype(text: str) -> Any:
 
     Args:
         text: ``Genotype(...)`` with literals and ``range(...)`` only, after anything else, such as the time
-            and ``genotype =`` of a log; or JSON in which no key appears twice.
+            and ``genotype =`` of a log; or JSON in which no key appears twice, read :func:`with_ranges`.
 
     Raises:
         InputError: neither.
@@ -38,7 +39,7 @@ def parse_genotype(text: str) -> Any:
     printed = _PRINTED.search(text)
     try:
         if printed is None:
-            return json.loads(text, object_pairs_hook=_without_duplicates)
+            return json.loads(text, object_pairs_hook=lambda pairs: with_ranges(_without_duplicates(pairs)))
         return _arguments(ast.parse(text[printed.start() :].strip(), mode="eval").body)
     except InputError:
         raise
@@ -49,6 +50,23 @@ def parse_genotype(text: str) -> Any:
         raise InputError(
             f"the genotype cannot be read ({error}): give one Genotype(...), as a search prints it, or JSON"
         ) from error
+
+
+def with_ranges(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` with a concat that lists nodes in a row as the range that a search gives.
+
+    JSON has no ranges, and ``[2, 3, 4, 5] != range(2, 6)``.
+    """
+    return {
+        name: range(value[0], value[-1] + 1) if name.endswith("concat") and _in_a_row(value) else value
+        for name, value in fields.items()
+    }
+
+
+def _in_a_row(value: Any) -> bool:
+    if not (isinstance(value, list) and value and all(type(node) is int for node in value)):
+        return False
+    return all(after == before + 1 for before, after in pairwise(value))
 
 
 def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

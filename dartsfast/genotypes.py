@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
-from dartsfast.genotype_text import looks_like_genotype, parse_genotype
+from dartsfast.genotype_text import looks_like_genotype, parse_genotype, with_ranges
 from dartsfast.rnn import genotypes as rnn_genotypes
 
 AnyGenotype = cnn_genotypes.Genotype | rnn_genotypes.Genotype
@@ -170,8 +170,11 @@ def genotype_to_json(genotype: AnyGenotype) -> dict[str, Any]:
 
 
 def genotype_from_json(fields: Any) -> AnyGenotype:
-    """Return the genotype that :func:`genotype_to_json` wrote; errors as :func:`as_genotype`."""
-    return as_genotype(fields)
+    """Return the genotype that :func:`genotype_to_json` wrote, as a search gives it (:func:`.with_ranges`).
+
+    Errors are those of :func:`as_genotype`.
+    """
+    return as_genotype(with_ranges(fields) if isinstance(fields, dict) else fields)
 
 
 def published() -> dict[str, AnyGenotype]:
@@ -211,9 +214,9 @@ def resolve_genotype(spec: str) -> AnyGenotype:
     from dartsfast.cnn.operations import OPS
     from dartsfast.rnn.model import ACTIVATIONS
 
-    path = spec
-    if os.path.isdir(spec):
-        path = os.path.join(spec, "genotype.json")
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        path = os.path.join(path, "genotype.json")
         if not os.path.lexists(path):
             raise InputError(
                 f"the folder {spec} holds no genotype.json: a search writes it there at the end of its first "

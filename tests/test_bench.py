@@ -16,7 +16,7 @@ from bench.cnn_peers import CNN
 from bench.device import CPU
 from bench.gate import disagreement
 from bench.memory import peak_megabytes
-from bench.op_cases import OURS, STOCK, Timed, pool_case
+from bench.op_cases import OURS, STOCK, Timed, all_cases, pool_case
 from bench.op_cases.vectors import WEIGHTS
 from bench.peers import REFERENCE, Iteration, Peer
 from bench.report import insert, markdown, read_results
@@ -144,6 +144,12 @@ def test_report_goes_between_the_markers(folder, tmp_path, capsys):
     readme.write_text("nothing to fill in")
     with pytest.raises(InputError, match="has no line <!-- bench:SUITE -->"):
         insert(readme, read_results(folder))
+
+
+@needs_cpu
+@pytest.mark.parametrize("case", all_cases(2, quick=True), ids=lambda case: f"{case.op}, {case.label}")
+def test_every_case_passes_its_gate(case):
+    assert ops.refusal(case, CPU()) is None
 
 
 def _off(timed):

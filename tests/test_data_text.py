@@ -52,6 +52,8 @@ def test_missing_folder_and_missing_file_name_the_layouts(tmp_path):
     (folder / "valid.txt").unlink()
     with pytest.raises(InputError, match=r"lacks the files.*valid\.txt"):
         Corpus(folder)
+    with pytest.raises(InputError, match="'~nobody-of-this-name/x' is not a folder"):
+        resolve_corpus("~nobody-of-this-name/x")
     with pytest.raises(InputError, match=r"cannot read.*valid\.txt"):
         Corpus(write(tmp_path / "other")).tokenize(folder / "valid.txt")
 
@@ -72,6 +74,19 @@ def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path, kind):
         write(tmp_path / "text", **{part: b"\xef\xbb\xbf" + t.encode() for part, t in TEXTS.items()})
     )
     assert marked.dictionary.idx2word == plain.dictionary.idx2word
+
+
+@pytest.mark.parametrize("kind", [Corpus, SentCorpus])
+def test_files_that_were_joined_bring_their_byte_order_marks(tmp_path, kind):
+    plain, text = TEXTS["train"] * 2, ("\ufeff" + TEXTS["train"]) * 2
+    joined = kind(write(tmp_path / "joined", train="\ufeff" + text))
+    plain = kind(write(tmp_path / "plain", train=plain))
+    assert joined.dictionary.idx2word == plain.dictionary.idx2word
+    assert [t.tolist() for t in joined.train] == [t.tolist() for t in plain.train]
+    inside = kind(write(tmp_path / "inside", train="a\ufeffb \ufeffc\n"))  # within a line: as written
+    assert inside.dictionary.idx2word[:2] == ["a\ufeffb", "\ufeffc"]
+    with pytest.raises(InputError, match=r"test\.txt holds no word"):
+        kind(write(tmp_path / "empty", test="\ufeff\n\ufeff"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -11,6 +11,7 @@ import torch
 from dartsfast.cli import main
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
+from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.operations import OPS
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import InputError
@@ -18,6 +19,7 @@ from dartsfast.genotypes import (
     CNN,
     RNN,
     as_genotype,
+    genotype_from_json,
     genotype_to_json,
     picture_name,
     published,
@@ -25,6 +27,7 @@ from dartsfast.genotypes import (
 )
 from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.rnn.model import DARTSCell, RNNModel
+from dartsfast.rnn.model_search import RNNModelSearch
 
 V2, ENAS = cnn_genotypes.DARTS_V2, rnn_genotypes.ENAS
 LOG = "2018-11-14 04:07:39,713 genotype = "
@@ -222,7 +225,34 @@ def test_files_of_every_form_are_read(tmp_path):
     for text in (repr(V2), json.dumps(genotype_to_json(V2)), json.dumps(V2), LOG + repr(V2)):
         for mark in (b"", b"\xef\xbb\xbf"):
             path.write_bytes(mark + text.encode())
-            assert resolve_genotype(str(path)) == V2
+            assert genotype_to_json(resolve_genotype(str(path))) == genotype_to_json(V2)
+
+
+NETWORKS = {
+    "cnn": lambda: Network(2, 3, 3, None),
+    "cnn of a part of the nodes": lambda: Network(2, 3, 3, None, steps=3, multiplier=1),
+    "rnn": lambda: RNNModelSearch(9, 4, 4, 4),
+}
+
+
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_a_searched_genotype_comes_back_from_json_as_it_was(build, tmp_path):
+    genotype = build().genotype()
+    fields = genotype_to_json(genotype)
+    (tmp_path / "genotype.json").write_text(json.dumps(fields, indent=1))
+    for found in (
+        genotype_from_json(fields),
+        resolve_genotype(str(tmp_path)),
+        resolve_genotype(str(tmp_path / "genotype.json")),
+        as_genotype(json.dumps(fields)),
+    ):
+        assert found == genotype and repr(found) == repr(genotype)
+
+
+def test_a_concat_with_gaps_comes_back_from_json_as_a_list():
+    for concat in ([4, 2, 3], [2, 4], [3, 3], [5, 4]):
+        cells = broken(normal_concat=concat)
+        assert genotype_from_json(genotype_to_json(cells)).normal_concat == concat
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

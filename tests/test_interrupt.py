@@ -145,6 +145,15 @@ def test_a_ctrl_c_that_comes_twice_is_one(capfd):
     assert capfd.readouterr().err.count("Ctrl-C: saving a checkpoint") == 1
 
 
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_only_who_pressed_ctrl_c_is_told_of_a_second_one(signum, capfd):
+    with stop_signals():
+        signal.raise_signal(signum)
+    said = capfd.readouterr().err
+    assert "saving a checkpoint after this iteration" in said
+    assert ("again: stop at once" in said) == ("Ctrl-C" in said) == (signum == signal.SIGINT)
+
+
 def test_a_second_sigterm_changes_nothing(monkeypatch):
     monkeypatch.setattr(interrupts, "TWICE", -1.0)
     with stop_signals() as stop:

@@ -15,6 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
+from dartsfast.cli import main
 from dartsfast.errors import InputError
 from dartsfast.search import run_folder, search_rnn
 from dartsfast.search.checkpoint import CURRENT, save_checkpoint
@@ -102,6 +103,28 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
     with pytest.warns(UserWarning, match=f"no locks on the file system of {tmp_path}"), locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_tilde_that_the_shell_left_is_the_home(tmp_path, monkeypatch, kind):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    options = {**OPTIONS[kind](home), "epochs": 1}
+    options["data"] = options["data"].replace(str(home), "~")
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["search", kind, "--out=~/run", *flags]) == 0
+    assert (home / "run" / "genotype.json").exists()
+    assert main(["search", kind, "--resume=~/run", f"--out={home}/run"]) == 0
+    assert main(["search", kind, "--resume", "--out=~/run"]) == 0
+    assert main(["draw", "~/run", "--out=~/drawn"]) == 0
+    assert main(["draw", "~/run"]) == 0
+    assert {"drawn.png", "drawn.svg", "run.png", "run.svg"} <= {path.name for path in home.iterdir()}
+    sizes = {"cnn": "--init_channels=2 --layers=3", "rnn": "--vocabulary=9 --nhid=4 --bptt=3"}[kind].split()
+    argv = ["compare", kind, "--backends", "reference", "reference", "--iterations=1", "--batch_size=2"]
+    assert main([*argv, *sizes, "--out=~/compared"]) == 0
+    assert (home / "compared" / "compare.json").exists()
+    assert not list(tmp_path.glob("~*"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -224,7 +224,8 @@ def mixed_case(batch: int, C: int, size: int, branches: int = 7) -> Case:
         g, weights = draw(batch, C, size, size), draw(branches).softmax(0)
         mean, variance = draw(branches, C), draw(branches, C).square() + 0.5
         stocks = {name: _mixed_stock(z, mean, variance, weights, g, f) for name, f in MEMORY_FORMATS.items()}
-        ours = _mixed_ours([nhwc(one) for one in z], mean, torch.rsqrt(variance), weights, nhwc(g))
+        rstd = torch.rsqrt(variance + EPSILON)
+        ours = _mixed_ours([nhwc(one) for one in z], mean, rstd, weights, nhwc(g))
         return {name: {OURS: ours[name], **{s: stocks[s][name] for s in stocks}} for name in ours}
 
     return Case(
@@ -263,7 +264,7 @@ def _mixed_stock(
 
     def forward() -> Tensor:
         terms = zip(weights, z, mean, variance, strict=True)
-        return sum(w * F.batch_norm(one, m, v, eps=0.0) for w, one, m, v in terms)
+        return sum(w * F.batch_norm(one, m, v, eps=EPSILON) for w, one, m, v in terms)
 
     out = forward()
     return {

@@ -197,7 +197,7 @@ def load_images(
     outside (0, 1) or leaving a half without images, and an ``image_size`` other than 32 with data of
     32x32 pixels.
     """
-    if Path(spec).expanduser().is_dir():
+    if Path(os.path.expanduser(spec)).is_dir():
         spec = f"cifar10:{spec}"
     name, colon, folder = spec.partition(":")
     if name not in ("photos", "imagefolder", "fashion-mnist", *_CIFAR_STATS):
@@ -206,7 +206,7 @@ def load_images(
         raise InputError(f"image data {spec!r} is not of a known form: use one of {SPECS}")
     if not 0 < train_portion < 1:
         raise InputError(f"train_portion must lie between 0 and 1, got {train_portion}")
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if name == "imagefolder":
         return _imagefolder(root, train_portion, image_size)
     if image_size != 32:
@@ -220,10 +220,10 @@ def load_images(
 
 def absolute_images(spec: str) -> str:
     """Return ``spec`` with the folder that it names, if any, as an absolute path."""
-    if Path(spec).expanduser().is_dir():
+    if Path(os.path.expanduser(spec)).is_dir():
         spec = f"cifar10:{spec}"
     name, _, folder = spec.partition(":")
-    return f"{name}:{Path(folder).expanduser().absolute()}" if folder and "/" not in name else spec
+    return f"{name}:{Path(os.path.expanduser(folder)).absolute()}" if folder and "/" not in name else spec
 
 
 def _photos(train_portion: float) -> ImageTask:

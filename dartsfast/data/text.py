@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections import Counter
@@ -88,12 +89,12 @@ def resolve_corpus(spec: str) -> Corpus:
 
 def absolute_text(spec: str) -> str:
     """Return ``spec`` with the folder that it names, if any, as an absolute path."""
-    return spec if spec == "pydoc" else str(Path(spec).expanduser().absolute())
+    return spec if spec == "pydoc" else str(Path(os.path.expanduser(spec)).absolute())
 
 
 def corpus_files(path: str | Path) -> list[Path]:
     """Return the train, valid and test files of a folder in one of the layouts, else InputError."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     for layout in LAYOUTS:
         files = [folder / layout.format(part) for part in PARTS]
         if all(file.exists() for file in files):
@@ -104,7 +105,7 @@ def corpus_files(path: str | Path) -> list[Path]:
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text, without a byte order mark.
+    """Yield the lines of a UTF-8 text, without byte order marks: files that were joined have several.
 
     Raises InputError for what is no regular file or cannot be read, for another encoding, and for a text
     without a word.
@@ -112,8 +113,9 @@ def read_lines(path: str | Path) -> Iterator[str]:
     check_regular(path)
     empty = True
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            for line in file:
+        with open(path, encoding="utf-8") as file:
+            for marked in file:
+                line = marked.lstrip("\ufeff")  # within a line it is a character like others
                 if "\0" in line:
                     raise InputError(f"the text {path} holds NUL, as UTF-16 does: convert it to UTF-8")
                 empty = empty and not line.strip()

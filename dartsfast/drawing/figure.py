@@ -80,7 +80,7 @@ def save_figure(figure: Any, path: str | os.PathLike) -> list[Path]:
     Each file is written whole or not at all. Returns the paths; ``InputError`` for the suffix of another
     format of pictures.
     """
-    base = Path(path)
+    base = Path(os.path.expanduser(path))
     suffix = base.suffix.lower()
     if not base.name:
         raise InputError(f"pictures need a file name, got the path {str(path)!r}; pass one such as runs/cell")

@@ -59,6 +59,8 @@ class CommonConfig:
                 object.__setattr__(self, field.name, os.fspath(value))
             elif type(value) is int and isinstance(field.default, float):
                 object.__setattr__(self, field.name, float(value))
+        if isinstance(self.out, str):  # a shell leaves the ~ of --out=~/x to us
+            object.__setattr__(self, "out", os.path.expanduser(self.out))
 
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""

@@ -53,10 +53,11 @@ def stop_signals() -> Iterator[Stop]:
         now = time.monotonic()
         if stop.signum is None:
             stop.signum, asked = signum, now
+            again = " (again: stop at once)" if signum == signal.SIGINT else ""
             # Not print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):
                 os.write(2, f"\ndartsfast: {signal_name(signum)}: saving a checkpoint after this iteration"
-                            " (Ctrl-C again: stop at once)\n".encode())  # fmt: skip
+                            f"{again}\n".encode())  # fmt: skip
         elif signum == signal.SIGINT and now - asked > TWICE:
             signal.signal(signum, before[signum])
             signal.raise_signal(signum)

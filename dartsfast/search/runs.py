@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from dartsfast.search.run_folder import locked, new_folder, refuse_used
 def run_search(search_cls: type[Search], config: Any, resume: str | Path | None) -> SearchResult:
     """Start the search that ``config`` describes, or go on with the run at ``resume``."""
     config.check()
-    _check_name(config.out if resume is None else str(resume))
+    resume = None if resume is None else os.path.expanduser(resume)
+    _check_name(config.out if resume is None else resume)
     config = dataclasses.replace(config, data=search_cls.absolute_data(config.data))
     if resume is not None:
         return _go_on(search_cls, config, Path(resume).resolve())
