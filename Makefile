@@ -76,7 +76,8 @@ sanitize-address sanitize-undefined: sanitize-%: install
 	DARTSFAST_SANITIZE=$* $(BIN)/python setup.py --quiet build_ext --build-lib build/$* --build-temp build/$*-temp
 	$(SANITIZED) LD_PRELOAD="$(PRELOAD)" DARTSFAST_LIBRARY=$(CURDIR)/build/$*/dartsfast/_C.abi3.so \
 		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_ops_fuzz.py tests/test_gemm.py \
-			tests/test_cross_entropy.py tests/test_fd_hvp.py tests/test_locked_linear.py tests/test_norm_stats.py
+			tests/test_cross_entropy.py tests/test_fd_hvp.py tests/test_locked_linear.py tests/test_norm_stats.py \
+			tests/test_programs.py
 
 bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results

@@ -50,6 +50,9 @@ CHANGES = {
     "no running statistics": lambda op: setattr(first(op, nn.BatchNorm2d), "track_running_stats", False),
     "another buffer": lambda op: setattr(first(op, nn.BatchNorm2d), "running_mean", torch.zeros(4)),
     "another weight": replace_weight,
+    "a weight of another shape": lambda op: setattr(
+        first(op, nn.Conv2d).weight, "data", torch.zeros(4, 1, 5, 5)
+    ),
     "a bias": lambda op: setattr(first(op, nn.Conv2d), "bias", nn.Parameter(torch.zeros(4))),
     "padding": lambda op: setattr(first(op, nn.Conv2d), "padding", (0, 0)),
     "dilation": lambda op: setattr(first(op, nn.Conv2d), "dilation", (3, 3)),
@@ -106,6 +109,14 @@ def test_a_network_is_read_once(monkeypatch):
     first(model.cells[1], nn.BatchNorm2d).eps = 1e-3
     model._loss(x, y)
     assert len(made) == 9
+    for n in range(2, 2 + cnn._MOST_KEPT):
+        model._loss(torch.randn(n, 3, 8, 8), torch.zeros(n, dtype=torch.int64))
+    assert len(cnn._Reading._known[model.cells[0]]._found) == cnn._MOST_KEPT
+    made.clear()
+    model._loss(x, y)
+    assert len(made) == 4  # it was long ago
+    del made[:]
+    made.extend([None] * 9)
     other = copy.deepcopy(model)
     assert torch.equal(other._loss(x, y), model._loss(x, y)) and len(made) == 13
 

@@ -30,6 +30,8 @@ from dartsfast.recompute import applied
 # What is kept of an image that lives: two cells read the outputs of one.
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
+_MOST_KEPT = 64  # a cell whose nodes are programs of their own has half a dozen for every shape
+
 
 class _Reading:
     """What modules were read as, and the programs made of it, until something about them changes."""
@@ -52,10 +54,12 @@ class _Reading:
         return reading
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what ``make`` made for ``key``."""
-        if key not in self._found:
-            self._found[key] = make()
-        return self._found[key]
+        """Return what ``make`` made for ``key``, unless that was long ago: images may be of many shapes."""
+        found = self._found.pop(key) if key in self._found else make()
+        self._found[key] = found  # the last of them
+        if len(self._found) > _MOST_KEPT:
+            del self._found[next(iter(self._found))]
+        return found
 
 
 @eager

@@ -15,6 +15,7 @@ from torch import nn
 from dartsfast.plain import hooks_of_all
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OWNED = ("_modules", "_parameters", "_buffers")
 
 # What a kind's ``forward`` goes by, besides its parameters, buffers and children.
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -33,8 +34,9 @@ class Watch:
         self._roots = list(roots)
         self._modules = [module for root in roots for module in root.modules()]
         self._dicts = [module.__dict__ for module in self._modules]
-        self._hooks = [own[name] for own in self._dicts for name in _HOOKS]
-        self._owned = [own[name] for name in ("_modules", "_parameters", "_buffers") for own in self._dicts]
+        within = [own[name] for name in (*_HOOKS, *_OWNED) for own in self._dicts]
+        self._empty = [one for one in within if not one]  # most of them
+        self._full = [one for one in within if one]
         self._kinds: list[Any] = list(set(map(type, self._modules)))
         self._by_kind = [
             (
@@ -45,7 +47,8 @@ class Watch:
         ]
         # MixedOp is not known here; it is what has a stride and operations.
         self._strided = [own for own in self._dicts if "stride" in own]
-        self._things = list(chain.from_iterable(map(dict.values, self._owned)))  # so that no id is used again
+        self._things = list(chain.from_iterable(map(dict.values, self._full)))  # so that no id is used again
+        self._parameters = [p for root in roots for p in root.parameters()]
         self._seen = self._look()
 
     def unchanged(self, roots: Sequence[nn.Module]) -> bool:
@@ -58,8 +61,9 @@ class Watch:
             hooks_of_all(),
             list(map(type, self._modules)),
             list(map(len, self._dicts)),  # a ``forward`` of its own, among others
-            list(map(len, self._hooks)),
-            list(map(id, chain.from_iterable(map(dict.values, self._owned)))),
+            any(self._empty),
+            list(map(id, chain.from_iterable(map(dict.values, self._full)))),
+            [p.shape for p in self._parameters],  # a tensor may be set to another's memory
             [kind.forward for kind in self._kinds],
             [own["stride"] for own in self._strided],
             [list(map(get, dicts)) for get, dicts in self._by_kind],
