@@ -71,7 +71,7 @@ class Prepared:
 
     def _runner(self, program: Program) -> Runner:
         setting = self.forward.setting
-        return encode.Native(program, setting) if setting.native else Walk(program)
+        return encode.Native(program, setting) if setting.native else Walk(program, setting)
 
 
 class _Run(Function):

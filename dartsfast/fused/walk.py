@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.constants import constant
+from dartsfast.fused.forward import Setting
 from dartsfast.fused.memory import last_reads
 from dartsfast.fused.program import Instruction, Place, Program, Ref, as_float
 
@@ -19,8 +20,8 @@ kernels = torch.ops.dartsfast
 class Walk:
     """Runs a program operator by operator, on any device."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, setting: Setting) -> None:
+        self.program, self._dtype = program, setting.dtype
         self.kept = [k for k, slot in enumerate(program.slots) if slot.place == Place.KEPT]
         self._last = last_reads(program)
 
@@ -31,7 +32,7 @@ class Walk:
             given: its given tensors, contiguous.
             kept: what the forward kept.
         """
-        memory = _Memory(self.program, given, dict(zip(self.kept, kept, strict=False)))
+        memory = _Memory(self.program, self._dtype, given, dict(zip(self.kept, kept, strict=False)))
         for k, section in enumerate(self.program.sections):
             for instruction in section:
                 _RUN[instruction.op](memory, instruction)
@@ -44,8 +45,10 @@ class Walk:
 class _Memory:
     """The tensors of a program's slots."""
 
-    def __init__(self, program: Program, given: Sequence[Tensor], kept: dict[int, Tensor]) -> None:
-        self.slots = program.slots
+    def __init__(
+        self, program: Program, dtype: torch.dtype, given: Sequence[Tensor], kept: dict[int, Tensor]
+    ) -> None:
+        self.slots, self.dtype = program.slots, dtype
         self.tensors = dict(zip(program.given, given, strict=True)) | kept
 
     def whole(self, ref: Ref) -> bool:
@@ -217,7 +220,7 @@ def _add(m: _Memory, i: Instruction) -> None:
 def _zero(m: _Memory, i: Instruction) -> None:
     (out,) = i.writes[0]
     like = next(iter(m.tensors.values()))
-    m.write(out, like.new_zeros(out.shape))
+    m.write(out, like.new_zeros(out.shape, dtype=m.dtype))
 
 
 def _copy(m: _Memory, i: Instruction) -> None:
