@@ -219,6 +219,8 @@ def test_ctrl_c_during_the_imports_is_no_traceback():
         import signal, sys
         from dartsfast.cli import main
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+
         class Impatient:
             def find_spec(self, name, path=None, target=None):
                 if name == "torch":

@@ -55,11 +55,11 @@ class _Reading:
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what ``make`` made for ``key``, unless that was long ago: images may be of many shapes."""
-        found = self._found.pop(key) if key in self._found else make()
-        self._found[key] = found  # the last of them
-        if len(self._found) > _MOST_KEPT:
-            del self._found[next(iter(self._found))]
-        return found
+        if key not in self._found:
+            if len(self._found) >= _MOST_KEPT:
+                self._found.clear()
+            self._found[key] = make()
+        return self._found[key]
 
 
 @eager
@@ -74,7 +74,7 @@ def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | N
     conv, norm = module
     shape = conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
-    if not usual or conv.bias is not None or not norm.affine:
+    if not usual or conv.bias is not None or norm.weight is None or norm.bias is None:
         return module(images)
     N, _, H, W = images.shape
     patches = F.unfold(images, 3, padding=1).transpose(1, 2).reshape(N, H, W, -1)
@@ -100,11 +100,13 @@ def cell(
         f"mixing weights must be [{len(mixed)} edges, operations], got {list(weights.shape)}",
     )
     columns = weights.shape[1]
-    edges = reading.get(("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered))
+    edges, altered_edges = reading.get(
+        ("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered)
+    )
     first, nodes = edges[:2], _by_node(edges[2:], module._steps)
-    if _served(first, nodes, reading.altered):
+    if _served(first, nodes, altered_edges):
         return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
-    apart = _by_node(reading.altered, module._steps)
+    apart = _by_node(altered_edges, module._steps)
     states = [
         _preprocessed(reading, m, e, x, memory, storage)
         for m, e, x in zip(preprocess, first, images, strict=True)
@@ -119,12 +121,26 @@ def cell(
 
 def _edges(
     preprocess: Sequence[nn.Module], mixed: Sequence[Any], columns: int, altered: Sequence[bool]
-) -> list[Edge]:
+) -> tuple[list[Edge], list[bool]]:
+    """Return the edges, and which of ``mixed`` run as the modules that they are.
+
+    Those do too that share weights or norms with an edge before them: autograd adds their gradients.
+    """
     found = [read([m], 2 if isinstance(m, FactorizedReduce) else 1) for m in preprocess]
-    for op, apart in zip(mixed, altered, strict=True):
-        # An operation without a column has no weight and takes no part.
-        found.append(Edge(1) if apart else read(islice(op._ops, columns), op.stride))
-    return found
+    # An operation without a column has no weight and takes no part.
+    found += [
+        Edge(1) if apart else read(islice(op._ops, columns), op.stride)
+        for op, apart in zip(mixed, altered, strict=True)
+    ]
+    seen: set[int] = set()
+    shares = []
+    for k, edge in enumerate(found):
+        own = [id(thing) for thing in edge.owned()]
+        shares.append(len(set(own)) < len(own) or not seen.isdisjoint(own))
+        if shares[k]:
+            found[k] = Edge(1)
+        seen.update(own)
+    return found, [a or b for a, b in zip(altered, shares[len(preprocess) :], strict=True)]
 
 
 def _served(first: Sequence[Edge], nodes: Sequence[Sequence[Edge]], altered: Sequence[bool]) -> bool:
@@ -161,7 +177,7 @@ def _whole(
         return Prepared(graph, multiplier, setting)
 
     stored = [nhwc(_stored(x, setting.kept_as)) for x in images] if setting.kept_as else ()
-    return reading.get((setting, multiplier), prepare)(inputs, weights, stored=stored)
+    return reading.get((setting, len(nodes), multiplier), prepare)(inputs, weights, stored=stored)
 
 
 def _preprocessed(

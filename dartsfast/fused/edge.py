@@ -56,6 +56,13 @@ class Edge:
         """The stages that read the source."""
         return [stage for stage, _ in self.separable] + self.single
 
+    def owned(self) -> Iterator[object]:
+        """Yield the weights and norms of all operations that kernels serve."""
+        yield from self.tensors()
+        for stages in ([s for chain in self.separable for s in chain], self.single, self.reduces):
+            yield from (stage.norm for stage in stages)
+        yield from (norm for _, norm in self.pools)
+
     def tensors(self) -> Iterator[Tensor]:
         """Yield the weights of all operations that kernels serve."""
         for stages in ([s for chain in self.separable for s in chain], self.single, self.reduces):

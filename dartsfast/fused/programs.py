@@ -14,6 +14,8 @@ from dartsfast.fused.program import Program
 from dartsfast.fused.walk import Walk
 from dartsfast.ops.contract import Function, nothing_to_record, once_differentiable
 
+_MOST_BACKWARDS = 16  # a search asks for three sets of gradients
+
 
 class Runner(Protocol):
     """What runs a program: on the CPU's kernels in one call, or operator by operator."""
@@ -65,6 +67,8 @@ class Prepared:
     def backward(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner]:
         """Return the backward that gives the gradients that are ``needed``, and what runs it."""
         if needed not in self._backwards:
+            if len(self._backwards) >= _MOST_BACKWARDS:
+                self._backwards.clear()
             found = Backward(self.forward, needed)
             self._backwards[needed] = found, self._runner(found.program)
         return self._backwards[needed]

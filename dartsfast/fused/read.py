@@ -90,8 +90,16 @@ def _reduces(op: Any) -> bool:
             for conv in (op.conv_1, op.conv_2)
         )
         and op.conv_1.out_channels == op.conv_2.out_channels
-        and not op.bn.affine
+        and _plain_norm(op.bn)
     )
+
+
+def _plain_norm(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm has no affine, and all running statistics or none. It goes by tensors, not by flags."""
+    running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    whole = not any(t is None for t in running)
+    none = running[0] is None and running[1] is None and not norm.track_running_stats
+    return norm.weight is None and norm.bias is None and (whole or none)
 
 
 def _stage(
@@ -116,7 +124,7 @@ def _stage(
         and (depthwise is None or (pointwise.stride, pointwise.padding) == ((1, 1), (0, 0)))
         and pointwise.bias is None
         and first.bias is None
-        and not norm.affine
+        and _plain_norm(norm)
     )
     if not fits:
         return None
@@ -130,7 +138,11 @@ def _pool(op: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
         return None
     pool: Any = op[0]
     norm: Any = op[1]
-    if type(norm) is not nn.BatchNorm2d or norm.affine or type(pool) not in (nn.MaxPool2d, nn.AvgPool2d):
+    if (
+        type(norm) is not nn.BatchNorm2d
+        or not _plain_norm(norm)
+        or type(pool) not in (nn.MaxPool2d, nn.AvgPool2d)
+    ):
         return None
     if (pool.kernel_size, pool.stride, pool.padding) != (3, stride, 1) or pool.ceil_mode:
         return None

@@ -10,11 +10,12 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dartsfast.plain import hooks_of_all
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_DICTS = [itemgetter(name) for name in _HOOKS]
 _OWNED = ("_modules", "_parameters", "_buffers")
 
 # What a kind's ``forward`` goes by, besides its parameters, buffers and children.
@@ -37,6 +38,8 @@ class Watch:
         within = [own[name] for name in (*_HOOKS, *_OWNED) for own in self._dicts]
         self._empty = [one for one in within if not one]  # most of them
         self._full = [one for one in within if one]
+        loose = [own for own in self._dicts if any(isinstance(value, Tensor) for value in own.values())]
+        self._loose = loose  # weights that are plain attributes
         self._kinds: list[Any] = list(set(map(type, self._modules)))
         self._by_kind = [
             (
@@ -62,6 +65,8 @@ class Watch:
             list(map(type, self._modules)),
             list(map(len, self._dicts)),  # a ``forward`` of its own, among others
             any(self._empty),
+            [any(map(get, self._dicts)) for get in _HOOK_DICTS],  # which may be others by now
+            [id(value) for own in self._loose for value in own.values()],
             list(map(id, chain.from_iterable(map(dict.values, self._full)))),
             [p.shape for p in self._parameters],  # a tensor may be set to another's memory
             [kind.forward for kind in self._kinds],
