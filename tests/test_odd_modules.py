@@ -1,4 +1,4 @@
-"""Modules in states that their constructors do not give them: what kernels serve computes as the reference."""
+"""Modules in states that their constructors do not give them compute as on the reference path."""
 
 import pytest
 import torch
