@@ -124,11 +124,11 @@ def test_large_memory_is_used_again():
     again = kernels.empty(like, [1 << 22])
     assert again.data_ptr() == place
     del again
-    smaller = kernels.empty(like, [1 << 20])
-    assert smaller.data_ptr() == place and smaller.shape == (1 << 20,)
+    smaller = kernels.empty(like, [1 << 21])
+    assert smaller.data_ptr() == place and smaller.shape == (1 << 21,)
     smaller.fill_(1.0)
     del smaller
-    assert kernels.empty(like, [1 << 18]).data_ptr() != place
+    assert kernels.empty(like, [1 << 20]).data_ptr() != place
 
 
 @pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
