@@ -83,6 +83,13 @@ class Counter(TorchDispatchMode):
         size = sum(map(extent, [*read, *fresh, *written]))
         self.launches.append(Launch(name, size, _operations(name, args, out), False))
 
+    def grouped(self, work: Any, *tables: Any) -> None:
+        """Note a launch of a grouped kernel, which knows what it costs: takes what ``Work.launch`` takes."""
+        arguments = len(tree_leaves((tables, work.arguments, list(work.options))))
+        self.launches.append(
+            Launch(work.kernel.__name__, work.bytes, work.operations, True, work.rounds, arguments)
+        )
+
     def kernel(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
         """Note a Triton kernel; takes what ``dartsfast.kernels.launch.launch`` takes."""
         arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **meta}
@@ -115,11 +122,18 @@ def _operations(name: str, args: tuple[Any, ...], out: Any) -> int:
 @contextmanager
 def counting() -> Iterator[list[Launch]]:
     """Note the launches within the block, in order."""
+    from dartsfast.kernels.grouped import Work
+
     counter = Counter()
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("dartsfast.kernels.") and hasattr(module, "launch"):
                 stack.enter_context(mock.patch.object(module, "launch", counter.kernel))
+        from dartsfast.kernels.grouped import Work
+
+        stack.enter_context(
+            mock.patch.object(Work, "launch", lambda work, *tables: counter.grouped(work, *tables))
+        )
         stack.enter_context(counter)
         yield counter.launches
 
@@ -133,10 +147,13 @@ def pretending() -> Iterator[None]:
     """
     if missing := triton_backend.load():
         raise InputError(f"the model counts the Triton kernels: {missing}")
+    from dartsfast.kernels.grouped import Work
+
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
     patches = [
         (triton_backend, "missing", lambda: None),
         (triton_backend, "DEVICES", ("meta",)),
+        (Work, "launch", lambda work, *to: None),
         (engine, "_finite", lambda gradients: gradients),
         # The weights lie where flatten_ would have moved them.
         (flat.Group, "_find_buffer", lambda g: torch.empty(g.size, dtype=g.dtype, device=g.device)),

@@ -15,7 +15,12 @@ from torch import Tensor
 
 def argument(value: float, like: Tensor) -> float | int:
     """Return ``value`` as kernels take it: itself for float32 arithmetic, for float64 its bits."""
-    return struct.unpack("q", struct.pack("d", value))[0] if accumulator(like) == tl.float64 else float(value)
+    return packed(value, accumulator(like) == tl.float64)
+
+
+def packed(value: float, double: bool) -> float | int:
+    """Return the same for arithmetic in float64, or not."""
+    return struct.unpack("q", struct.pack("d", value))[0] if double else float(value)
 
 
 @triton.jit

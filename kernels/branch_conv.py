@@ -58,8 +58,8 @@ def source(x, at, inside, norm, mean, rstd, RELU: tl.constexpr, ACC: tl.constexp
 
 @triton.jit
 def convolved(
-    x, strides, H, W, n, y, column, there, c, Ci, norm, norm_stride, weight,
-    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr,
+    x, strides, H, W, n, y, column, there, c, Ci, norm, norm_stride, weight, K, D,
+    STRIDE: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Return the depthwise convolution, or without weight the pixel, of output pixels: [BP, BC]."""
     mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
@@ -84,11 +84,14 @@ def convolved(
 
 @triton.jit
 def forward_tile(
-    x, strides, norm, norm_stride, depthwise, pointwise, z, partial, tile, pixels, H, W, Ho, Wo, Ci, Co,
-    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    x, strides, norm, norm_stride, depthwise, pointwise, z, z_pitch, partial, row, tile,
+    pixels, H, W, Ho, Wo, Ci, Co, K, D, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill a tile of one branch: z [pixels, Co], and mean and squared deviations as partial [2, Co]."""
+    """Fill a tile of one branch: z [pixels, Co], and mean and squared deviations as partial [2, Co].
+
+    ``z_pitch`` and ``row`` lie between the pixels of z and the rows of partial.
+    """
     p = tile * BP + tl.arange(0, BP)
     n, y, column = place(p, Ho, Wo)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
@@ -103,12 +106,12 @@ def forward_tile(
         total = tl.dot(t, w.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
     inside = (p < pixels)[:, None] & (o < Co)[None, :]
     stored = total.to(z.dtype.element_ty)
-    tl.store(z + p.to(tl.int64)[:, None] * Co + o[None, :], stored, inside)
+    tl.store(z + p.to(tl.int64)[:, None] * z_pitch + o[None, :], stored, inside)
     value = tl.where(inside, stored.to(ACC), 0.0)
     mean = divide(tl.sum(value, 0), tl.minimum(pixels - tile * BP, BP).to(ACC))
     apart = tl.where(inside, value - mean[None, :], 0.0)
     tl.store(partial + o, mean, o < Co)
-    tl.store(partial + Co + o, tl.sum(apart * apart, 0), o < Co)
+    tl.store(partial + row + o, tl.sum(apart * apart, 0), o < Co)
 
 
 @triton.jit
@@ -127,8 +130,8 @@ def branch_conv_kernel(
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
             forward_tile(
-                x, strides, norm, norm_stride, depthwise[b], pointwise[b], z[b],
-                partial + tl.program_id(0) * 2 * Co, tl.program_id(0) // BRANCHES,
+                x, strides, norm, norm_stride, depthwise[b], pointwise[b], z[b], Co,
+                partial + tl.program_id(0) * 2 * Co, Co, tl.program_id(0) // BRANCHES,
                 pixels, H, W, Ho, Wo, Ci, Co, K[b], D[b], STRIDE, RELU, PRECISION, BP, BC, BO, ACC,
             )  # fmt: skip
 
@@ -145,9 +148,11 @@ def tile(Ci: int, Co: int, taps: bool, double: bool = False) -> dict[str, int]:
     return {"BP": 64, "BC": block(Ci, 16, 32 if taps else 16), "BO": BO, "num_warps": warps, "num_stages": 1}
 
 
-def crowded(x: Tensor) -> bool:
-    """Whether more registers are needed: pixels at addresses of all sorts, float64, wide blocks of halves."""
-    channels, size = x.shape[-1], x.element_size()
+def crowded(channels: int, size: int) -> bool:
+    """Whether more registers are needed: pixels at addresses of all sorts, float64, wide blocks of halves.
+
+    ``size``: bytes of a number.
+    """
     return channels % 4 != 0 or size == 8 or (size == 2 and channels > 32)
 
 
@@ -180,6 +185,6 @@ def branch_conv(
         Co // uo, K=tuple(w.shape[-1] for w in depthwise) or (1,) * branches,
         D=tuple(dilation) or (1,) * branches, STRIDE=stride, RELU=relu, PRECISION=PRECISION,
         UI=ui, UO=uo, ACC=accumulator(x), **shape,
-        many_registers=crowded(x) or (bool(depthwise) and shape["BC"] > shape["BO"]),
+        many_registers=crowded(Ci, x.element_size()) or (bool(depthwise) and shape["BC"] > shape["BO"]),
     )  # fmt: skip
     moments(partial, pixels, shape["BP"], stats)

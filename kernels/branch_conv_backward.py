@@ -22,8 +22,13 @@ TAPS = 1024
 
 
 @triton.jit
-def output_gradient(g, g_strides, z, z_strides, coef, n, y, column, there, o, Co, ACC: tl.constexpr):
-    """Return dz = ((g - m) - (z - mu) * r) * k of output pixels, [BP, BO]; g itself without coef."""
+def output_gradient(
+    g, g_strides, z, z_strides, coef, pitch, n, y, column, there, o, Co, ACC: tl.constexpr
+):  # fmt: skip
+    """Return dz = ((g - m) - (z - mu) * r) * k of output pixels, [BP, BO]; g itself without coef.
+
+    ``pitch`` lies between the rows of coef.
+    """
     inside = there[:, None] & (o < Co)[None, :]
     at = n * g_strides[0] + y * g_strides[1] + column * g_strides[2]
     d = tl.load(g + at[:, None] + o[None, :], inside, 0.0).to(ACC)
@@ -31,23 +36,23 @@ def output_gradient(g, g_strides, z, z_strides, coef, n, y, column, there, o, Co
         at = n * z_strides[0] + y * z_strides[1] + column * z_strides[2]
         v = tl.load(z + at[:, None] + o[None, :], inside, 0.0).to(ACC)
         m = tl.load(coef + o, o < Co, 0.0).to(ACC)[None, :]
-        mu = tl.load(coef + Co + o, o < Co, 0.0).to(ACC)[None, :]
-        r = tl.load(coef + 2 * Co + o, o < Co, 0.0).to(ACC)[None, :]
-        k = tl.load(coef + 3 * Co + o, o < Co, 0.0).to(ACC)[None, :]
+        mu = tl.load(coef + pitch + o, o < Co, 0.0).to(ACC)[None, :]
+        r = tl.load(coef + 2 * pitch + o, o < Co, 0.0).to(ACC)[None, :]
+        k = tl.load(coef + 3 * pitch + o, o < Co, 0.0).to(ACC)[None, :]
         d = tl.where(inside, ((d - m) - (v - mu) * r) * k, 0.0)
     return d
 
 
 @triton.jit
 def pointwise_adjoint(
-    g, g_strides, z, z_strides, coef, pointwise, n, y, column, there, c, Ci, Co,
+    g, g_strides, z, z_strides, coef, pitch, pointwise, n, y, column, there, c, Ci, Co,
     PRECISION: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Return dt = dz times the pointwise weight at output pixels, [BP, BC]."""
     total = tl.zeros([there.shape[0], c.shape[0]], ACC)
     for start in range(0, Co, BO):
         o = start + tl.arange(0, BO)
-        d = output_gradient(g, g_strides, z, z_strides, coef, n, y, column, there, o, Co, ACC)
+        d = output_gradient(g, g_strides, z, z_strides, coef, pitch, n, y, column, there, o, Co, ACC)
         w = tl.load(pointwise + o[:, None] * Ci + c[None, :], (o < Co)[:, None] & (c < Ci)[None, :], 0.0)
         total = tl.dot(d, w.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
     return total
@@ -72,16 +77,15 @@ def pointwise_adjoint_kernel(
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
             total = pointwise_adjoint(
-                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, pointwise[b],
-                n, y, column, p < pixels, c, Ci, Co, PRECISION, BO, ACC,
+                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, Co,
+                pointwise[b], n, y, column, p < pixels, c, Ci, Co, PRECISION, BO, ACC,
             )  # fmt: skip
             tl.store(dt[b] + p[:, None] * Ci + c[None, :], total, (p < pixels)[:, None] & (c < Ci)[None, :])
 
 
 @triton.jit
 def depthwise_adjoint(
-    dt, weight, Ho, Wo, n, y, column, there, c, Ci,
-    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, ACC: tl.constexpr,
+    dt, weight, Ho, Wo, n, y, column, there, c, Ci, K, D, STRIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Return the depthwise adjoint of dt [N * Ho * Wo, Ci] at input pixels, [BP, BC]."""
     s = tl.zeros([there.shape[0], c.shape[0]], ACC)
@@ -101,6 +105,23 @@ def depthwise_adjoint(
             if STRIDE > 1:  # a tap that is not finite has no part in pixels that a stride skips
                 added = tl.where(((down % STRIDE == 0) & (right % STRIDE == 0))[:, None], added, s)
             s = added
+    return s
+
+
+@triton.jit
+def through_source(
+    s, x, strides, norm, norm_stride, partial, n, y, column, inside, c, Ci,
+    RELU: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return s [BP, BC] where relu let x pass; with norm fill partial [2, Ci], sums of s and s * norm(x)."""
+    mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
+    at = (n * strides[0] + y * strides[1] + column * strides[2])[:, None] + c[None, :]
+    v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
+    if RELU:
+        s = tl.where(v > 0, s, 0.0)
+    if norm is not None:
+        tl.store(partial + c, tl.sum(tl.where(inside, s, 0.0), 0), c < Ci)
+        tl.store(partial + Ci + c, tl.sum(tl.where(inside, s * v, 0.0), 0), c < Ci)
     return s
 
 
@@ -124,8 +145,8 @@ def input_gradient_kernel(
         if depthwise is None:
             taken = there & (y % STRIDE == 0) & (column % STRIDE == 0)
             part = pointwise_adjoint(
-                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, pointwise[b],
-                n, y // STRIDE, column // STRIDE, taken, c, Ci, Co, PRECISION, BO, ACC,
+                g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, Co,
+                pointwise[b], n, y // STRIDE, column // STRIDE, taken, c, Ci, Co, PRECISION, BO, ACC,
             )  # fmt: skip
             if STRIDE > 1:  # a weight that is not finite has no part in pixels that a stride skips
                 part = tl.where(taken[:, None], part, 0.0)
@@ -139,15 +160,8 @@ def input_gradient_kernel(
             s += part
     inside = there[:, None] & (c < Ci)[None, :]
     if RELU or norm is not None:
-        mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
-        at = (n * x_strides[0] + y * x_strides[1] + column * x_strides[2])[:, None] + c[None, :]
-        v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
-        if RELU:
-            s = tl.where(v > 0, s, 0.0)
-        if norm is not None:
-            to = partial + tl.program_id(0) * 2 * Ci + c
-            tl.store(to, tl.sum(tl.where(inside, s, 0.0), 0), c < Ci)
-            tl.store(to + Ci, tl.sum(tl.where(inside, s * v, 0.0), 0), c < Ci)
+        to = partial + tl.program_id(0) * 2 * Ci
+        s = through_source(s, x, x_strides, norm, norm_stride, to, n, y, column, inside, c, Ci, RELU, ACC)
     if base is not None:
         base_strides = scaled(base_strides, UI)
         at = (n * base_strides[0] + y * base_strides[1] + column * base_strides[2])[:, None] + c[None, :]
@@ -184,7 +198,7 @@ def pointwise_gradient_kernel(
                     None if depthwise is None else depthwise[b], K[b], D[b], STRIDE, RELU, ACC,
                 )  # fmt: skip
                 d = output_gradient(
-                    g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co,
+                    g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, Co,
                     n, y, column, p < pixels, o, Co, ACC,
                 )  # fmt: skip
                 total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
@@ -194,9 +208,8 @@ def pointwise_gradient_kernel(
 
 @triton.jit
 def depthwise_gradient(
-    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci,
-    K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
+    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci, K, D,
+    STRIDE: tl.constexpr, RELU: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill partial [Ci, K * K] of one branch from output pixels begin to end, BT taps at a time."""
     for first in range(0, K * K, BT):
@@ -378,7 +391,7 @@ class Gradient:
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
                 **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, ACC=self.options["ACC"],
-                many_registers=crowded(self.source[0]) or self.stride > 1, **shape,
+                many_registers=crowded(self.Ci, self.source[0].element_size()) or self.stride > 1, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(

@@ -30,8 +30,13 @@ def strides(tensor: Tensor, unit: int) -> tuple[int, ...]:
 
 def tile(*images: Tensor) -> tuple[int, int]:
     """Return pixels and channels of a program's tile: a vector of the narrowest image for every thread."""
-    channels = block(images[0].shape[-1], LEAST, CHANNELS)
-    return THREADS * VECTOR // min(x.element_size() for x in images) // channels, channels
+    return tile_of(images[0].shape[-1], min(x.element_size() for x in images))
+
+
+def tile_of(C: int, size: int) -> tuple[int, int]:
+    """Return the same for images of C channels, the narrowest of ``size`` bytes a number."""
+    channels = block(C, LEAST, CHANNELS)
+    return THREADS * VECTOR // size // channels, channels
 
 
 @triton.jit

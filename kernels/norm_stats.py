@@ -38,15 +38,18 @@ def norm_stats_kernel(
             unbiased = share * divide(pixels.to(ACC), (pixels - 1).to(ACC))
             for first in range(0, C, BC):
                 c = first + tl.arange(0, BC)
-                _move(running_mean[i] + c, stats + row * 2 * C + c, c < C, one - share, share)
-                _move(running_var[i] + c, stats + (row * 2 + 1) * C + c, c < C, one - share, unbiased)
+                mean = tl.load(stats + row * 2 * C + c, c < C, 0.0)
+                variance = tl.load(stats + (row * 2 + 1) * C + c, c < C, 0.0)
+                move(running_mean[i] + c, mean, c < C, one - share, share)
+                move(running_var[i] + c, variance, c < C, one - share, unbiased)
 
 
 @triton.jit
-def _move(running, now, inside, keep, share):
+def move(running, now, inside, keep, share):
+    """Let a running statistic be ``keep`` of itself and ``share`` of ``now``."""
     kept = tl.load(running, inside, 0.0) * keep
     share += tl.zeros(kept.shape, kept.dtype)
-    tl.store(running, tl.fma(tl.load(now, inside, 0.0), share, kept), inside)
+    tl.store(running, tl.fma(now, share, kept), inside)
 
 
 @triton.jit

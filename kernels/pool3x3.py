@@ -51,22 +51,35 @@ def pool3x3_kernel(
 ):  # fmt: skip
     """Fill a tile [BP, BC] of both halves of z, and its mean and squares in partial [parts, 2, 2, C]."""
     C = units * UNIT
-    part = tl.program_id(0)
+    rows = partial + tl.program_id(0) * 4 * C
+    pooled_tile(
+        most, mean, None, rows, rows + 2 * C, x, x_strides, tl.program_id(0), pixels, H, W, Ho, Wo, C,
+        STRIDE, UNIT, BP, BC, ACC,
+    )  # fmt: skip
+
+
+@triton.jit
+def pooled_tile(
+    most, mean, place, of_most, of_mean, x, x_strides, part, pixels, H, W, Ho, Wo, C,
+    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill a tile [BP, BC] of both halves of z, mean and squares [2, C] of each, and place if it is given."""
     p = part * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    high, middle, _ = windows(x, x_strides, p, c, pixels, H, W, Ho, Wo, C, STRIDE, UNIT, ACC)
+    high, middle, tap = windows(x, x_strides, p, c, pixels, H, W, Ho, Wo, C, STRIDE, UNIT, ACC)
+    if place is not None:
+        tl.store(place + (p * C)[:, None] + c[None, :], tap.to(tl.int8), inside)
     count = tl.minimum(pixels - part * BP, BP).to(ACC)
-    z, found = (most, mean), (high, middle)
+    z, found, rows = (most, mean), (high, middle), (of_most, of_mean)
     for half in tl.static_range(2):
         v = found[half].to(most.dtype.element_ty)
         tl.store(z[half] + (p * C)[:, None] + c[None, :], v, inside)
         v = v.to(ACC)  # The statistics are of z as stored.
         centre = divide(tl.sum(tl.where(inside, v, 0.0), 0), count)
         apart = tl.where(inside, v - centre[None, :], 0.0)
-        row = partial + (part * 4 + half * 2) * C + c
-        tl.store(row, centre, c < C)
-        tl.store(row + C, tl.sum(apart * apart, 0), c < C)
+        tl.store(rows[half] + c, centre, c < C)
+        tl.store(rows[half] + C + c, tl.sum(apart * apart, 0), c < C)
 
 
 @triton.jit
@@ -111,14 +124,31 @@ def pool3x3_backward_kernel(
 ):  # fmt: skip
     """Fill a tile [BP, BC] of dx: what the windows around its pixels add, row by row, then base."""
     C = units * UNIT
+    of_most, of_mean = None, None
+    if coef is not None:
+        c = tl.program_id(1) * BC + tl.arange(0, BC)
+        of_most = coefficients(coef, c, C, ACC)
+        of_mean = coefficients(coef + 4 * C, c, C, ACC)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     n, y, x = position(p, H, W)
-    of_most, of_mean = None, None
-    if coef is not None:
-        of_most = coefficients(coef, c, C, ACC)
-        of_mean = coefficients(coef + 4 * C, c, C, ACC)
+    total = pool_gradient(
+        place, g, z, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
+        STRIDE, UNIT, BP, BC, ACC,
+    )  # fmt: skip
+    if base is not None:
+        at = offset(base_strides, n, y, x, UNIT)
+        total = tl.load(base + at[:, None] + c[None, :], inside, 0.0).to(ACC) + total
+    tl.store(dx + (p * C)[:, None] + c[None, :], total.to(dx.dtype.element_ty), inside)
+
+
+@triton.jit
+def pool_gradient(
+    place, g, z, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
+    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return what the windows around pixels add [BP, BC]; ``of_most``: what :func:`coefficients` returns."""
     total = tl.zeros([BP, BC], ACC)
     REACH: tl.constexpr = 3 if STRIDE == 1 else 2
     for window in range(REACH * REACH):  # a loop: unrolled, its loads ask for too many registers
@@ -135,10 +165,7 @@ def pool3x3_backward_kernel(
         share = divide(d_mean, tl.maximum(count, 1).to(ACC)[:, None])
         added = tl.where(tap == (3 * ky + kx)[:, None], d_most, 0.0) + share
         total += tl.where(there, added, 0.0)
-    if base is not None:
-        at = offset(base_strides, n, y, x, UNIT)
-        total = tl.load(base + at[:, None] + c[None, :], inside, 0.0).to(ACC) + total
-    tl.store(dx + (p * C)[:, None] + c[None, :], total.to(dx.dtype.element_ty), inside)
+    return total
 
 
 def pool3x3(out: tuple[Tensor, Tensor], x: Tensor, stride: int) -> None:

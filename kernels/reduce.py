@@ -27,26 +27,21 @@ def divide(a, b):
         return tl.div_rn(a, b)
 
 
-@triton.jit(do_not_specialize=["pixels", "tile"])
-def moments_kernel(
-    partial, out, parts, pixels, tile, units,
-    UNIT: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+@triton.jit
+def combined(
+    partial, pitch, parts, pixels, tile, c, C, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """Combine mean and sum of squared deviations of tiles (Chan, Golub and LeVeque 1979).
+    """Return mean and biased variance of channels c from those of tiles (Chan, Golub and LeVeque 1979).
 
-    partial [parts, R, 2, C]; a part covers ``tile`` pixels, the last what is left; out [R, 2, C].
-    Grid (R, blocks of C).
+    partial [2, C] every ``pitch`` numbers: mean and sum of squared deviations; a part covers ``tile`` pixels,
+    the last what is left.
     """
-    C = units * UNIT
-    row, R = tl.program_id(0), tl.num_programs(0)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], ACC)
     for start in range(0, parts, PARTS):
         p = start + tl.arange(0, PARTS)
         inside = (p < parts)[:, None] & (c < C)[None, :]
         count = tl.minimum(pixels - p * tile, tile).to(ACC)[:, None]
-        at = ((p[:, None] * R + row) * 2) * C + c[None, :]
-        mean = tl.load(partial + at, inside, 0.0)
+        mean = tl.load(partial + p[:, None] * pitch + c[None, :], inside, 0.0)
         total += tl.sum(tl.where(inside, mean * count, 0.0), 0)
     mean_of_all = divide(total, pixels.to(ACC))
     squares = tl.zeros([COLUMNS], ACC)
@@ -54,13 +49,38 @@ def moments_kernel(
         p = start + tl.arange(0, PARTS)
         inside = (p < parts)[:, None] & (c < C)[None, :]
         count = tl.minimum(pixels - p * tile, tile).to(ACC)[:, None]
-        at = ((p[:, None] * R + row) * 2) * C + c[None, :]
+        at = p[:, None] * pitch + c[None, :]
         apart = tl.load(partial + at, inside, 0.0) - mean_of_all[None, :]
         squares += tl.sum(
             tl.where(inside, tl.load(partial + at + C, inside, 0.0) + count * (apart * apart), 0.0), 0
         )
-    tl.store(out + row * 2 * C + c, mean_of_all, c < C)
-    tl.store(out + (row * 2 + 1) * C + c, divide(squares, pixels.to(ACC)), c < C)
+    return mean_of_all, divide(squares, pixels.to(ACC))
+
+
+@triton.jit(do_not_specialize=["pixels", "tile"])
+def moments_kernel(
+    partial, out, parts, pixels, tile, units,
+    UNIT: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Combine partial [parts, R, 2, C] to out [R, 2, C]; grid (R, blocks of C)."""
+    C = units * UNIT
+    row, R = tl.program_id(0), tl.num_programs(0)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first = partial + row * 2 * C
+    mean, variance = combined(first, R * 2 * C, parts, pixels, tile, c, C, PARTS, COLUMNS, ACC)
+    tl.store(out + row * 2 * C + c, mean, c < C)
+    tl.store(out + (row * 2 + 1) * C + c, variance, c < C)
+
+
+@triton.jit
+def added(partial, pitch, parts, c, size, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr):
+    """Return the sums of columns c of partial [size] every ``pitch`` numbers, over its parts."""
+    total = tl.zeros([COLUMNS], ACC)
+    for start in range(0, parts, PARTS):
+        p = start + tl.arange(0, PARTS)
+        inside = (p < parts)[:, None] & (c < size)[None, :]
+        total += tl.sum(tl.load(partial + p[:, None] * pitch + c[None, :], inside, 0.0), 0)
+    return total
 
 
 @triton.jit(do_not_specialize=["divisor"])
@@ -71,11 +91,7 @@ def sum_kernel(
     """Add partial [parts, size] over its parts, divide, and store as out [size]."""
     size = units * UNIT
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([COLUMNS], ACC)
-    for start in range(0, parts, PARTS):
-        p = start + tl.arange(0, PARTS)
-        inside = (p < parts)[:, None] & (c < size)[None, :]
-        total += tl.sum(tl.load(partial + p[:, None] * size + c[None, :], inside, 0.0), 0)
+    total = added(partial, size, parts, c, size, PARTS, COLUMNS, ACC)
     tl.store(out + c, divide(total, divisor.to(ACC)).to(out.dtype.element_ty), c < size)
 
 

@@ -72,10 +72,13 @@ class Backward:
         inputs = len(forward.setting.inputs)
         if forward.weights.slot in self.needed:
             self.program.section([zero(self.gradient(forward.weights))])
-        for k in reversed(range(inputs, len(forward.states))):
-            g_node = self._arrived[k]
-            if g_node is not None and self.reached[k]:
-                self._node(g_node, forward.placed[k - inputs])
+        for first, last in reversed(forward.apart):
+            nodes = []
+            for k in reversed(range(first, last)):
+                g_node = self._arrived[inputs + k]
+                if g_node is not None and self.reached[inputs + k]:
+                    nodes.append((g_node, forward.placed[k]))
+            self._nodes(nodes)
         self.program.prune()
 
     def _reach_states(self) -> None:
@@ -144,18 +147,27 @@ class Backward:
             return []
         return [copy(dx, after) if before is None else add(before, dx, after)]
 
-    def _node(self, g: Ref, node: list[Placed]) -> None:
+    def _nodes(self, nodes: list[tuple[Ref, list[Placed]]]) -> None:
+        """Add nodes that do not depend on each other."""
         together = self.forward.setting.memory == "store"
-        for group in [node] if together else [[placed] for placed in node]:
-            self._compute(group, together)
-            coefs = self._sum(g, group)
-            edges = [_Edge(self, placed, g, coef) for placed, coef in zip(group, coefs, strict=True)]
-            phases = [edge.phases() for edge in edges]
-            # Few images give threads too little to do edge by edge, many too much to keep all edges together.
-            few = self.forward.setting.inputs[0][0] < _MANY_IMAGES
-            for alike in [phases] if few else [[edge] for edge in phases]:
+        for groups in [nodes] if together else [[(g, [placed])] for g, node in nodes for placed in node]:
+            self._compute([placed for _, group in groups for placed in group], together)
+            coefs = self._sums(groups)
+            edges = [(placed, g) for g, group in groups for placed in group]
+            phases = [
+                _Edge(self, placed, g, coef).phases() for (placed, g), coef in zip(edges, coefs, strict=True)
+            ]
+            for alike in [phases] if self._edges_together() else [[edge] for edge in phases]:
                 for section in zip_longest(*alike, fillvalue=[]):
                     self.program.section([instruction for part in section for instruction in part])
+
+    def _edges_together(self) -> bool:
+        """Whether a node's edges share sections: for few launches, or so that all threads have work.
+
+        On CPUs many images give enough of it edge by edge, and less to keep.
+        """
+        setting = self.forward.setting
+        return not setting.native or setting.inputs[0][0] < _MANY_IMAGES
 
     def _compute(self, group: list[Placed], together: bool) -> None:
         """Add what was not kept: pools, and everything of an edge where edges are computed again."""
@@ -167,24 +179,26 @@ class Backward:
         if not together:
             self.program.section([i for p in group for i in builder.second_stages(p, Place.TEMPORARY)])
 
-    def _sum(self, g: Ref, group: list[Placed]) -> list[list[Ref]]:
-        """Add the gradients of a node's mixing weights; return coef [4, C] of every operation, by edge."""
-        images = [image for p in group for image in p.summed(self.forward.stored[p.source])]
-        norms = [norm for p in group for norm in p.final]
-        d_weights = [d for p in group for d in self._mixing_gradients(p)]
-        means = self.program.new((1 + len(images), g.shape[-1]), Place.TEMPORARY).rows()
-        counts = [len(p.edge.ops) for p in group]
-        self.program.section([mixed_sum_backward(g, images, norms, d_weights, means[0], means[1:], counts)])
-        section, found, start = [], [], 1
-        for p, count in zip(group, counts, strict=True):
-            coef = self.program.new((count, 4, g.shape[-1]), Place.TEMPORARY).rows()
-            mine = means[start : start + count]
-            section.append(
-                norm_stats_backward([means[0]] * count, mine, p.final, p.weights, p.own_final, coef)
-            )
-            found.append(list(coef))
-            start += count
-        self.program.section(section)
+    def _sums(self, groups: list[tuple[Ref, list[Placed]]]) -> list[list[Ref]]:
+        """Add the gradients of nodes' mixing weights; return coef [4, C] of every operation, by edge."""
+        sums, norms, found = [], [], []
+        for g, group in groups:
+            images = [image for p in group for image in p.summed(self.forward.stored[p.source])]
+            finals = [norm for p in group for norm in p.final]
+            d_weights = [d for p in group for d in self._mixing_gradients(p)]
+            means = self.program.new((1 + len(images), g.shape[-1]), Place.TEMPORARY).rows()
+            counts = [len(p.edge.ops) for p in group]
+            sums.append(mixed_sum_backward(g, images, finals, d_weights, means[0], means[1:], counts))
+            start = 1
+            for p, count in zip(group, counts, strict=True):
+                coef = self.program.new((count, 4, g.shape[-1]), Place.TEMPORARY).rows()
+                mine = means[start : start + count]
+                both = [means[0]] * count, mine
+                norms.append(norm_stats_backward(*both, p.final, p.weights, p.own_final, coef))
+                found.append(list(coef))
+                start += count
+        self.program.section(sums)
+        self.program.section(norms)
         return found
 
     def _mixing_gradients(self, placed: Placed) -> list[Ref]:

@@ -75,11 +75,13 @@ class Builder:
         }
         self._pools: dict[tuple[int, int], tuple[list[Ref], list[Ref]]] = {}
 
-    def given(self, tensor: Tensor | None, shape: Sequence[int] = ()) -> Ref:
-        """Return the slot of a tensor; None: of one of ``shape`` that every pass gives."""
+    def given(
+        self, tensor: Tensor | None, shape: Sequence[int] = (), dtype: torch.dtype | None = None
+    ) -> Ref:
+        """Return the slot of a tensor; None: of one of ``shape`` and ``dtype`` that every pass gives."""
         if tensor is None:
             self.tensors.append(None)
-            return self.program.new(shape, Place.GIVEN)
+            return self.program.new(shape, Place.GIVEN, dtype)
         if id(tensor) not in self._refs:
             self.tensors.append(tensor)
             self._refs[id(tensor)] = self.program.new(tensor.shape, Place.GIVEN, tensor.dtype)

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from dartsfast import native
+from dartsfast import native, triton_backend
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
@@ -61,6 +61,15 @@ class Setting:
         return self.device.type == "cpu" and not self.traced and native.load() is None
 
     @property
+    def grouped(self) -> bool:
+        """Whether the Triton kernels compute."""
+        return (
+            not self.traced
+            and self.device.type in triton_backend.DEVICES
+            and triton_backend.missing() is None
+        )
+
+    @property
     def kept_as(self) -> torch.dtype | None:
         """The dtype that states are kept as for the backward, where it is another."""
         return self.storage if self.memory == "store" and self.backward else None
@@ -91,14 +100,16 @@ class Forward:
         self.weights = self.builder.given(None, setting.weights)
         self.placed = [self._place(node) for node in nodes]
         self.differentiable = len(self.builder.tensors)
-        self.stored = self._inputs() if setting.kept_as else list(self.states)
+        self.stored = self._inputs(setting.kept_as) if setting.kept_as else list(self.states)
         readers = {placed.source for node in self.placed for placed in node}
         self.result: Ref | None = None
-        for left, node in zip(range(len(self.placed), 0, -1), self.placed, strict=True):
-            place = self.kept if len(self.states) in readers else Place.TEMPORARY
-            self._run(
-                node, Place.RETURNED if left <= returned and (returned == 1 or setting.native) else place
-            )
+        for first, last in self.apart:
+            places = []
+            for k in range(first, last):
+                inner = self.kept if len(setting.inputs) + k in readers else Place.TEMPORARY
+                direct = k >= len(self.placed) - returned and (returned == 1 or setting.native)
+                places.append(Place.RETURNED if direct else inner)
+            self._run(self.placed[first:last], places)
         if returned > 1 and self.result is None:
             images = self.states[-returned:]
             shape = (*images[0].shape[:3], sum(image.shape[3] for image in images))
@@ -106,8 +117,8 @@ class Forward:
             self.builder.program.section([concatenate(images, out)])
         self.builder.program.prune()
 
-    def _inputs(self) -> list[Ref]:
-        return [self.builder.given(None, shape) for shape in reversed(self.setting.inputs)][::-1]
+    def _inputs(self, dtype: torch.dtype | None = None) -> list[Ref]:
+        return [self.builder.given(None, shape, dtype) for shape in reversed(self.setting.inputs)][::-1]
 
     def _place(self, node: Node) -> list[Placed]:
         found = []
@@ -122,29 +133,63 @@ class Forward:
                 found.append(placed)
         return found
 
-    def _run(self, node: list[Placed], place: Place) -> None:
-        """Add a node: all its edges together, or one after the other where their images are not kept."""
-        program, out, kept_as = self.builder.program, None, self.setting.kept_as
-        halved = kept_as is not None and place == Place.KEPT
-        together = self.setting.memory == "store"
-        for group in [node] if together else [[placed] for placed in node]:
-            self._edges(group)
-            images = [image for placed in group for image in placed.summed(self.states[placed.source])]
-            norms = [norm for placed in group for norm in placed.final]
-            shapes = {image.shape for image in images}
-            require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
-            weights = [weight for placed in group for weight in self._mixing(placed)]
-            base = out
-            out = self._out(images[0].shape, Place.TEMPORARY if halved else place) if out is None else out
-            counts = [len(placed.edge.ops) for placed in group]
-            program.section([mixed_sum(images, norms, weights, base, out, counts)])
-        assert out is not None, "a node has operations"
-        self.states.append(out)
-        self.stored.append(program.new(out.shape, Place.KEPT, kept_as) if halved else out)
-        program.section([copy(out, self.stored[-1])] if halved else [])
+    @property
+    def apart(self) -> list[tuple[int, int]]:
+        """The nodes in order, first and last of those that run together: none reads what another gives.
 
-    def _out(self, shape: tuple[int, ...], place: Place) -> Ref:
+        No two of them read one state, at which their gradients would arrive in an order of their own.
+        """
+        found: list[tuple[int, int]] = []
+        begin, seen = 0, set[int]()
+        for k, node in enumerate(self.placed):
+            sources = {placed.source for placed in node}
+            if k > begin and (seen & sources or max(sources) >= len(self.setting.inputs) + begin):
+                found.append((begin, k))
+                begin, seen = k, set()
+            seen |= sources
+        return [*found, (begin, len(self.placed))]
+
+    def _run(self, nodes: list[list[Placed]], places: list[Place]) -> None:
+        """Add nodes: all edges together, or one after the other where their images are not kept."""
+        program, kept_as = self.builder.program, self.setting.kept_as
+        if self.setting.memory == "store":
+            self._edges([placed for node in nodes for placed in node])
+        sums, copies = [], []
+        for node, place in zip(nodes, places, strict=True):
+            halved = kept_as is not None and place == Place.KEPT
+            place = Place.TEMPORARY if halved else place
+            if self.setting.memory == "store":
+                out = self._out(node, place)
+                sums.append(self._sum(node, None, out))
+            else:
+                out = self._one_by_one(node, place)
+            self.states.append(out)
+            self.stored.append(program.new(out.shape, Place.KEPT, kept_as) if halved else out)
+            copies += [copy(out, self.stored[-1])] if halved else []
+        program.section(sums)
+        program.section(copies)
+
+    def _one_by_one(self, node: list[Placed], place: Place) -> Ref:
+        out: Ref | None = None
+        for placed in node:
+            self._edges([placed])
+            base = out
+            out = self._out([placed], place) if out is None else out
+            self.builder.program.section([self._sum([placed], base, out)])
+        assert out is not None, "a node has operations"
+        return out
+
+    def _sum(self, group: list[Placed], base: Ref | None, out: Ref) -> Instruction:
+        images = [image for placed in group for image in placed.summed(self.states[placed.source])]
+        shapes = {image.shape for image in images}
+        require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
+        norms = [norm for placed in group for norm in placed.final]
+        weights = [weight for placed in group for weight in self._mixing(placed)]
+        return mixed_sum(images, norms, weights, base, out, [len(placed.edge.ops) for placed in group])
+
+    def _out(self, group: list[Placed], place: Place) -> Ref:
         """Return a place for a node, its part of the result if it belongs to that."""
+        shape = group[0].summed(self.states[group[0].source])[0].shape
         if place != Place.RETURNED or self.returned == 1:
             return self.builder.program.new(shape, place)
         *NHW, C = shape

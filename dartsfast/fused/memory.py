@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -78,24 +78,34 @@ def arenas(program: Program) -> Arenas:
         if slot.place == Place.KEPT:
             kept[number] = kept_size
             kept_size += _size(slot.shape)
-    alive: list[tuple[int, int, int]] = []  # offset, end, last section
-    temporary: dict[int, int] = {}
-    size = 0
     spans = lifetimes(program)
-    order = sorted(spans, key=lambda slot: (spans[slot][0], -prod(program.slots[slot].shape)))
-    for number in order:
+    temporary, size = packed(spans, {slot: prod(program.slots[slot].shape) for slot in spans})
+    return Arenas(kept, temporary, kept_size, size)
+
+
+def packed(spans: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]) -> tuple[dict[int, int], int]:
+    """Return offsets of what lives from a first to a last section, and the elements of all."""
+    alive: list[tuple[int, int, int]] = []  # offset, end, last section
+    found: dict[int, int] = {}
+    size = 0
+    for number in sorted(spans, key=lambda slot: (spans[slot][0], -sizes[slot])):
         first, last = spans[number]
         alive = sorted(one for one in alive if one[2] >= first)
-        offset, wanted = 0, _size(program.slots[number].shape)
+        offset, wanted = 0, aligned(sizes[number])
         for begin, end, _ in alive:
             if begin - offset >= wanted:
                 break
             offset = end
-        temporary[number] = offset
+        found[number] = offset
         alive.append((offset, offset + wanted, last))
         size = max(size, offset + wanted)
-    return Arenas(kept, temporary, kept_size, size)
+    return found, size
+
+
+def aligned(size: int) -> int:
+    """Return the elements that so many take."""
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    return (prod(shape) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    return aligned(prod(shape))

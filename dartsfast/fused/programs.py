@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -75,7 +76,14 @@ class Prepared:
 
     def _runner(self, program: Program) -> Runner:
         setting = self.forward.setting
-        return encode.Native(program, setting) if setting.native else Walk(program, setting)
+        if setting.native:
+            return encode.Native(program, setting)
+        if setting.grouped:
+            from dartsfast.fused.grouped import Grouped, UngroupableError  # needs Triton
+
+            with contextlib.suppress(UngroupableError):
+                return Grouped(program, setting)
+        return Walk(program, setting)
 
 
 class _Run(Function):

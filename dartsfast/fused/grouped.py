@@ -1,0 +1,285 @@
+"""Runs a program on the Triton kernels: a launch for all that is alike in a section.
+
+Where the slots lie is written in a table that the device reads (``kernels/grouped.py``), made once. A pass
+gives the launches nothing but the few tensors that slots lie in: two arenas, what is given and what is
+returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from dartsfast.constants import plain
+from dartsfast.fused.forward import Setting
+from dartsfast.fused.memory import aligned, packed
+from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot
+from dartsfast.ops.contract import require
+
+
+class UngroupableError(Exception):
+    """A program has what grouped kernels do not serve."""
+
+
+class At(NamedTuple):
+    """A place of the table: elements from the start of a slot, in units, and how many are touched there."""
+
+    slot: int
+    offset: int
+    unit: int
+    size: int
+
+
+class Address(NamedTuple):
+    """The number of a given tensor's address."""
+
+    slot: int
+
+
+class Region(NamedTuple):
+    """A slot that holds partial results, a row of numbers in each of ``parts``; see :meth:`Plan.region`."""
+
+    parts: int
+    pixels: int  # of a part
+    of: int  # pixels of all
+    row: int  # numbers
+
+
+class Plan:
+    """Launches of a program, by section, and where its slots lie.
+
+    Attributes:
+        works: the launches (``dartsfast.kernels.grouped.Work``), rows still with :class:`At` and
+            :class:`Address`.
+        regions: what became of slots that other instructions add up.
+        totals: where the gradient of a mixing weight goes to, by the place of its partial sums.
+        read: the places of partial sums that a later instruction adds up.
+        zeroed: returned slots that are zero where nothing is written.
+        summed: returned slots that are gradients of convolutions' weights.
+        sums: rows of the partial sums of those that are not yet added up.
+        places: where the taps are that maxima came from, by the slot of the maxima.
+        skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
+    """
+
+    def __init__(self, program: Program, setting: Setting) -> None:
+        self.program, self.setting = program, setting
+        self.slots = list(program.slots)
+        self.sizes: dict[int, int] = {}
+        self.regions: dict[int, Region] = {}
+        self.totals: dict[tuple[int, int], Ref] = {}
+        self.zeroed: set[int] = set()
+        self.summed: set[int] = set()
+        self.sums: list[tuple[At, At, int, int]] = []
+        self.places: dict[int, At] = {}
+        self.pools = self._all("pool3x3_backward")
+        self.skips: dict[int, Ref] = {}
+        self.works: list[Any] = []
+        self.spans: dict[int, tuple[int, int]] = {}
+        self.read = {(ref.slot, ref.offset) for i in self._all("norm_stats_backward") for ref in i.reads[1]}
+        self.itemsize = torch.finfo(setting.dtype).bits // 8
+        self._section = 0
+        self.accumulator = tl.float64 if setting.dtype == torch.float64 else tl.float32
+
+    def _all(self, op: str) -> list[Instruction]:
+        return [i for section in self.program.sections for i in section if i.op == op]
+
+    def half(self, ref: Ref) -> bool:
+        """Whether a slot is stored in half precision."""
+        return self.halved(ref.slot)
+
+    def halved(self, slot: int) -> bool:
+        """The same of its number."""
+        dtype = self.slots[slot].dtype
+        return dtype is not None and dtype == self.setting.storage != self.setting.dtype
+
+    def scratch(self, size: int, unit: int = 1) -> At:
+        """Return a place for ``size`` numbers of the launches of this section."""
+        self.slots.append(Slot((size,), Place.TEMPORARY))
+        return At(len(self.slots) - 1, 0, unit, size)
+
+    def region(self, slot: int, rows: int, region: Region) -> None:
+        """Let a slot hold ``rows`` rows of partial results, one after the other, instead of its numbers."""
+        self.regions[slot] = region
+        self.sizes[slot] = rows * region.parts * region.row
+
+    def bytes_of(self, slot: int) -> int:
+        """Return the bytes of a number of a slot."""
+        return 2 if self.halved(slot) else self.itemsize
+
+    def add(self, work: Any, touched: Sequence[Any] | None = None) -> None:
+        """Add a launch; slots that its rows name live at least until this section.
+
+        ``touched``: the entries of the rows that it goes by, unless all.
+        """
+        work.options["ACC"] = self.accumulator
+        self.works.append(work)
+        entries = [entry for row in work.rows for entry in row]
+        for entry in entries:
+            if isinstance(entry, At) and self.slots[entry.slot].place == Place.TEMPORARY:
+                self.spans[entry.slot] = self.spans.get(entry.slot, (self._section, 0))[0], self._section
+        touched = entries if touched is None else touched
+        places = {(e.slot, e.offset, e.size) for e in touched if isinstance(e, At)}
+        work.bytes = sum(size * self.bytes_of(slot) for slot, _, size in places)
+        weights = {e.slot for e in touched if isinstance(e, Address)}
+        work.bytes += sum(prod(self.slots[slot].shape) * self.bytes_of(slot) for slot in weights)
+
+    def build(
+        self, plans: dict[str, tuple[Callable[..., Any], Callable[..., None]]], finish: Callable[[Plan], None]
+    ) -> None:
+        """Add the launches of all sections; ``plans``: what is equal within a launch, and how to add it."""
+        for k, section in enumerate(self.program.sections):
+            self._section = k
+            for op, of_op in groupby(sorted(section, key=lambda i: i.op), key=lambda i: i.op):
+                alike, plan = plans[op]
+                groups: dict[Any, list[Instruction]] = {}
+                for instruction in of_op:
+                    groups.setdefault(alike(self, instruction), []).append(instruction)
+                for group in groups.values():
+                    plan(self, group)
+        finish(self)
+
+
+class Grouped:
+    """Runs a program; raises :class:`UngroupableError` for one that it cannot."""
+
+    def __init__(self, program: Program, setting: Setting) -> None:
+        from dartsfast.fused.groups import PLANS
+        from dartsfast.fused.groups_backward import add_up
+
+        self.setting = setting
+        plan = Plan(program, setting)
+        plan.build(PLANS, add_up)
+        self.works = plan.works
+        self._halved = any(plan.halved(slot) for slot in range(len(plan.slots)))
+        self._places(plan)
+        self._table(plan)
+        self._known: tuple[list[int], Tensor] | None = None
+
+    def _places(self, plan: Plan) -> None:
+        """Say where the slots lie: in bases, which are arenas, given and returned tensors, numbered."""
+        slots, used = plan.slots, [e for work in plan.works for row in work.rows for e in row]
+        named = sorted({entry.slot for entry in used if isinstance(entry, At)})
+        if any(prod(slots[slot].shape) >= 2**31 for slot in named):
+            raise UngroupableError("kernels index up to 2^31 elements")
+        number = {slot: k for k, slot in enumerate(plan.program.given)}
+        self._addressed = {e.slot: number[e.slot] for e in used if isinstance(e, Address)}
+        self._bases = [
+            _Bases(plan, [s for s in named if plan.halved(s) == half], half) for half in (False, True)
+        ]
+        self._at = {**self._bases[0].at, **self._bases[1].at}
+
+    def _table(self, plan: Plan) -> None:
+        rows: list[int] = []
+        index = {slot: k for k, slot in enumerate(self._addressed)}
+        self._starts = []
+        for work in plan.works:
+            self._starts.append(len(rows))
+            for entry in (entry for row in work.rows for entry in row):
+                if isinstance(entry, At):
+                    base, offset = self._at[entry.slot]
+                    rows += [base, (offset + entry.offset) // entry.unit]
+                elif entry is None:
+                    rows += [0, -1]
+                elif isinstance(entry, Address):
+                    rows.append(index[entry.slot])
+                else:
+                    rows.append(int(entry))
+            work.rows = []
+        with plain():
+            self._rows = torch.tensor(rows, dtype=torch.int64).to(self.setting.device)
+
+    def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return a program's tensors and its arenas, from what it is given and its forward's arenas."""
+        full, halves = self._bases
+        addresses = self._addresses(given)
+        bases = full.tensors(given, kept[:1], self.setting.dtype, self.setting.device)
+        narrow = None
+        if self._halved:
+            narrow = halves.tensors(given, kept[1:], self.setting.storage, self.setting.device)
+        for work, start in zip(self.works, self._starts, strict=True):
+            work.launch(self._rows, addresses, bases, narrow, start)
+        keeps = [] if kept else [bases[1], *(narrow[1:2] if narrow is not None else ())]
+        return full.returned(bases), keeps
+
+    def _addresses(self, given: Sequence[Tensor]) -> Tensor:
+        """Return the addresses of given tensors, on the device; copied there when one has changed."""
+        device = self.setting.device
+        if device.type == "meta":
+            return self._rows
+        tensors = [given[k] for k in self._addressed.values()]
+        found = [t.data_ptr() for t in tensors]
+        if self._known is None or self._known[0] != found:
+            for t in tensors:
+                require(
+                    t.device == device, f"a network on {device} has a tensor on {t.device}: move all of it"
+                )
+            with plain():
+                self._known = found, torch.tensor(found or [0], dtype=torch.int64).to(device)
+        return self._known[1]
+
+
+class _Bases:
+    """The tensors of one dtype that a program's slots lie in, and where in them.
+
+    The first is the temporary arena, the second the one that is kept; of half precision they are numbered
+    from -1 down.
+    """
+
+    def __init__(self, plan: Plan, named: Sequence[int], half: bool) -> None:
+        slots = plan.slots
+        kept, self._kept = {}, 0
+        for slot, (_, place, _) in enumerate(plan.program.slots):
+            if place == Place.KEPT and plan.halved(slot) == half:
+                kept[slot] = self._kept
+                self._kept += aligned(prod(slots[slot].shape))
+        spans = {s: plan.spans[s] for s in named if slots[s].place == Place.TEMPORARY}
+        sizes = {s: plan.sizes.get(s, prod(slots[s].shape)) for s in spans}
+        temporary, self._temporary = packed(spans, sizes)
+        gradients, self._gradients = {}, 0  # side by side: there may be a hundred
+        number = {slot: k for k, slot in enumerate(plan.program.given)}
+        self._given = [(s, number[s]) for s in named if slots[s].place == Place.GIVEN]
+        returned = [s for s in plan.program.returned if s in named] if not half else []
+        for slot in (s for s in returned if s in plan.summed):
+            gradients[slot] = self._gradients
+            self._gradients += aligned(prod(slots[slot].shape))
+        alone = [s for s in returned if s not in plan.summed]
+        self._alone = [(slots[s].shape, s in plan.zeroed) for s in alone]
+        places = [temporary, kept, gradients, *({s: 0} for s, _ in self._given), *({s: 0} for s in alone)]
+        self.at = {s: (-1 - k if half else k, n) for k, place in enumerate(places) for s, n in place.items()}
+        self._returned = [(*self.at[s], slots[s].shape) for s in plan.program.returned if s in self.at]
+
+    def tensors(
+        self, given: Sequence[Tensor], kept: Sequence[Tensor], dtype: Any, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Return them for a pass."""
+
+        def empty(size: int) -> Tensor:
+            return torch.empty(max(size, 1), dtype=dtype, device=device)
+
+        return (
+            empty(self._temporary),
+            kept[0] if kept else empty(self._kept),
+            empty(self._gradients),
+            *(given[k] for _, k in self._given),
+            *(
+                (torch.zeros if zeroed else torch.empty)(shape, dtype=dtype, device=device)
+                for shape, zeroed in self._alone
+            ),
+        )
+
+    def returned(self, bases: Sequence[Tensor]) -> list[Tensor]:
+        """Return the program's returned tensors."""
+        found = []
+        for base, offset, shape in self._returned:
+            whole = bases[base]
+            found.append(whole if base != _GRADIENTS else whole[offset : offset + prod(shape)].view(shape))
+        return found
+
+
+_GRADIENTS = 2

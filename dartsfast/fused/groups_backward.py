@@ -1,0 +1,306 @@
+"""The same for convolutions' and pools' backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from triton import cdiv
+
+from dartsfast.fused.grouped import Address, At, Plan, Region
+from dartsfast.fused.groups import _alike, _at, _dense, _maybe, _pixels, _scaled, _steps
+from dartsfast.fused.program import Instruction, Place
+from dartsfast.kernels import branch_conv, branch_conv_backward, grouped_conv_backward, images, reduce
+from dartsfast.kernels.grouped import Work, units
+
+Group = Sequence[Instruction]
+
+
+def conv_alike(plan: Plan, i: Instruction) -> Any:
+    """Return what branch_conv_backward must share."""
+    g, z, coef, (x,), norm, depthwise, _, _, onto = i.reads
+    dx, _, d_pointwise, means = i.writes
+    outputs = g[0].shape, _alike(g), _alike(z), plan.half(z[0]), coef[0].stride
+    inputs = x.shape, _steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
+    to = tuple(_steps(refs[0]) for refs in (onto, dx) if refs)
+    return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to
+
+
+_G, _Z, _COEF, _DT, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K = range(9)  # of a branch's row
+
+
+_WAITING = 1 << 24  # numbers of partial sums of weights' gradients
+
+
+class _Conv:
+    """What the launches of a group share."""
+
+    def __init__(self, plan: Plan, group: Group) -> None:
+        g, z, coef, (x,), norm, depthwise, _, _, onto = group[0].reads
+        dx = group[0].writes[0]
+        self.plan, self.group = plan, group
+        (N, Ho, Wo, self.Co), (_, H, W, self.Ci) = g[0].shape, x.shape
+        self.pixels, self.inputs = N * Ho * Wo, N * H * W
+        self.sizes = H, W, Ho, Wo
+        self.stride, self.relu = group[0].numbers[:2]
+        self.tapped = bool(depthwise)
+        sources = [
+            ref for i in group for part in (*i.reads[3:5], *i.reads[7:], *i.writes[:1]) for ref in part
+        ]
+        steps = [n for ref in sources for n in (ref.offset, *_steps(ref))]
+        self.ui = units(self.Ci, *steps)
+        outputs = [ref for i in group for part in i.reads[:3] for ref in part]
+        self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *_steps(ref))))
+        self.dz = (
+            _scaled(_steps(g[0]), self.uo), _scaled(_steps(z[0]), self.uo), coef[0].stride[0] // self.uo
+        )  # fmt: skip
+        self.source = _scaled(_steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
+        self.normed = bool(norm)
+        self.onto = [_scaled(_steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
+        self.tile = branch_conv.tile(self.Ci, self.Co, self.tapped, plan.itemsize == 8)
+        self.tap_tile = {
+            **self.tile, "BP": branch_conv_backward.TAPS // self.tile["BC"], "BO": 16, "num_warps": 4
+        }  # fmt: skip
+        self.halves = dict(X_HALF=plan.half(x), Z_HALF=plan.half(z[0]))
+        self.blocks = cdiv(self.Ci, self.tile["BC"])
+        tiles = cdiv(self.pixels, self.tile["BP"])
+        self.span = cdiv(tiles, branch_conv_backward.SPLITS) * self.tile["BP"]
+        self.splits = cdiv(self.pixels, self.span)
+        self.by_branch, self.by_input = self._rows()
+
+    def _rows(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Return the rows of branches and of inputs."""
+        plan = self.plan
+        branches: list[tuple[Any, ...]] = []
+        inputs: list[tuple[Any, ...]] = []
+        shape = self.tap_tile if self.tapped else self.tile
+        tiles = cdiv(self.inputs, shape["BP"])
+        for k, i in enumerate(self.group):
+            g, z, coef, (x,), norm, depthwise, pointwise, base, onto = i.reads
+            dx, d_depthwise, d_pointwise, means = i.writes
+            partial = None
+            if means and dx:
+                plan.region(means[0].slot, 1, Region(tiles, shape["BP"], self.inputs, 2 * self.Ci))
+                partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
+            inputs.append((
+                _at(x, self.ui), _maybe(norm, self.ui), _maybe([_dense(b) for b in base], self.ui),
+                _maybe(onto, self.ui), _maybe(dx, self.ui), partial, len(branches), len(g), 0, 0,
+            ))  # fmt: skip
+            for b in range(len(g)):
+                dt = plan.scratch(self.pixels * self.Ci, self.ui) if self.tapped else None
+                partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
+                taps = depthwise[b] if self.tapped else None
+                branches.append((
+                    _at(g[b], self.uo), _at(z[b], self.uo), _at(coef[b], self.uo), dt,
+                    *partials, Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
+                    taps.shape[-1] if taps else 1, i.numbers[2 + b] if taps else 1, k, 0,
+                ))  # fmt: skip
+        return branches, inputs
+
+    def _partial(self, out: Sequence[Any]) -> At | None:
+        """Return the place of a weight gradient's partial sums."""
+        if not out:
+            return None
+        size = prod(out[0].shape)
+        partial = self.plan.scratch(self.splits * size)
+        if self.plan.slots[out[0].slot].place == Place.RETURNED:
+            self.plan.summed.add(out[0].slot)
+            self.plan.sums.append((partial, _at(out[0]), size, self.splits))
+        return partial
+
+    def _touched(self, of_branches: Sequence[int], of_inputs: Sequence[int]) -> list[Any]:
+        """Return the entries of rows that a launch goes by."""
+        found = [row[k] for row in self.by_branch for k in of_branches]
+        return found + [row[k] for row in self.by_input for k in of_inputs]
+
+    def _products(self) -> int:
+        return 2 * self.pixels * self.Ci * self.Co * len(self.by_branch)
+
+    def _tap_operations(self) -> int:
+        if not self.tapped:
+            return 0
+        return 2 * self.pixels * self.Ci * sum(row[_K] ** 2 for row in self.by_branch)
+
+    def adjoint(self) -> None:
+        """Add dt of every branch."""
+        branches = len(self.by_branch)
+        _, _, Ho, Wo = self.sizes
+        self.plan.add(
+            Work(
+                grouped_conv_backward.grouped_adjoint_kernel,
+                (cdiv(self.pixels, self.tile["BP"]) * branches, self.blocks),
+                self.by_branch,
+                (branches, *self.dz, self.pixels, Ho, Wo, self.Ci // self.ui, self.Co // self.uo),
+                dict(
+                    Z_HALF=self.halves["Z_HALF"], PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
+                    many_registers=self.Ci > 64, **self.tile,
+                ),
+                self._products(),
+            ),
+            self._touched((_G, _Z, _COEF, _DT, _POINTWISE), ()),
+        )  # fmt: skip
+
+    def input_gradient(self) -> None:
+        """Add dx of every input."""
+        shape = self.tap_tile if self.tapped else self.tile
+        self.plan.add(
+            Work(
+                grouped_conv_backward.grouped_input_gradient_kernel,
+                (cdiv(self.inputs, shape["BP"]), self.blocks, len(self.group)),
+                self.by_input + self.by_branch,
+                (
+                    16 * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
+                    *self.sizes, self.Ci // self.ui, self.Co // self.uo,
+                ),
+                dict(
+                    NORMED=self.normed, TAPS=self.tapped, **self.halves, STRIDE=self.stride,
+                    RELU=bool(self.relu), PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
+                    many_registers=not self.tapped, **shape,
+                ),
+                self._tap_operations() if self.tapped else self._products(),
+            ),
+            self._touched((_DT, _DEPTHWISE) if self.tapped else (_G, _Z, _COEF, _POINTWISE), range(6)),
+        )  # fmt: skip
+
+    def _from_source(self) -> tuple[Any, ...]:
+        """Return the arguments of kernels that read the source: branches' rows come first."""
+        branches = len(self.by_branch)
+        return 18 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes
+
+    def _common(self) -> dict[str, Any]:
+        return dict(NORMED=self.normed, STRIDE=self.stride, RELU=bool(self.relu), UI=self.ui)
+
+    def pointwise_backward(self) -> None:
+        """Add dt and the gradient of the pointwise weight of every branch."""
+        self.plan.add(
+            Work(
+                grouped_conv_backward.grouped_pointwise_backward_kernel,
+                (self.splits * len(self.by_branch), self.blocks),
+                self.by_branch + self.by_input,
+                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
+                dict(
+                    **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo, many_registers=True,
+                    **self._common(), **self.tile,
+                ),
+                2 * self._products() + self._tap_operations(),
+                cdiv(self.span, self.tile["BP"]),
+            ),
+            self._touched((_G, _Z, _COEF, _DT, _BY_POINTWISE, _POINTWISE, _DEPTHWISE), range(2)),
+        )  # fmt: skip
+
+    def pointwise_gradient(self) -> None:
+        """Add the gradient of the pointwise weight of every branch."""
+        branches = len(self.by_branch)
+        self.plan.add(
+            Work(
+                grouped_conv_backward.grouped_pointwise_gradient_kernel,
+                (self.splits * branches, cdiv(self.Co, self.tile["BO"]), self.blocks),
+                self.by_branch + self.by_input,
+                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
+                dict(
+                    TAPS=self.tapped, **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo,
+                    many_registers=True, **self._common(), **self.tile,
+                ),
+                self._products() + self._tap_operations() * cdiv(self.Co, self.tile["BO"]),
+                cdiv(self.span, self.tile["BP"]),
+            ),
+            self._touched((_G, _Z, _COEF, _BY_POINTWISE, _DEPTHWISE), range(2)),
+        )  # fmt: skip
+
+    def depthwise_gradient(self) -> None:
+        """Add the gradient of the depthwise weight of every branch."""
+        branches = len(self.by_branch)
+        shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
+        size = 2 if self.halves["X_HALF"] else self.plan.itemsize
+        self.plan.add(
+            Work(
+                grouped_conv_backward.grouped_depthwise_gradient_kernel,
+                (self.splits * branches, self.blocks),
+                self.by_branch + self.by_input,
+                (
+                    18 * branches, branches, *self.source, self.pixels, self.span, *self.sizes,
+                    self.Ci // self.ui,
+                ),
+                dict(
+                    X_HALF=self.halves["X_HALF"], BT=4, **self._common(),
+                    many_registers=branch_conv.crowded(self.Ci, size) or self.stride > 1, **shape,
+                ),
+                self._tap_operations(),
+                # Through its pixels again for every block of taps.
+                cdiv(self.span, shape["BP"]) * max(cdiv(row[_K] ** 2, 4) for row in self.by_branch),
+            ),
+            self._touched((_DT, _BY_DEPTHWISE), range(2)),
+        )  # fmt: skip
+
+
+def add_up(plan: Plan) -> None:
+    """Add up what there is of weights' gradients."""
+    rows, plan.sums = plan.sums, []
+    if rows:
+        plan.add(
+            Work(
+                grouped_conv_backward.grouped_weight_sums_kernel,
+                (cdiv(max(row[2] for row in rows), reduce.COLUMNS), len(rows)),
+                rows,
+                (),
+                dict(PARTS=reduce.PARTS, COLUMNS=reduce.COLUMNS),
+                sum(row[2] * row[3] for row in rows),
+                max(cdiv(row[3], reduce.PARTS) for row in rows),
+            )
+        )
+
+
+def conv(plan: Plan, group: Group) -> None:
+    """Add the backward of convolutions."""
+    launches = _Conv(plan, group)
+    dx, _, d_pointwise, _ = group[0].writes
+    together = launches.tapped and bool(d_pointwise) and launches.Co <= launches.tile["BO"]
+    if together:
+        launches.pointwise_backward()
+    elif launches.tapped:
+        launches.adjoint()
+    if dx:
+        launches.input_gradient()
+    if d_pointwise and not together:
+        launches.pointwise_gradient()
+    if d_pointwise and launches.tapped:
+        launches.depthwise_gradient()
+    if sum(row[2] * row[3] for row in plan.sums) > _WAITING:
+        add_up(plan)
+
+
+def pool_alike(plan: Plan, i: Instruction) -> Any:
+    """Return what pool3x3_backward must share."""
+    (g,), z, _, (x,), _ = i.reads
+    return x.shape, _steps(x), plan.half(x), _steps(g), _alike(z), i.numbers
+
+
+def pool(plan: Plan, group: Group) -> None:
+    """Add the backward of pools."""
+    (g,), z, _, (x,), _ = group[0].reads
+    (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
+    refs = [ref for i in group for part in (*i.reads, *i.writes) for ref in part]
+    u = units(C, *(n for ref in refs for n in (ref.offset, *_steps(ref))))
+    rows = []
+    for i in group:
+        (gradient,), both, coef, _, base = i.reads
+        weight = plan.skips.get(base[0].slot) if base else None
+        rows.append((
+            plan.places[both[0].slot]._replace(unit=u), _at(gradient, u), *(_at(half, u) for half in both),
+            *(_at(c, u) for c in coef), _maybe([_dense(b) for b in base if weight is None], u),
+            None if weight is None else _at(weight), _at(_dense(i.writes[0][0]), u),
+        ))  # fmt: skip
+    sizes, stride = (H, W, Ho, Wo, C // u), group[0].numbers[0]
+    BP, BC = images.tile_of(C, plan.itemsize)
+    pixels = _pixels(x)
+    plan.add(
+        Work(
+            grouped_conv_backward.grouped_pool_gradient_kernel,
+            (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
+            rows,
+            (_scaled(_steps(g), u), _scaled(_steps(z[0]), u), pixels, *sizes),
+            dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4),
+            12 * pixels * C * len(rows) * (9 if stride == 1 else 4),
+        ),
+    )
