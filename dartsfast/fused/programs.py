@@ -92,6 +92,7 @@ class _Run(Function):
     @staticmethod
     def forward(ctx: Any, prepared: Prepared, stored: Sequence[Tensor], *tensors: Tensor) -> Tensor:
         builder = prepared.forward.builder
+        stored = [image.contiguous() for image in stored]
         each = iter(stored)
         rest = [next(each) if t is None else t for t in builder.tensors[len(tensors) :]]
         given = [t if t.is_contiguous() else t.contiguous() for t in tensors]
