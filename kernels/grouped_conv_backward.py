@@ -26,7 +26,7 @@ INPUT = 16
 POOL = 18
 """Entries of a pool's row: place, g, both halves of z, coef of both, base, weight of g, dx."""
 WEIGHT = 6
-"""Entries of a weight's row: partial, out, size, parts."""
+"""Entries of a weight's row: partial, out, size in units, parts."""
 
 
 @triton.jit(do_not_specialize=["start", "branches"])
@@ -228,15 +228,15 @@ def grouped_depthwise_gradient_kernel(
 
 @triton.jit(do_not_specialize=["start"])
 def grouped_weight_sums_kernel(
-    table, addresses, bases, halves, start,
+    table, addresses, bases, halves, start, UNIT: tl.constexpr,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Add every partial [parts, size] over its parts; grid (blocks of the largest, weights)."""
     at = table + start + tl.program_id(1) * 6
-    size, parts = tl.load(at + 4).to(tl.int32), tl.load(at + 5).to(tl.int32)
+    size, parts = tl.load(at + 4).to(tl.int32) * UNIT, tl.load(at + 5).to(tl.int32)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = added(place(bases, halves, at, False, 1), size, parts, c, size, PARTS, COLUMNS, ACC)
-    tl.store(place(bases, halves, at + 2, False, 1) + c, total, c < size)
+    total = added(place(bases, halves, at, False, UNIT), size, parts, c, size, PARTS, COLUMNS, ACC)
+    tl.store(place(bases, halves, at + 2, False, UNIT) + c, total, c < size)
 
 
 @triton.jit(do_not_specialize=["start"])

@@ -112,6 +112,8 @@ class Forward:
             self._run(self.placed[first:last], places)
         if returned > 1 and self.result is None:
             images = self.states[-returned:]
+            for image in images:
+                self._fits(image.shape, images[0].shape)
             shape = (*images[0].shape[:3], sum(image.shape[3] for image in images))
             out = self.builder.program.new(shape, Place.RETURNED)
             self.builder.program.section([concatenate(images, out)])
@@ -197,8 +199,11 @@ class Forward:
             self.result = self.builder.program.new((*NHW, self.returned * C), place)
         k = len(self.states) - len(self.setting.inputs) - (len(self.placed) - self.returned)
         part = self.result.channels(k * C, (k + 1) * C)
-        require(part.shape == shape, f"nodes of a cell return {list(part.shape)} and {list(shape)}")
+        self._fits(shape, part.shape)
         return part
+
+    def _fits(self, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+        require(a[:3] == b[:3], f"nodes of a cell return {list(a)} and {list(b)}")
 
     def _edges(self, group: list[Placed]) -> None:
         """Add what a group of edges computes, and its norms."""

@@ -17,13 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dartsfast.constants import plain
+from dartsfast.errors import InputError
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.memory import aligned, packed
 from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot
 from dartsfast.ops.contract import require
 
 
-class UngroupableError(Exception):
+class UngroupableError(InputError):
     """A program has what grouped kernels do not serve."""
 
 

@@ -237,14 +237,15 @@ class _Conv:
 def add_up(plan: Plan) -> None:
     """Add up what there is of weights' gradients."""
     rows, plan.sums = plan.sums, []
+    u = units(*(row[2] for row in rows))
     if rows:
         plan.add(
             Work(
                 grouped_conv_backward.grouped_weight_sums_kernel,
                 (cdiv(max(row[2] for row in rows), reduce.COLUMNS), len(rows)),
-                rows,
+                [(*(p._replace(unit=u) for p in row[:2]), row[2] // u, row[3]) for row in rows],
                 (),
-                dict(PARTS=reduce.PARTS, COLUMNS=reduce.COLUMNS),
+                dict(UNIT=u, PARTS=reduce.PARTS, COLUMNS=reduce.COLUMNS),
                 sum(row[2] * row[3] for row in rows),
                 max(cdiv(row[3], reduce.PARTS) for row in rows),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +39,7 @@ class Prepared:
 
     def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
         self.forward = Forward(nodes, returned, setting)
+        self._grouped = setting.grouped
         self.runner = self._runner(self.forward.builder.program)
         self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner]] = {}
 
@@ -71,18 +71,22 @@ class Prepared:
             if len(self._backwards) >= _MOST_BACKWARDS:
                 self._backwards.clear()
             found = Backward(self.forward, needed)
-            self._backwards[needed] = found, self._runner(found.program)
+            self._backwards[needed] = found, self._runner(found.program, backward=True)
         return self._backwards[needed]
 
-    def _runner(self, program: Program) -> Runner:
+    def _runner(self, program: Program, *, backward: bool = False) -> Runner:
         setting = self.forward.setting
         if setting.native:
             return encode.Native(program, setting)
-        if setting.grouped:
+        if self._grouped:
             from dartsfast.fused.grouped import Grouped, UngroupableError  # needs Triton
 
-            with contextlib.suppress(UngroupableError):
+            try:
                 return Grouped(program, setting)
+            except UngroupableError:
+                if backward:  # it has what the forward kept
+                    raise
+                self._grouped = False
         return Walk(program, setting)
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from aot import LARGE, TARGETS, launched
+from cells import Cells
 from dartsfast.kernels import OPERATORS, branch_conv, branch_conv_backward
 from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Vectors
 
@@ -50,10 +51,13 @@ class Variant:
             return [(name, args) for name, args in self.case.calls(self.dtype) if name in OPERATORS]
 
     def launch(self):
-        """Call the operators' functions, as the dispatcher does."""
+        """Call the operators' functions, as the dispatcher does, or run the cells."""
         with contextlib.ExitStack() as stack:
             for module in (branch_conv, branch_conv_backward):
                 stack.enter_context(mock.patch.object(module, "PRECISION", self.precision))
+            if isinstance(self.case, Cells):
+                self.case.launch(self.dtype)
+                return
             for name, args in self.calls():
                 OPERATORS[name](CONTRACTS[name](*args), *args)
 
@@ -102,6 +106,15 @@ def _networks():
     yield "rnn H=304", Node(2, 256, 304), "all"
 
 
+def _cells():
+    """Yield cells, whose kernels are grouped."""
+    for C, size in ((16, 32), (64, 8)):
+        yield f"cells C={C}", Variant(Cells(BATCH, size, C, steps=2), launches="largest")
+    yield "cells C=16 half", Variant(Cells(BATCH, 32, 16, "store", torch.bfloat16, 2), launches="largest")
+    yield "cells C=5", Variant(Cells(2, 10, 5, "recompute", steps=2), launches="largest")
+    yield "cells C=16", Variant(Cells(BATCH, 32, 16, steps=2), torch.float64, "largest", ("sm_80",))
+
+
 def _odd():
     """Yield sizes that fill no block, and the operators on parameters."""
     yield "edge C=5", Variant(Conv(2, 7, 9, 5, 5, 1, EDGE[1:2], True, True, "slice"), launches="largest")
@@ -144,6 +157,7 @@ def _variants():
     for label, case, launches in _networks():
         yield label, Variant(case, launches=launches)
     yield from _odd()
+    yield from _cells()
     yield "normalised C=16 tf32", Variant(networks["normalised C=16"], launches="largest", precision="tf32")
     for label in ("normalised C=16", "pool C=16", "node C=16", "rnn H=304"):
         yield label, Variant(networks[label], torch.float16, "largest")
