@@ -48,12 +48,15 @@ def test_the_reference_is_counted_as_it_was_by_another_hand():
 def test_kernels_of_a_tiny_network():
     launches, kept = model.count(CNN, "triton store", 1, QUICK)
     names = Counter(one.name for one in launches if one.triton)
-    # A forward: the stem, two preprocessings, 14 edges of one first and two second stages; the skips of the
-    # 8 edges that reduce are two convolutions each.
-    forward = 1 + 2 + 14 * 3 + 8 * 2
-    assert names["branch_conv_kernel"] == 2 * forward
-    # Every convolution has an input gradient in both backwards, and weight gradients in the weight step.
-    assert names["pointwise_gradient_kernel"] == names["weight_sums_kernel"] == forward
+    # A forward: the stem and both preprocessings; of every node the first stages of edges that reduce and of
+    # those that do not, of which the first node has none, the second stages, and both halves of reductions.
+    first, second, halves = 4 + 3, 4, 4 * 2
+    assert names["grouped_conv_kernel"] == 2 * (1 + 1 + first + second + halves)
+    # Every stage has an input gradient in both backwards, and weight gradients in the weight step.
+    assert names["grouped_depthwise_gradient_kernel"] == first + second
+    assert names["grouped_pointwise_backward_kernel"] == first + second
+    assert names["grouped_pointwise_gradient_kernel"] == 1 + 1 + halves
+    assert names["grouped_weight_sums_kernel"] == 2  # the cell's and the stem's
     assert names["alpha_softmax_kernel"] == names["alpha_softmax_backward_kernel"] == 2
     assert not any(name.startswith("fd_") for name in names)
     less = model.count(CNN, "triton recompute", 1, QUICK)
@@ -129,12 +132,23 @@ def test_all_kernels_that_loop_over_what_is_in_memory_have_rounds():
                 found.add(name)
     # A tile's products go through blocks of channels, of which there are one or two, and norms likewise.
     few = {"forward_tile", "pointwise_adjoint", "norm_stats_kernel"}
-    inner = {"depthwise_gradient"}  # of depthwise_gradient_kernel
-    assert found - few - inner <= set(ROUNDS)
-    assert set(ROUNDS) - found == {
-        "depthwise_gradient_kernel",
-        "weight_sums_kernel",
-    }  # which call such a loop
+    inner = {"depthwise_gradient", "combined", "added"}  # of kernels
+    grouped = {name for name in found if name.startswith("grouped_")}
+    assert found - few - inner - grouped <= set(ROUNDS)
+    # Which call such a loop.
+    calling = {"depthwise_gradient_kernel", "weight_sums_kernel", "moments_kernel", "sum_kernel"}
+    assert set(ROUNDS) - found == calling
+    launches, _ = model.count(CNN, "triton store", 1, QUICK)
+    assert grouped | {f"grouped_{name}" for name in ("depthwise_gradient_kernel", "weight_sums_kernel")} <= {
+        one.name for one in launches if one.rounds
+    }
+
+
+def test_iterations_of_the_paper_s_network_are_few_launches():
+    """10,347 and 49 GB when every operator of an edge was a launch or more of its own."""
+    for order, most in ((1, 1500), (2, 4500)):
+        launches, _ = model.count(CNN, "triton store", order, CNN.size)
+        assert len(launches) <= most
 
 
 def test_a_convolution_by_hand():
@@ -214,7 +228,8 @@ def test_every_kernel_has_a_formula_and_others_raise():
     for module in pkgutil.iter_modules(kernels.__path__):
         names = vars(importlib.import_module(f"dartsfast.kernels.{module.name}"))
         found |= {n for n, kernel in names.items() if n.endswith("_kernel") and hasattr(kernel, "arg_names")}
-    assert found == set(OPERATIONS)
+    grouped = {name for name in found if name.startswith("grouped_")}  # know their costs
+    assert grouped and found - grouped == set(OPERATIONS)
     with pytest.raises(LookupError, match="of the kernel new_kernel: add a formula to bench/costs.py"):
         kernel_launch("new_kernel", {}, (1,))
 

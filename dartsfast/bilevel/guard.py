@@ -36,15 +36,23 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     Yields the saved copies, in order. The tensors keep their storage and identity. Ctrl-C waits until
     they are restored, but for calls through :func:`interruptible`, which it ends at once.
     """
-    with torch.no_grad():
-        saved = [t.detach().clone() for t in tensors]
+    saved = [torch.empty_like(t.detach()) for t in tensors]
+    _copy(tensors, saved)
     with _interrupts_held():
         try:
             yield saved
         finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, saved, strict=True):
-                    tensor.copy_(value)
+            _copy(saved, tensors)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], to: Sequence[Tensor]) -> None:
+    """Copy every tensor into another like it: those of a kind together, as a network has thousands."""
+    kinds: dict[object, list[tuple[Tensor, Tensor]]] = {}
+    for pair in zip(to, sources, strict=True):
+        kinds.setdefault((pair[0].device, pair[0].dtype), []).append(pair)
+    for pairs in kinds.values():
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def gradient(
