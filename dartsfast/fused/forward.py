@@ -63,11 +63,7 @@ class Setting:
     @property
     def grouped(self) -> bool:
         """Whether the Triton kernels compute."""
-        return (
-            not self.traced
-            and self.device.type in triton.DEVICES
-            and triton.missing() is None
-        )
+        return not self.traced and self.device.type in triton.DEVICES and triton.missing() is None
 
     @property
     def kept_as(self) -> torch.dtype | None:
