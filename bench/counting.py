@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench.costs import Launch, extent, kernel_launch, storage
 from bench.peers import Iteration
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 from dartsfast.bilevel import engine, flat
 from dartsfast.errors import InputError
 from dartsfast.ops.contract import CONTRACTS

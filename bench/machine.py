@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+import dartsfast.ops  # noqa: F401 - chooses the instruction set that serves
 from bench.device import CPU, Device
 from bench.timing import interleaved
 from dartsfast.backends import availability

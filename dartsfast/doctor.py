@@ -7,10 +7,19 @@ from importlib import metadata
 
 import torch
 
-from dartsfast import instruction_set, native, selfcheck, triton_backend
-from dartsfast.backends import BACKENDS, PREFERENCE, availability, candidates
+import dartsfast.ops  # noqa: F401 - chooses the instruction set that is reported
+from dartsfast.backends import (
+    BACKENDS,
+    PREFERENCE,
+    availability,
+    candidates,
+    instruction_set,
+    native,
+    selfcheck,
+    triton,
+)
+from dartsfast.backends.instruction_set import AGREES
 from dartsfast.errors import BackendError
-from dartsfast.instruction_set import AGREES
 
 PACKAGES = (
     "torch",
@@ -51,7 +60,7 @@ def deep_diagnosis() -> list[tuple[str, str]]:
     """Return a line for every operator and device that kernels serve: how far it is from its oracle."""
     devices = {"cpu"} if availability("cpu").available else set()
     if availability("triton").available:
-        devices |= set(triton_backend.DEVICES)
+        devices |= set(triton.DEVICES)
     lines = []
     for device in sorted(d for d in devices if d == "cpu" or torch.get_device_module(d).is_available()):
         for name in selfcheck.SAMPLES:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import dartsfast.ops  # noqa: F401 - defines the operators
+from dartsfast.modules.plain import is_plain
 from dartsfast.ops.contract import Function, eager, once_differentiable
-from dartsfast.plain import is_plain
 
 kernels = torch.ops.dartsfast
 

@@ -6,7 +6,7 @@ from collections import Counter
 import instruction_sets
 import pytest
 
-from dartsfast.triton_backend import INTERPRETED
+from dartsfast.backends.triton import INTERPRETED
 
 passed = Counter()  # tests by the name under which an instruction set ran
 

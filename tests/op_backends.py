@@ -20,7 +20,7 @@ from op_cases import Norms, Vectors
 from torch.utils._pytree import tree_leaves
 
 from dartsfast.backends import availability
-from dartsfast.triton_backend import INTERPRETED
+from dartsfast.backends.triton import INTERPRETED
 
 BACKEND = "triton" if INTERPRETED else "cpu"
 found = availability(BACKEND)

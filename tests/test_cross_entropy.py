@@ -23,7 +23,7 @@ from comparisons import assert_close
 from op_calls import call
 from op_cases import CLASSES
 from test_cross_entropy import stock
-from dartsfast import native
+from dartsfast.backends import native
 assert native.load() is not None
 for case in CLASSES:
     for name, args in case.calls(torch.float64):

@@ -43,7 +43,7 @@ from comparisons import assert_close
 from op_calls import call
 from op_cases import VECTORS
 from test_fd_hvp import STOCK
-from dartsfast import native
+from dartsfast.backends import native
 assert native.load() is not None
 for case in VECTORS:
     for name, args in case.calls(torch.float64):

@@ -19,7 +19,7 @@ import dartsfast.ops
 from comparisons import assert_close
 from op_calls import call
 from op_cases import PRODUCTS
-from dartsfast import native
+from dartsfast.backends import native
 assert native.load() is not None
 for case in PRODUCTS:
     for name, (out, a, b, accumulate) in case.calls(torch.float64):

@@ -12,8 +12,8 @@ import instruction_sets
 import pytest
 import torch
 
-from dartsfast import doctor, instruction_set, native
-from dartsfast.backends import availability
+from dartsfast import doctor
+from dartsfast.backends import availability, instruction_set, native
 
 cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -151,8 +151,9 @@ torch.set_default_dtype(torch.float64)
 with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
     from dartsfast.backends import availability
     assert availability("cpu").available
-    from dartsfast.instruction_set import choose
-    from dartsfast.native import LIBRARY
+    import dartsfast.ops
+    from dartsfast.backends.instruction_set import choose
+    from dartsfast.backends.native import LIBRARY
     print(choose(LIBRARY))
 print(torch.rand(1, device="cpu").item())
 """

@@ -21,7 +21,7 @@ from comparisons import assert_close
 from op_calls import call
 from op_cases import LOCKED
 from test_locked_linear import stock
-from dartsfast import native
+from dartsfast.backends import native
 assert native.load() is not None
 for case in LOCKED:
     for name, args in case.calls(torch.float64):

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from dartsfast import native, triton_backend
-from dartsfast.backends import availability, resolve_backend
+from dartsfast.backends import availability, native, resolve_backend
+from dartsfast.backends import triton as triton_backend
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 

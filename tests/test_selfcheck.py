@@ -8,8 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from dartsfast import cli, doctor, instruction_set, selfcheck
-from dartsfast.backends import availability
+from dartsfast import cli, doctor
+from dartsfast.backends import availability, instruction_set, selfcheck
 from dartsfast.errors import BackendError
 from dartsfast.oracle import mixed_sum
 

@@ -8,7 +8,7 @@ import time
 
 from bench.gpu.stage import Check
 from bench.machine import ROOT
-from dartsfast import native
+from dartsfast.backends import native
 
 COMMAND = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 

@@ -12,7 +12,7 @@ from op_cases import ALPHAS, CONVS, MIXES, NODES, NORMS, POOLS, SMALL, VECTORS
 from bench import cnn_peers, rnn_peers
 from bench.counting import META, Counter, prepare, pretending
 from bench.workloads import WORKLOADS
-from dartsfast import selfcheck
+from dartsfast.backends import selfcheck
 from dartsfast.ops.contract import CONTRACTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the operators' calls

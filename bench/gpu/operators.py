@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench.gpu.cases import DTYPES, calls, operator_cases, oracle
 from bench.gpu.stage import Check
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 from dartsfast.errors import BackendError, InputError
 
 OF_STORED = {"branch_conv", "pool3x3"}

@@ -12,7 +12,7 @@ import torch
 from op_calls import call, moved
 
 from bench.gpu.cases import calls, operator_cases
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 
 
 def main() -> None:

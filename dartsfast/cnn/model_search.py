@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast import fused
-from dartsfast.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
@@ -31,8 +30,9 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
 )
 from dartsfast.errors import InputError, check_range
 from dartsfast.linear import linear
-from dartsfast.plain import difference, is_plain, is_plain_tree, served
-from dartsfast.recompute import applied
+from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
+from dartsfast.modules.plain import difference, is_plain, is_plain_tree, served
+from dartsfast.modules.recompute import applied
 
 
 @served

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.errors import InputError
-from dartsfast.plain import served
+from dartsfast.modules.plain import served
 
 
 @served

@@ -23,9 +23,9 @@ from dartsfast.fused.forward import Node, Setting, ones
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.read import are, read
 from dartsfast.fused.watch import Watch
+from dartsfast.modules.plain import is_plain_tree
+from dartsfast.modules.recompute import applied
 from dartsfast.ops.contract import Function, eager, once_differentiable, require
-from dartsfast.plain import is_plain_tree
-from dartsfast.recompute import applied
 
 # What is kept of an image that lives: two cells read the outputs of one.
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from dartsfast import native, triton_backend
+from dartsfast.backends import native, triton
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
@@ -63,11 +63,7 @@ class Setting:
     @property
     def grouped(self) -> bool:
         """Whether the Triton kernels compute."""
-        return (
-            not self.traced
-            and self.device.type in triton_backend.DEVICES
-            and triton_backend.missing() is None
-        )
+        return not self.traced and self.device.type in triton.DEVICES and triton.missing() is None
 
     @property
     def kept_as(self) -> torch.dtype | None:

@@ -14,8 +14,8 @@ from torch import nn
 
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
 from dartsfast.fused.edge import Edge, Reduce, Stage
+from dartsfast.modules.plain import is_plain_tree
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
-from dartsfast.plain import is_plain_tree
 
 
 def read(modules: Iterable[nn.Module], stride: int) -> Edge:

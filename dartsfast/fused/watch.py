@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dartsfast.plain import hooks_of_all
+from dartsfast.modules.plain import hooks_of_all
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_DICTS = [itemgetter(name) for name in _HOOKS]

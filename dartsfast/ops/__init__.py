@@ -1,10 +1,10 @@
 """The fused operators, one module each: contract, shape inference, autograd.
 
 Images are [N, H, W, C]. Every operator on them is differentiable once; a second derivative raises.
-Kernels register themselves by device: the CPU's with the native extension.
+Once all are defined, the kernels of the backends that can run here are loaded.
 """
 
-from dartsfast import native, triton_backend
+from dartsfast.backends import instruction_set, native, triton
 from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.cross_entropy import cross_entropy_
@@ -20,8 +20,9 @@ from dartsfast.ops.norm_stats import norm_stats_, norm_stats_backward
 from dartsfast.ops.pool3x3 import pool3x3
 from dartsfast.ops.rnn_node import rnn_node
 
-native.load()
-triton_backend.missing()
+if native.load() is None:
+    instruction_set.choose(native.LIBRARY)
+triton.missing()  # loads them where there is a device for them
 
 __all__ = [
     "alpha_softmax",

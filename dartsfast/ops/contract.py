@@ -12,6 +12,7 @@ from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dartsfast.backends.contracts import CONTRACTS
 from dartsfast.errors import InputError
 from dartsfast.ops.functional import define_functional
 
@@ -40,10 +41,6 @@ def check_dtype(name: str, tensor: Tensor) -> None:
     require(
         tensor.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
     )
-
-
-CONTRACTS: dict[str, Callable[..., Any]] = {}
-"""Shape inference of every operator: it checks the arguments and allocates what the operator returns."""
 
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:

@@ -13,16 +13,10 @@ from torch import Tensor, nn
 from dartsfast.errors import InputError, check_range
 from dartsfast.genotypes import RNN, as_genotype
 from dartsfast.rnn.genotypes import STEPS, Genotype
-from dartsfast.rnn.utils import LockedDropout, embedded_dropout, mask2d
+from dartsfast.rnn.utils import ACTIVATIONS, LockedDropout, embedded_dropout, mask2d
 
 INITRANGE = 0.04
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda x: x,
-}
 BUILT_ACTIVATIONS = dict(ACTIVATIONS)  # whatever a script puts in their place
 
 

@@ -1,9 +1,9 @@
-"""Hidden states, batches of text, and the dropouts of the RNN (the original's ``utils.py``)."""
+"""Hidden states, batches of text, activations and dropouts of the RNN (the original's ``utils.py``)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.utils import create_exp_dir as create_exp_dir
 from dartsfast.errors import InputError
-from dartsfast.plain import served
+from dartsfast.modules.plain import served
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
 
 
 def repackage_hidden(h: Tensor | Sequence[Any]) -> Any:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dartsfast import native
-from dartsfast.instruction_set import names
+from dartsfast.backends import native
+from dartsfast.backends.instruction_set import names
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 from dartsfast.ops.contract import CONTRACTS
 from tests.op_calls import ORACLES, moved
 

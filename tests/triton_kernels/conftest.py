@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 
 
 @pytest.fixture(autouse=True)

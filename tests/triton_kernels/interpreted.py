@@ -6,7 +6,7 @@ import torch
 from op_calls import call
 
 import dartsfast.ops  # noqa: F401 - defines the operators
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 
 missing = triton_backend.missing()
 needs_triton = pytest.mark.skipif(missing is not None, reason=missing or "")

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from dartsfast.kernels import autotune, launch  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
-from dartsfast import triton_backend  # noqa: E402 - what follows needs Triton
+from dartsfast.backends import triton as triton_backend  # noqa: E402 - what follows needs Triton
 from dartsfast.errors import InputError  # noqa: E402
 
 WARPS = [options["num_warps"] for options in autotune.WARPS]

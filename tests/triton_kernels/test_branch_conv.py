@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dartsfast.backends.triton import INTERPRETED, missing
 from dartsfast.ops.contract import CONTRACTS, accumulated
-from dartsfast.triton_backend import INTERPRETED, missing
 from tests.comparisons import assert_close
 from tests.op_calls import ORACLES, call, moved
 from tests.op_cases import CONVS, EDGE, SMALL, Conv, Sampler

@@ -4,7 +4,7 @@ import pytest
 import torch
 from checks import DEVICE, MARKS
 
-from dartsfast import selfcheck
+from dartsfast.backends import selfcheck
 from dartsfast.errors import BackendError
 from dartsfast.oracle import alpha_softmax as oracle
 

@@ -8,7 +8,7 @@ import torch
 from golden_inputs import cnn, cnn_batches, load, rnn, rnn_batches, rnn_loss
 from op_backends import few_programs
 
-from dartsfast import triton_backend
+from dartsfast.backends import triton as triton_backend
 from dartsfast.cnn.architect import Architect as CNNArchitect
 from dartsfast.cnn.model_search import Network
 from dartsfast.rnn.architect import Architect as RNNArchitect

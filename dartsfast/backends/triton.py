@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dartsfast import selfcheck
+from dartsfast.backends import selfcheck
+from dartsfast.backends.contracts import CONTRACTS
 from dartsfast.errors import InputError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
@@ -31,11 +32,10 @@ def load() -> str | None:
     except ImportError as error:
         return f"Triton cannot be imported ({error}): it comes with torch's builds for GPUs"
     from dartsfast.kernels import OPERATORS
-    from dartsfast.ops.contract import CONTRACTS
 
     for name, fill in OPERATORS.items():
         for device in DEVICES:
-            torch.library.impl(f"dartsfast::{name}", device)(_operator(name, CONTRACTS[name], fill))
+            torch.library.impl(f"dartsfast::{name}", device)(_operator(name, fill))
     return None
 
 
@@ -53,10 +53,10 @@ def description() -> str:
     return f"Triton {triton.__version__}{', interpreted on the CPU' if INTERPRETED else ''}"
 
 
-def _operator(name: str, contract: Callable[..., Any], fill: Callable[..., None]) -> Callable[..., Any]:
+def _operator(name: str, fill: Callable[..., None]) -> Callable[..., Any]:
     def operator(*args: Any) -> Any:
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-        out = contract(*args)
+        out = CONTRACTS[name](*args)
         selfcheck.require(name, tensors[0].device)
         for t in (*tensors, *(t for t in tree_leaves(out) if isinstance(t, Tensor))):
             if (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from pathlib import Path
 
 import torch
 
-from dartsfast import triton_backend
+from dartsfast.backends.triton import INTERPRETED
 
 # DARTSFAST_LIBRARY names another build of the extension, such as one with sanitizers.
-LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).with_name("_C.abi3.so"))
+LIBRARY = Path(os.environ.get("DARTSFAST_LIBRARY") or Path(__file__).parents[1] / "_C.abi3.so")
 
 torch.library.define("dartsfast::cpu_instruction_set", "() -> str")
 torch.library.define("dartsfast::cpu_instruction_sets", "() -> str")
@@ -25,8 +24,8 @@ torch.library.define("dartsfast::set_cpu_instruction_set", "(str name) -> ()")
 
 @functools.cache
 def load() -> str | None:
-    """Load the extension once and choose its instruction set; return None, or why it cannot be used."""
-    if triton_backend.INTERPRETED:
+    """Load the extension once; return None, or why it cannot be used."""
+    if INTERPRETED:
         return "TRITON_INTERPRET=1 is set: operators on CPU tensors run in Triton's interpreter"
     if not LIBRARY.exists():
         return (
@@ -37,6 +36,4 @@ def load() -> str | None:
         torch.ops.load_library(LIBRARY)
     except OSError as error:
         return f"the native extension does not load: {error}"
-    importlib.import_module("dartsfast.ops")  # which calls this function
-    importlib.import_module("dartsfast.instruction_set").choose(LIBRARY)
     return None

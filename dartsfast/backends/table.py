@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dartsfast import native, triton_backend
+from dartsfast.backends import native, triton
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, MEMORY_MODES
 
@@ -56,16 +56,16 @@ def availability(
         return Availability(backend, False, NOT_TRACED)
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
-    missing = native.load() if backend == "cpu" else triton_backend.missing()
+    missing = native.load() if backend == "cpu" else triton.missing()
     if missing is not None:
         return Availability(backend, False, missing)
-    served = ("cpu",) if backend == "cpu" else triton_backend.DEVICES
+    served = ("cpu",) if backend == "cpu" else triton.DEVICES
     if device is not None and torch.device(device).type not in served:
         return Availability(
             backend, False, f"its kernels take tensors on {' or '.join(served)}, not {device}"
         )
     if backend == "triton":
-        return Availability(backend, True, f"Triton kernels, {triton_backend.description()}")
+        return Availability(backend, True, f"Triton kernels, {triton.description()}")
     return Availability(backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}")
 
 

@@ -1,12 +1,7 @@
-"""Genotypes in every form that people hold, and the one check that all users of a genotype make.
-
-:func:`as_genotype` takes a genotype in memory; :func:`resolve_genotype`, for the commands, finds it in files
-too.
-"""
+"""Genotypes in every form that people hold, and the one check that all users of a genotype make."""
 
 from __future__ import annotations
 
-import os
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
@@ -14,8 +9,7 @@ from typing import Any, NamedTuple
 
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
-from dartsfast.files import read_text
-from dartsfast.genotype_text import looks_like_genotype, parse_genotype, with_ranges
+from dartsfast.genotypes.text import looks_like_genotype, parse_genotype, with_ranges
 from dartsfast.rnn import genotypes as rnn_genotypes
 
 AnyGenotype = cnn_genotypes.Genotype | rnn_genotypes.Genotype
@@ -197,50 +191,3 @@ def _published(name: str, kind: Kind | None = None) -> AnyGenotype:
         f"no genotype {_shown(name)}: give the folder of a run, a genotype.json, Genotype(...) as a search "
         f"prints it, or one of {', '.join(known)}"
     )
-
-
-def resolve_genotype(spec: str) -> AnyGenotype:
-    """Return the genotype that ``spec`` names, of operations that there are.
-
-    Args:
-        spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed
-            ``Genotype(...)``; one of these texts itself; or a published cell such as ``DARTS_V2`` (a CNN
-            cell) or ``rnn:DARTS_V2``.
-
-    Raises:
-        InputError: none of these, or no genotype in it.
-    """
-    # Not at the top: the networks import this module.
-    from dartsfast.cnn.operations import OPS
-    from dartsfast.rnn.model import ACTIVATIONS
-
-    path = os.path.expanduser(spec)
-    if os.path.isdir(path):
-        path = os.path.join(path, "genotype.json")
-        if not os.path.lexists(path):
-            raise InputError(
-                f"the folder {spec} holds no genotype.json: a search writes it there at the end of its first "
-                "epoch"
-            )
-    if os.path.lexists(path):
-        try:
-            genotype = as_genotype(parse_genotype(read_text(path)))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-    else:
-        genotype = as_genotype(spec)
-    names = OPS if isinstance(genotype, cnn_genotypes.Genotype) else ACTIVATIONS
-    try:
-        return as_genotype(genotype, known=names)
-    except InputError as error:
-        raise InputError(
-            f"{error}; cells of operations of your own are drawn by dartsfast.drawing.draw_genotype"
-        ) from error
-
-
-def picture_name(spec: str) -> str:
-    """Return the path, without suffix, of the picture of what :func:`resolve_genotype` takes."""
-    base = spec.rstrip("/").removesuffix(".json").replace(":", "-")
-    if (looks_like_genotype(spec) and not os.path.lexists(spec)) or os.path.basename(base) in ("", ".", ".."):
-        return "genotype"
-    return base

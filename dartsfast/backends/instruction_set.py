@@ -1,7 +1,7 @@
 """Which instruction set the C++ kernels use: the widest of this processor that gives the portable ones' bits.
 
 All instruction sets have the same bits. A compiler or a processor for which that does not hold must not go
-unnoticed: where the library is first used, small awkward shapes run on its instruction sets, the widest
+unnoticed: where operators are first imported, small awkward shapes run on its instruction sets, the widest
 first, and on the portable kernels. One that differs is refused aloud, and the next serves. What was found
 is kept in the user's cache folder by library and processor. ``DARTSFAST_SELFCHECK=0`` skips the check.
 """
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dartsfast.backends.selfcheck import SAMPLES
 from dartsfast.constants import plain
-from dartsfast.selfcheck import SAMPLES
 
 AGREES = "agrees"
 

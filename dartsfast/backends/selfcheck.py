@@ -123,12 +123,14 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def difference(name: str, device: torch.device) -> float:
-    """Run operator ``name`` on ``device`` and return its largest distance from the oracle, relative.
+    """Run operator ``name`` of ``dartsfast.ops`` on ``device``.
+
+    Returns:
+        Its largest distance from the oracle, of the largest element.
 
     Raises:
         BackendError: it does not run at all; the cause is chained.
     """
-    importlib.import_module("dartsfast.ops")  # which imports this module
     with plain():
         return _difference(name, device)
 

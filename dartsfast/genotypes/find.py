@@ -1,0 +1,58 @@
+"""Genotypes by the names that the commands take: runs, files, texts, published cells."""
+
+from __future__ import annotations
+
+import os
+
+from dartsfast.cnn import genotypes as cnn_genotypes
+from dartsfast.errors import InputError
+from dartsfast.files import read_text
+from dartsfast.genotypes.check import AnyGenotype, as_genotype
+from dartsfast.genotypes.text import looks_like_genotype, parse_genotype
+
+
+def resolve_genotype(spec: str) -> AnyGenotype:
+    """Return the genotype that ``spec`` names, of operations that there are.
+
+    Args:
+        spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed
+            ``Genotype(...)``; one of these texts itself; or a published cell such as ``DARTS_V2`` (a CNN
+            cell) or ``rnn:DARTS_V2``.
+
+    Raises:
+        InputError: none of these, or no genotype in it.
+    """
+    # Not at the top: genotypes alone need no torch.
+    from dartsfast.cnn.operations import OPS
+    from dartsfast.rnn.utils import ACTIVATIONS
+
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        path = os.path.join(path, "genotype.json")
+        if not os.path.lexists(path):
+            raise InputError(
+                f"the folder {spec} holds no genotype.json: a search writes it there at the end of its first "
+                "epoch"
+            )
+    if os.path.lexists(path):
+        try:
+            genotype = as_genotype(parse_genotype(read_text(path)))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    else:
+        genotype = as_genotype(spec)
+    names = OPS if isinstance(genotype, cnn_genotypes.Genotype) else ACTIVATIONS
+    try:
+        return as_genotype(genotype, known=names)
+    except InputError as error:
+        raise InputError(
+            f"{error}; cells of operations of your own are drawn by dartsfast.drawing.draw_genotype"
+        ) from error
+
+
+def picture_name(spec: str) -> str:
+    """Return the path, without suffix, of the picture of what :func:`resolve_genotype` takes."""
+    base = spec.rstrip("/").removesuffix(".json").replace(":", "-")
+    if (looks_like_genotype(spec) and not os.path.lexists(spec)) or os.path.basename(base) in ("", ".", ".."):
+        return "genotype"
+    return base

@@ -1,0 +1,1 @@
+"""What both networks do with modules: alphas beside the weights, telling altered ones, recomputing them."""
