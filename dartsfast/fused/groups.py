@@ -232,7 +232,7 @@ def _norms(plan: Plan, group: Group) -> None:
             ),
             dict(
                 OWN=own, MOVED=moved, UNIT=u, PARTS=reduce.PARTS,
-                COLUMNS=(columns := block(C, reduce.LEAST, reduce.COLUMNS)),
+                COLUMNS=(columns := block(C, reduce.LEAST, reduce.COLUMNS)), many_registers=True,
             ),
             sum(10 * row[3] * C for row in rows) if own else 4 * C * len(rows),
             cdiv(C, columns) * 2 * cdiv(max(row[3] for row in rows), reduce.PARTS) if own else 0,
@@ -367,7 +367,7 @@ def _means(plan: Plan, rows: list[tuple[Any, ...]], C: int, parts: int, u: int) 
             (len(rows),),
             rows,
             (C // u,),
-            dict(UNIT=u, PARTS=parts, COLUMNS=columns, num_warps=4),
+            dict(UNIT=u, PARTS=parts, COLUMNS=columns, num_warps=4, many_registers=True),
             sum(2 * row[3] * C for row in rows),
             cdiv(C, columns) * cdiv(max(row[3] for row in rows), parts),
         )

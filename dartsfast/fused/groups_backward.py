@@ -30,6 +30,7 @@ def conv_alike(plan: Plan, i: Instruction) -> Any:
 _G, _Z, _COEF, _DT, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K = range(9)  # of a branch's row
 
 
+_TOGETHER = 32  # channels of dz up to which registers hold both of its products
 _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 
 
@@ -256,7 +257,7 @@ def conv(plan: Plan, group: Group) -> None:
     """Add the backward of convolutions."""
     launches = _Conv(plan, group)
     dx, _, d_pointwise, _ = group[0].writes
-    together = launches.tapped and bool(d_pointwise) and launches.Co <= launches.tile["BO"]
+    together = launches.tapped and bool(d_pointwise) and launches.Co <= _TOGETHER
     if together:
         launches.pointwise_backward()
     elif launches.tapped:
@@ -301,7 +302,7 @@ def pool(plan: Plan, group: Group) -> None:
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows,
             (_scaled(_steps(g), u), _scaled(_steps(z[0]), u), pixels, *sizes),
-            dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4),
+            dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
             12 * pixels * C * len(rows) * (9 if stride == 1 else 4),
         ),
     )
