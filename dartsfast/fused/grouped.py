@@ -151,7 +151,7 @@ class Grouped:
 
     def __init__(self, program: Program, setting: Setting) -> None:
         from dartsfast.fused.groups import PLANS
-        from dartsfast.fused.groups_backward import add_up
+        from dartsfast.fused.groups.backward import add_up
 
         self.setting = setting
         plan = Plan(program, setting)

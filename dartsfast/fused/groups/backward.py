@@ -9,21 +9,19 @@ from typing import Any
 from triton import cdiv
 
 from dartsfast.fused.grouped import Address, At, Plan, Region
-from dartsfast.fused.groups import _alike, _at, _dense, _maybe, _pixels, _scaled, _steps
+from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
 from dartsfast.fused.program import Instruction, Place
 from dartsfast.kernels import branch_conv, branch_conv_backward, grouped_conv_backward, images, reduce
 from dartsfast.kernels.grouped import Work, units
-
-Group = Sequence[Instruction]
 
 
 def conv_alike(plan: Plan, i: Instruction) -> Any:
     """Return what branch_conv_backward must share."""
     g, z, coef, (x,), norm, depthwise, _, _, onto = i.reads
     dx, _, d_pointwise, means = i.writes
-    outputs = g[0].shape, _alike(g), _alike(z), plan.half(z[0]), coef[0].stride
-    inputs = x.shape, _steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
-    to = tuple(_steps(refs[0]) for refs in (onto, dx) if refs)
+    outputs = g[0].shape, alike(g), alike(z), plan.half(z[0]), coef[0].stride
+    inputs = x.shape, steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
+    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs)
     return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to
 
 
@@ -49,16 +47,16 @@ class _Conv:
         sources = [
             ref for i in group for part in (*i.reads[3:5], *i.reads[7:], *i.writes[:1]) for ref in part
         ]
-        steps = [n for ref in sources for n in (ref.offset, *_steps(ref))]
-        self.ui = units(self.Ci, *steps)
+        numbers = [n for ref in sources for n in (ref.offset, *steps(ref))]
+        self.ui = units(self.Ci, *numbers)
         outputs = [ref for i in group for part in i.reads[:3] for ref in part]
-        self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *_steps(ref))))
+        self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *steps(ref))))
         self.dz = (
-            _scaled(_steps(g[0]), self.uo), _scaled(_steps(z[0]), self.uo), coef[0].stride[0] // self.uo
+            scaled(steps(g[0]), self.uo), scaled(steps(z[0]), self.uo), coef[0].stride[0] // self.uo
         )  # fmt: skip
-        self.source = _scaled(_steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
+        self.source = scaled(steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
         self.normed = bool(norm)
-        self.onto = [_scaled(_steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
+        self.onto = [scaled(steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
         self.tile = branch_conv.tile(self.Ci, self.Co, self.tapped, plan.itemsize == 8)
         self.tap_tile = {
             **self.tile, "BP": branch_conv_backward.TAPS // self.tile["BC"], "BO": 16, "num_warps": 4
@@ -85,15 +83,15 @@ class _Conv:
                 plan.region(means[0].slot, 1, Region(tiles, shape["BP"], self.inputs, 2 * self.Ci))
                 partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
             inputs.append((
-                _at(x, self.ui), _maybe(norm, self.ui), _maybe([_dense(b) for b in base], self.ui),
-                _maybe(onto, self.ui), _maybe(dx, self.ui), partial, len(branches), len(g), 0, 0,
+                at(x, self.ui), maybe(norm, self.ui), maybe([dense(b) for b in base], self.ui),
+                maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), 0, 0,
             ))  # fmt: skip
             for b in range(len(g)):
                 dt = plan.scratch(self.pixels * self.Ci, self.ui) if self.tapped else None
                 partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
                 taps = depthwise[b] if self.tapped else None
                 branches.append((
-                    _at(g[b], self.uo), _at(z[b], self.uo), _at(coef[b], self.uo), dt,
+                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), dt,
                     *partials, Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
                     taps.shape[-1] if taps else 1, i.numbers[2 + b] if taps else 1, k, 0,
                 ))  # fmt: skip
@@ -107,7 +105,7 @@ class _Conv:
         partial = self.plan.scratch(self.splits * size)
         if self.plan.slots[out[0].slot].place == Place.RETURNED:
             self.plan.summed.add(out[0].slot)
-            self.plan.sums.append((partial, _at(out[0]), size, self.splits))
+            self.plan.sums.append((partial, at(out[0]), size, self.splits))
         return partial
 
     def _touched(self, of_branches: Sequence[int], of_inputs: Sequence[int]) -> list[Any]:
@@ -275,7 +273,7 @@ def conv(plan: Plan, group: Group) -> None:
 def pool_alike(plan: Plan, i: Instruction) -> Any:
     """Return what pool3x3_backward must share."""
     (g,), z, _, (x,), _ = i.reads
-    return x.shape, _steps(x), plan.half(x), _steps(g), _alike(z), i.numbers
+    return x.shape, steps(x), plan.half(x), steps(g), alike(z), i.numbers
 
 
 def pool(plan: Plan, group: Group) -> None:
@@ -283,25 +281,25 @@ def pool(plan: Plan, group: Group) -> None:
     (g,), z, _, (x,), _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
     refs = [ref for i in group for part in (*i.reads, *i.writes) for ref in part]
-    u = units(C, *(n for ref in refs for n in (ref.offset, *_steps(ref))))
+    u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
     rows = []
     for i in group:
         (gradient,), both, coef, _, base = i.reads
         weight = plan.skips.get(base[0].slot) if base else None
         rows.append((
-            plan.places[both[0].slot]._replace(unit=u), _at(gradient, u), *(_at(half, u) for half in both),
-            *(_at(c, u) for c in coef), _maybe([_dense(b) for b in base if weight is None], u),
-            None if weight is None else _at(weight), _at(_dense(i.writes[0][0]), u),
+            plan.places[both[0].slot]._replace(unit=u), at(gradient, u), *(at(half, u) for half in both),
+            *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
+            None if weight is None else at(weight), at(dense(i.writes[0][0]), u),
         ))  # fmt: skip
     sizes, stride = (H, W, Ho, Wo, C // u), group[0].numbers[0]
     BP, BC = images.tile_of(C, plan.itemsize)
-    pixels = _pixels(x)
+    pixels = pixels_of(x)
     plan.add(
         Work(
             grouped_conv_backward.grouped_pool_gradient_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows,
-            (_scaled(_steps(g), u), _scaled(_steps(z[0]), u), pixels, *sizes),
+            (scaled(steps(g), u), scaled(steps(z[0]), u), pixels, *sizes),
             dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
             12 * pixels * C * len(rows) * (9 if stride == 1 else 4),
         ),
