@@ -9,6 +9,7 @@ import torch
 
 from bench.device import Device
 from bench.rnn_peers import SEARCH, Size
+from bench.steps import Floor
 from dartsfast.rnn.genotypes import STEPS
 
 # Passes of an iteration, by order. The weights' are the weight step and, in second order, the gradient of
@@ -74,8 +75,8 @@ def flops(size: Size, order: int) -> int:
     return sum(gemm.flops * sum(passes(gemm, order).values()) for gemm in gemms(size))
 
 
-def floor(size: Size, order: int, device: Device) -> Callable[[], None]:
-    """Return what runs all products of an iteration, shape by shape, as often as it needs them."""
+def floor(size: Size, order: int, device: Device) -> dict[str, Callable[[], None]]:
+    """Return what runs an iteration's products, shape by shape, as often as it needs them: ``sgemm``."""
     calls = []
     for gemm in gemms(size):
         products = _products(gemm, device)
@@ -86,7 +87,7 @@ def floor(size: Size, order: int, device: Device) -> Callable[[], None]:
             for _ in range(times):
                 product()
 
-    return run
+    return {"sgemm": run}
 
 
 def _products(gemm: Gemm, device: Device) -> dict[str, Callable[[], torch.Tensor]]:
@@ -99,3 +100,6 @@ def _products(gemm: Gemm, device: Device) -> dict[str, Callable[[], torch.Tensor
         "input gradient": lambda: torch.mm(y, w.t(), out=dx),
         "weight gradient": lambda: torch.mm(x.t(), y, out=dw),
     }
+
+
+FLOOR = Floor(floor, lambda size, order, device, ms: ms["sgemm"] / 1e3)

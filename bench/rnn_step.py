@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from bench import steps
-from bench.gemm import floor, flops
+from bench.gemm import FLOOR, flops
 from bench.options import Options
 from bench.rnn_peers import RNN
 
 
 def run(options: Options) -> dict[str, Any]:
     """Gate and measure all peers, and the floor under them; errors as :func:`bench.steps.run`."""
-    result = steps.run(RNN, options, floor)
+    result = steps.run(RNN, options, FLOOR)
     given = result["conditions"]
     names = [field.name for field in dataclasses.fields(RNN.size)]
     size = dataclasses.replace(RNN.size, **{name: given[name] for name in names})
-    timed = [row for row in result["rows"] if "ms_p50" in row]
-    for row in timed:
-        row["share_floor"] = 1e3 * row["floor_s"] / row["ms_p50"]
-    seconds = {row["order"]: row["floor_s"] for row in timed}
+    seconds = {row["order"]: row["floor_s"] for row in result["rows"] if "share_floor" in row}
     gflop = {order: flops(size, order) / 1e9 for order in seconds}
     given["gflop"] = list(gflop.values())
     given["sgemm_gflops"] = [gflop[order] / seconds[order] for order in gflop]
@@ -30,15 +26,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Return the rows as a markdown table."""
-    return steps.table(result, [("GEMM floor, s", _floor), ("share reached", _share)])
-
-
-def _floor(row: Mapping[str, Any]) -> str:
-    return f"{row['floor_s']:.3g}" if "floor_s" in row else ""
-
-
-def _share(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['share_floor']:.0f} %" if "share_floor" in row else ""
+    return steps.table(result, steps.floor_columns("GEMM floor, s"))
 
 
 def conditions(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,19 +21,28 @@ from dartsfast.backends import resolve_backend
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-2}
 # Every layer rounds what it stores: rounding the reference's images to bfloat16 moves these gradients by 0.2.
 STORED_TOLERANCE = 0.5
-FLOOR = "floor"
 QUICK_PEERS = ("cpu store", "triton store", REFERENCE)
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]  # title, and row to cell
 
-# An iteration's size, order and device to what runs its floor once.
-Floor = Callable[[Any, int, Device], Callable[[], Any]]
+
+class Floor(NamedTuple):
+    """What no peer can do without.
+
+    Attributes:
+        calls: size, order and device of an iteration to what is timed in turn with its peers, by name.
+        seconds: size, order, device and the milliseconds of each to what an iteration takes at least.
+    """
+
+    calls: Callable[[Any, int, Device], Mapping[str, Callable[[], Any]]]
+    seconds: Callable[[Any, int, Device, Mapping[str, float]], float]
 
 
 def run(workload: Workload, options: Options, floor: Floor | None = None) -> dict[str, Any]:
     """Gate and measure the peers of ``workload``, compiled ones if asked for; return conditions and rows.
 
-    With a ``floor``, what no peer can do without is timed in turn with them, each row's ``floor_s``.
+    With a ``floor``, what no peer can do without is in each row's ``floor_s`` and ``share_floor``, and what
+    was timed of it in the conditions' ``floor_ms``, by order and name.
 
     Raises:
         InputError: a device or backend that is not available.
@@ -56,19 +65,24 @@ def run(workload: Workload, options: Options, floor: Floor | None = None) -> dic
         for order in (1, 2)
         for name in left
     }
+    below: dict[str, dict[str, float]] = {}
     for order in (1, 2):
         # What did not compile there will not compile here.
         lost = {n for n, peer in left.items() if peer.compiled and "memory_error" in memory[n, order]}
         kept = {n: peer for n, peer in left.items() if n not in lost}
         found = _timed(workload, kept, floor, order, size, repeats, device)
-        under = {"floor_s": found.pop(FLOOR)["ms_p50"] / 1e3} if floor else {}
+        under = {}
+        if floor:
+            calls = below[str(order)] = {n: found.pop(n)["ms_p50"] for n in set(found) - set(kept)}
+            under = {"floor_s": floor.seconds(size, order, device, calls)}
         found |= {n: {"failed": memory[n, order]["memory_error"]} for n in lost}
         rows += [
             {"peer": n, "order": order, "batch": size.batch, **found[n], **memory[n, order], **under}
             for n in left
         ]
     _add_ratios(rows)
-    return {"conditions": {**dataclasses.asdict(size), "repeats": repeats, "dtype": "float32"}, "rows": rows}
+    given = {**dataclasses.asdict(size), "repeats": repeats, "dtype": "float32"}
+    return {"conditions": {**given, "floor_ms": below} if floor else given, "rows": rows}
 
 
 def _chosen(workload: Workload, options: Options, device: Device) -> dict[str, Peer]:
@@ -115,7 +129,7 @@ def _timed(
     """Time an iteration of every peer, and the ``floor``, in turn; a compiled one that fails says why."""
     _say(workload, f"time of order {order}")
     failed: dict[str, dict[str, Any]] = {}
-    calls = {FLOOR: floor(size, order, device)} if floor else {}
+    calls = dict(floor.calls(size, order, device)) if floor else {}
     for name, peer in peers.items():
         calls[name] = partial(workload.iteration(peer, size, device=device.place).run, order)
         if peer.compiled:
@@ -132,13 +146,15 @@ def _say(workload: Workload, text: str) -> None:
 
 
 def _add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Add how many times faster and smaller than the reference a row is."""
+    """Add how many times faster and smaller than the reference a row is, and the share of its floor."""
     bases = {row["order"]: row for row in rows if row["peer"] == REFERENCE and "order" in row}
     for row in rows:
         base = bases.get(row.get("order", 0), {})
         for ratio, key in (("speedup", "ms_p50"), ("memory_ratio", "peak_mb")):
             if key in row and key in base:
                 row[ratio] = base[key] / row[key]
+        if "floor_s" in row and "ms_p50" in row:
+            row["share_floor"] = 1e3 * row["floor_s"] / row["ms_p50"]
 
 
 def table(result: dict[str, Any], extra: Sequence[Column] = ()) -> str:
@@ -170,6 +186,19 @@ def _time(row: Mapping[str, Any]) -> str:
         return row["failed"]
     low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
     return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def floor_columns(title: str) -> list[Column]:
+    """Return the columns of the floor, under ``title``, and of the share of it that is reached."""
+    return [(title, _floor), ("share reached", _share)]
+
+
+def _floor(row: Mapping[str, Any]) -> str:
+    return f"{row['floor_s']:.3g}" if "floor_s" in row else ""
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['share_floor']:.0f} %" if "share_floor" in row else ""
 
 
 def _ratio(row: Mapping[str, Any], key: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, hvp, model, ops, plots, rnn_step, steps
+from bench import cnn_step, hvp, model, ops, plots, rnn_step
 from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
@@ -45,9 +45,9 @@ SUITES = {
         plots.draw_ops,
     ),
     "cnn_step": Suite(
-        "an iteration of the CNN search: time and memory of backends and references",
+        "an iteration of the CNN search: time and memory of backends and references, beside a floor",
         cnn_step.run,
-        steps.table,
+        cnn_step.table,
         cnn_step.conditions,
         plots.draw_steps,
     ),

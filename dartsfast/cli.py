@@ -1,4 +1,4 @@
-"""The ``dartsfast`` command: ``search`` and ``compare`` (each ``cnn`` or ``rnn``), ``draw``, ``doctor``."""
+"""The ``dartsfast`` command: ``search``, ``compare``, ``explain`` a network, ``draw`` a cell, ``doctor``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
 
 METAVARS: dict[type, str] = {int: "N", float: "X"}
 SEARCHES: dict[str, Any] = {"cnn": CNNConfig, "rnn": RNNConfig}
+# What of a search's options its programs go by.
+EXPLAINED = (
+    "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
+)  # fmt: skip
 COMPARISONS: dict[str, Any] = {"cnn": CompareConfig, "rnn": CompareRNNConfig}
 
 
@@ -125,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
             "--out", type=os.path.expanduser, help="folder for compare.json, compare.png and compare.svg"
         )
         command.set_defaults(run=_compare, kind=kind, config=config)
+    _add_explain(commands)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
@@ -171,6 +176,25 @@ def _add_search(kinds: Any, kind: str, config: Any) -> None:
         )
         old.add_argument(f"--{name}", **kwargs)
     command.set_defaults(run=_search, kind=kind, config=config)
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser("explain", help="what cells are computed as, before anything runs")
+    kinds = explain.add_subparsers(required=True, metavar="KIND")
+    command = kinds.add_parser(
+        "cnn",
+        help="programs of a CNN search: instructions, bytes, operations, memory",
+        description="Count what the programs of a search come to. Nothing is computed, no data are read.",
+        argument_default=argparse.SUPPRESS,
+    )
+    for field in dataclasses.fields(CNNConfig):
+        if field.name in EXPLAINED:
+            _add_field(command, field)
+    command.add_argument("--primitives", nargs="+", metavar="NAME", help="the search space (default: DARTS')")
+    command.add_argument(
+        "-v", "--instructions", type=int, metavar="CELL", help="print every instruction of this cell too"
+    )
+    command.set_defaults(run=_explain)
 
 
 def _add_field(group: Any, field: dataclasses.Field) -> None:
@@ -268,6 +292,14 @@ def _compare(args: argparse.Namespace) -> None:
     compare.print_comparison(result)
     for file in () if out is None else compare.write_comparison(result, out):
         print(file)
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from dartsfast.explain import explain_cnn, print_explanation
+
+    given = {name: getattr(args, name) for name in EXPLAINED if hasattr(args, name)}
+    passes = explain_cnn(CNNConfig(**given), getattr(args, "primitives", None))
+    print_explanation(passes, getattr(args, "instructions", None))
 
 
 def _draw(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import gemm, hvp, memory, ops, steps
+from bench import floor, gemm, hvp, memory, ops, steps
 from bench.__main__ import main
 from bench.cnn_peers import CNN
 from bench.device import CPU
@@ -27,6 +27,7 @@ from bench.workloads import WORKLOADS
 from dartsfast.backends import availability, resolve_backend
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
+from dartsfast.explain import total
 from dartsfast.rnn.genotypes import STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
 
@@ -245,7 +246,7 @@ def test_floor_is_the_products_of_an_iteration(monkeypatch):
     size = Size(batch=4, nhid=6, bptt=5, vocabulary=11)
     for order, alphas, weights in ((1, 1, 1), (2, 2, 3)):
         run.clear()
-        gemm.floor(size, order, CPU())()
+        gemm.floor(size, order, CPU())["sgemm"]()
         # Words and decoder once a pass, hidden state and nodes once a time step.
         recurrent = 5 * (1 + STEPS)
         both = alphas + weights
@@ -269,6 +270,40 @@ def test_floor_and_share_stand_beside_the_time(folder):
         assert row["floor_s"] == pytest.approx(gflop / rate)
         assert row["share_floor"] == pytest.approx(1e3 * row["floor_s"] / row["ms_p50"])
     assert "| GEMM floor, s | share reached |" in markdown(result)
+
+
+@needs_cpu
+def test_the_cnns_floor_stands_beside_its_time(folder):
+    result = json.loads((folder / "cnn_step.json").read_text())
+    given, size = result["conditions"], CNN.quick
+    for row in result["rows"]:
+        ms = given["floor_ms"][str(row["order"])]
+        assert row["floor_s"] == pytest.approx(floor.seconds(size, row["order"], CPU(), ms))
+        assert row["share_floor"] == pytest.approx(1e3 * row["floor_s"] / row["ms_p50"])
+    for order, flops, bandwidth in zip("12", given["sgemm_gflops"], given["copy_gbs"], strict=True):
+        ms = given["floor_ms"][order]
+        assert flops == pytest.approx(floor.PRODUCTS * 2 * 1024**3 / ms["sgemm"] / 1e6)
+        assert bandwidth == pytest.approx(floor.COPIES * 2 * 4 * 2**26 / ms["copy"] / 1e6)
+    assert "| floor, s | share reached |" in markdown(result)
+    del given["copy_gbs"]  # as before there was a floor
+    assert "floor is" not in markdown(result)
+
+
+def test_the_cnns_floor_is_the_longer_of_operations_and_bytes():
+    size, device = CNN.quick, CPU()
+
+    def seconds(flops, bandwidth):
+        operations, moved = floor.PRODUCTS * 2 * 1024**3, floor.COPIES * 2 * 4 * 2**26
+        ms = {"sgemm": 1e3 * operations / flops, "copy": 1e3 * moved / bandwidth}
+        return floor.seconds(size, 1, device, ms)
+
+    runs = [run for p in floor.passes(size, 1, device) for run in p.runs * p.times]
+    everything = total(runs)
+    operations, moved = everything.operations, everything.read + everything.written
+    assert seconds(1e9, 1e30) == pytest.approx(operations / 1e9)
+    assert seconds(1e30, 1e9) == pytest.approx(moved / 1e9)
+    both = seconds(1e9, 1e9)
+    assert max(operations, moved) / 1e9 < both < (operations + moved) / 1e9
 
 
 @pytest.mark.parametrize(("loss", "output"), [("train_loss", 0), ("weight_loss", 3)])

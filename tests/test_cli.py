@@ -93,7 +93,7 @@ def test_draw_and_doctor(tmp_path, capsys):
 
 COMMANDS = [
     [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
-    ["draw"], ["doctor"],
+    ["explain"], ["explain", "cnn"], ["draw"], ["doctor"],
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from dartsfast import tables
 from dartsfast.backends import availability
 from dartsfast.cli import main
 from dartsfast.compare import (
@@ -17,7 +18,6 @@ from dartsfast.compare import (
     distance,
     print_comparison,
     rnn,
-    show,
 )
 from dartsfast.errors import InputError
 
@@ -197,7 +197,7 @@ def test_command_writes_its_files(tmp_path, capsys, kind, size, words):
 
 
 def test_plain_text_without_rich(monkeypatch, capsys):
-    monkeypatch.setattr(show.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
     row = {"equal": 0.99999, "ulp": 12345, "relative_error": 1e-7}
     print_comparison(
         {

@@ -13,6 +13,7 @@ from dartsfast.backends.table import (
     candidates,
     check_memory,
     check_storage,
+    pretending,
     resolve_backend,
 )
 from dartsfast.names import BACKENDS, MEMORY_MODES
@@ -28,5 +29,6 @@ __all__ = [
     "candidates",
     "check_memory",
     "check_storage",
+    "pretending",
     "resolve_backend",
 ]

@@ -8,6 +8,8 @@ available for the device and says why it passed over others.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,8 @@ NOT_TRACED = (
     "torch.jit.trace and torch.export do not see what its kernels compute; "
     "they take the reference path and the networks of found cells"
 )
+
+_pretended: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def availability(
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
+    if backend == _pretended:
+        return Availability(backend, True, "nothing is computed on it")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
     if backend == "cuda":
@@ -97,6 +103,17 @@ def resolve_backend(
 
 # For torch.compile, which would look for the extension's file in its graph: the same for the same arguments.
 resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def pretending(backend: str) -> Iterator[None]:
+    """Let ``backend`` pass for available everywhere within the block, where nothing is computed."""
+    global _pretended
+    before, _pretended = _pretended, backend
+    try:
+        yield
+    finally:
+        _pretended = before
 
 
 def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -> list[Availability]:

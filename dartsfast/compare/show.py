@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dartsfast.drawing import new_figure, save_figure
+from dartsfast.tables import print_table
 
 
 def write_comparison(result: dict[str, Any], out: str | Path) -> list[Path]:
@@ -58,15 +57,17 @@ def print_comparison(result: dict[str, Any]) -> None:
         f"seed {conditions['seed']}, threads: {conditions['threads']}\ndata: {conditions['data']}"
     )
     columns = ["equal bits", "largest ULP", "relative error"]
-    _print_table(
+    print_table(
         "First pass, every part on the same inputs",
         ["part", *columns],
         [[row["name"], *_cells(row)] for row in result["parts"]],
+        len(columns),
     )
-    _print_table(
+    print_table(
         "After every iteration",
         ["iteration", "what", *columns],
         [[str(row["iteration"]), _what(row), *_cells(row)] for row in result["iterations"]],
+        len(columns),
     )
     found = result["first_divergence"]
     print(f"first part that differs       {found['part'] or 'none'}")
@@ -83,21 +84,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
     share = math.floor(row["equal"] * 1e4) / 100
     ulp = f"{row['ulp']:,}" if row["ulp"] < 1e9 else f"{row['ulp']:.2e}"
     return [f"{share:.2f} %", ulp, f"{row['relative_error']:.2e}"]
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if importlib.util.find_spec("rich") is None:
-        widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
-        print(f"\n{title}")
-        for line in [columns, *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= len(columns) - 3 else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.forward import Node, Setting, ones
+from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.read import are, read
 from dartsfast.fused.watch import Watch
@@ -231,7 +232,7 @@ def _node(
 
 def _setting(inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None) -> Setting:
     shapes = tuple(tuple(x.shape) for x in inputs)
-    modes = torch.is_grad_enabled(), active_fake_mode() is not None
+    modes = torch.is_grad_enabled(), active_fake_mode() is not None, Part.current()
     return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, *modes)
 
 

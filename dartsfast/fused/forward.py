@@ -14,6 +14,7 @@ from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
 from dartsfast.fused.edge import Edge
+from dartsfast.fused.planning import Part
 from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenate, copy, mixed_sum, norm_stats
 from dartsfast.ops.contract import require
 
@@ -44,6 +45,7 @@ class Setting:
         storage: dtype of images before their norms; None: that of the arithmetic.
         backward: whether there will be one.
         traced: whether tensors stand for others, which have no memory.
+        part: where programs are noted instead of run.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -54,10 +56,13 @@ class Setting:
     storage: torch.dtype | None
     backward: bool
     traced: bool = False
+    part: Part | None = None
 
     @property
     def native(self) -> bool:
         """Whether the CPU's runner computes, whose images may lie in larger ones."""
+        if self.part is not None:
+            return self.part.plan.native
         return self.device.type == "cpu" and not self.traced and native.load() is None
 
     @property

@@ -76,6 +76,8 @@ class Prepared:
 
     def _runner(self, program: Program, *, backward: bool = False) -> Runner:
         setting = self.forward.setting
+        if setting.part is not None:
+            return setting.part.runner(program, setting.dtype)
         if setting.native:
             return encode.Native(program, setting)
         if self._grouped:

@@ -1,0 +1,157 @@
+"""Passes that are planned: programs are noted where they would run, and none does."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dartsfast.fused.costs import memory
+from dartsfast.fused.program import Program
+
+kernels = torch.ops.dartsfast
+
+_SMALLEST_BLOCK = 256 << 10  # bytes; csrc/cpu/cache.cpp leaves smaller tensors to torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program that would run.
+
+    Attributes:
+        part: of the network, as the plan calls it.
+        phase: of the pass, likewise.
+        program: what would run.
+        dtype: of its arithmetic.
+        kept: bytes that it keeps for the backward.
+        temporary: bytes that it needs besides, while it runs.
+        in_use: bytes of everything that lives while it runs.
+    """
+
+    part: str
+    phase: str
+    program: Program
+    dtype: torch.dtype
+    kept: int
+    temporary: int
+    in_use: int
+
+
+class Plan(TorchDispatchMode):
+    """Notes what a pass would run and how much memory it would take, within its block.
+
+    What passes through is on torch's device ``meta``, which has neither memory nor arithmetic. Tensors count
+    from where an operator makes them, in the block, until nothing refers to them.
+
+    Args:
+        native: whether the CPU's runner would run the programs, else operators one by one.
+
+    Attributes:
+        part, phase: what the next programs belong to.
+        runs: every program that would have run, in order.
+        in_use: bytes of what lives now.
+        peak: the most that the process needed yet. On the CPU, where large blocks are kept to be used again
+            (``csrc/cpu/cache.cpp``), all of these count from then on.
+    """
+
+    active: Plan | None = None
+
+    def __init__(self, native: bool) -> None:
+        super().__init__()
+        self.native = native
+        self.part, self.phase = "stem", "forward"
+        self.runs: list[Run] = []
+        self.in_use = self.peak = 0
+        self._blocks = self._most_blocks = self._workspace = 0
+        self._known: set[int] = set()
+
+    def __enter__(self) -> Plan:
+        Plan.active = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        Plan.active = None
+        super().__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        for t in _tensors(out):
+            if t.untyped_storage()._cdata not in given | self._known:
+                self._count(t.untyped_storage(), func is kernels.empty.default)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage, ours: bool) -> None:
+        number, size = storage._cdata, storage.nbytes()
+        block = self.native and ours and size >= _SMALLEST_BLOCK
+        self._known.add(number)
+        self._add(size, block)
+
+        def forget() -> None:
+            self._known.discard(number)
+            self._add(-size, block)
+
+        weakref.finalize(storage, forget)
+
+    def _add(self, size: int, block: bool) -> None:
+        self.in_use += size
+        self._blocks += size if block else 0
+        self._most_blocks = max(self._most_blocks, self._blocks)
+        self.peak = max(self.peak, self.in_use - self._blocks + self._most_blocks)
+
+    def note(self, part: str, program: Program, dtype: torch.dtype, kept: int, temporary: int) -> None:
+        """Note that a program would run now, whose returned tensors and what it keeps are there."""
+        more = temporary
+        if self.native:  # one workspace, as large as any program needed yet
+            more = max(temporary - self._workspace, 0)
+            self._workspace += more
+        self._add(more, False)
+        self.runs.append(Run(part, self.phase, program, dtype, kept, temporary, self.in_use))
+        if not self.native:
+            self._add(-more, False)
+
+
+class Part(NamedTuple):
+    """Where the programs of a cell, or of the stem, are noted."""
+
+    plan: Plan
+    name: str
+
+    @staticmethod
+    def current() -> Part | None:
+        """Return the part that is being planned, if one is."""
+        return None if Plan.active is None else Part(Plan.active, Plan.active.part)
+
+    def runner(self, program: Program, dtype: torch.dtype) -> Planned:
+        """Return what stands in for a program's runner."""
+        return Planned(self, program, dtype)
+
+
+class Planned:
+    """Stands in for a program's runner: makes the tensors that it would return, and notes that it ran."""
+
+    def __init__(self, part: Part, program: Program, dtype: torch.dtype) -> None:
+        self._part, self._program, self._dtype = part, program, dtype
+        self._kept, self._temporary = memory(program, dtype, native=part.plan.native)
+        self._like = torch.empty(0, dtype=dtype, device="meta")
+
+    def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return tensors of the shapes that a runner would return."""
+        program, like = self._program, self._like
+        found = [kernels.empty(like, program.slots[k].shape) for k in program.returned]
+        keeps = 0 if kept else self._kept
+        arena = [kernels.empty(like, [-(-keeps // like.itemsize)])] if keeps else []
+        self._part.plan.note(self._part.name, program, self._dtype, keeps, self._temporary)
+        return found, arena
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
