@@ -1,24 +1,28 @@
 """The recurrent search cell on the fused operators, all time steps as one autograd node.
 
 A matrix product makes the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
-``rnn_node`` makes the node from them. Kept a time step: states and gates, or with ``memory="recompute"``
-its output and statistics alone, from which the backward makes states and gates again. The gradients of the
-weights add up over time steps in place.
+``rnn_node_`` makes the node from them and, beside it, what the next product reads. Nothing else runs within a
+time step: what arrives at a state in the backward is added up where it is used. Kept a time step: states and
+gates, or with ``memory="recompute"`` its output and statistics alone, from which the backward makes states
+and gates again. The gradients of the weights add up over time steps in place.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dartsfast.ops  # noqa: F401 - defines the operators
+from dartsfast.backends import triton as triton_backend
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.ops.contract import Function, eager, nothing_to_record, once_differentiable
+from dartsfast.ops.rnn_node import weight_parts
 
 kernels = torch.ops.dartsfast
 
@@ -91,8 +95,25 @@ def _tanh_alone(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype, device=device)
 
 
+@functools.cache
+def _unchecked(device: torch.device) -> Any:
+    """Return the operators of a time step, on GPUs without a dispatcher that looks at all arguments."""
+    served = device.type in triton_backend.DEVICES and triton_backend.missing() is None
+    if not served or device.type == "meta":  # there launches are counted, by the dispatcher
+        return kernels
+    from dartsfast.kernels import OPERATORS
+
+    names = "rnn_node_", "rnn_node_backward_"
+    fill = {name: functools.partial(OPERATORS[name], None) for name in names}
+    return SimpleNamespace(gemm_=kernels.gemm_.default, **fill)
+
+
 class _Cell:
     """What time steps need, forward and backward."""
+
+    kernels: Any = kernels
+    """The operators. As no time step has other arguments than the first, but for their place in memory, those
+    after it need no checks."""
 
     def __init__(
         self,
@@ -104,59 +125,93 @@ class _Cell:
         eps: float,
     ) -> None:
         (B, H), self.steps = hidden.shape, len(Ws)
-        self.mask, self.eps = hidden.new_ones(()) if mask is None else mask, eps
+        self.mask, self.eps = mask, eps
         self.Wx, self.Wh = W0.split([W0.shape[0] - H, H])
         self.Ws = Ws
         # A part a node, with a row a predecessor.
         self.predecessors = list(range(1, self.steps + 1))
         self.weights = weights.split(self.predecessors)
         self.init = _tanh_alone(W0.dtype, W0.device)  # the initial state is such a node
-        # The masked states that enter the products; all predecessors of a node as rows.
-        self.inputs = hidden.new_empty(self.steps, B, H)
+        # What enters the products: the masked states but the last, and the mean; all predecessors as rows.
+        self.inputs = hidden.new_empty(self.steps + 1, B, H)
         self.rows = [self.inputs[:i].flatten(0, 1) for i in self.predecessors]
 
     @functools.cached_property
+    def d_states(self) -> Tensor:
+        """The gradients of the states but the last."""
+        return self.inputs.new_empty(self.inputs[1:].shape)
+
+    @functools.cached_property
     def d_inputs(self) -> Tensor:
-        """The gradients of the inputs."""
-        return torch.empty_like(self.inputs)
+        """The gradients of the inputs but the mean."""
+        return torch.empty_like(self.d_states)
 
     @functools.cached_property
     def d_rows(self) -> list[Tensor]:
         return [self.d_inputs[:i].flatten(0, 1) for i in self.predecessors]
 
     @functools.cached_property
-    def d_mean(self) -> Tensor:
-        """The gradients that the mean gives the states; the initial one has no share in it, its are zeros."""
-        return torch.zeros_like(self.inputs)
+    def d_gates(self) -> Tensor:
+        """The gradients of a node's gates."""
+        steps, B, H = self.d_states.shape
+        return kernels.empty(self.inputs, [steps, B, 2 * H])
 
-    def memory(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states [T, steps + 1, B, H] and gates [T, 1 + edges, B, 2H], empty; ``like`` is [B, H]."""
-        B, H = like.shape
+    @functools.cached_property
+    def d_first(self) -> Tensor:
+        """The gradient of the initial state's gates, [B, 2H]."""
+        return torch.empty_like(self.d_gates[0])
+
+    @functools.cached_property
+    def arriving(self) -> tuple[Tensor, Tensor]:
+        """The gradients, from the time step after, of the mean and of its masked copy, [B, H] each."""
+        return torch.zeros_like(self.inputs[0]), torch.zeros_like(self.inputs[0])
+
+    def memory(self, T: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states [T, steps + 1, B, H], the gates of the initial state [T, B, 2H] and those of the
+        nodes [T, edges, B, 2H], empty."""
+        _, B, H = self.inputs.shape
         # From memory that is used again: fresh pages cost as much time as a third of the GEMMs.
-        states = kernels.empty(like, [T, self.steps + 1, B, H])
-        return states, kernels.empty(like, [T, 1 + sum(self.predecessors), B, 2 * H])
+        sizes = [T, self.steps + 1, B, H], [T, B, 2 * H], [T, sum(self.predecessors), B, 2 * H]
+        states, first, gates = (kernels.empty(self.inputs, size) for size in sizes)
+        return states, first, gates
 
-    def forward(self, x: Tensor, h: Tensor, own: bool, states: Tensor, gates: Tensor, stats: Tensor) -> None:
-        """Fill states [steps + 1, B, H] and gates [1 + edges, B, 2H] of a time step.
+    def masked(self, x: Tensor, out: Tensor) -> Tensor:
+        """Fill ``out`` with what enters the products of ``x``, and return it."""
+        return out.copy_(x) if self.mask is None else torch.mul(x, self.mask, out=out)
 
-        ``stats`` [steps + 1, 2, H], the statistics of batch norm, are the batch's ``own`` and filled too, or
-        they are given.
+    def read(self, x: Tensor, first: Tensor) -> None:
+        """Begin the gates of initial states, ``first`` [t, B, 2H], with the part of inputs [t, B, ninp]."""
+        self.kernels.gemm_(first.flatten(0, 1), x.flatten(0, 1), self.Wx, False)
+
+    def forward(
+        self,
+        h: Tensor,
+        before: Tensor,
+        own: bool,
+        states: Tensor,
+        first: Tensor,
+        gates: Tensor,
+        stats: Tensor,
+        mean: list[Tensor],
+    ) -> None:
+        """Fill states [steps + 1, B, H], gates [edges, B, 2H] and the mean of the nodes [B, H], if asked for.
+
+        ``before`` [B, H] is the masked state before, h; ``first`` [B, 2H] what :meth:`read` left. ``stats``
+        [steps + 1, 2, H], the statistics of batch norm, are the batch's ``own`` and filled too, or they are
+        given.
         """
 
-        def fill(i: int, gates: Tensor, before: Tensor, weights: Tensor) -> None:
-            norm = None if own else stats[i]
-            states[i], found = kernels.rnn_node(gates, before, weights, norm, self.eps)
-            if own:
-                stats[i] = found
+        def fill(i: int, gates: Tensor, before: Tensor, weights: Tensor, mean: list[Tensor]) -> None:
+            self.kernels.rnn_node_(
+                states[i], self.inputs[i], mean, stats[i], gates, before, weights, self.mask, own, self.eps
+            )
 
-        # The gates of the initial state are those of input and state before.
-        kernels.gemm_(gates[0], x, self.Wx, False)
-        kernels.gemm_(gates[0], h * self.mask, self.Wh, True)
-        fill(0, gates[:1], h[None], self.init)
-        for i, by_edge in enumerate(gates[1:].split(self.predecessors)):
-            torch.mul(states[i], self.mask, out=self.inputs[i])
-            kernels.gemm_(by_edge.view(-1, by_edge.shape[2]), self.rows[i], self.Ws[i], False)
-            fill(i + 1, by_edge, states[: i + 1], self.weights[i])
+        self.kernels.gemm_(first, before, self.Wh, True)
+        fill(0, first[None], h[None], self.init, [])
+        for i, by_edge in enumerate(gates.split(self.predecessors)):
+            self.kernels.gemm_(by_edge.flatten(0, 1), self.rows[i], self.Ws[i], False)
+            last = i == self.steps - 1
+            fill(i + 1, by_edge, states[: i + 1], self.weights[i], mean if last else [])
 
     def backward(
         self,
@@ -164,51 +219,35 @@ class _Cell:
         h: Tensor,
         own: bool,
         states: Tensor,
+        first: Tensor,
         gates: Tensor,
         stats: Tensor,
         d_weights: Sequence[Tensor],
         d_Ws: list[Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of gates[0] [B, 2H] and, but for what passes through them, of h [B, H].
+    ) -> None:
+        """Fill ``d_first`` and make ``arriving`` the gradients of h [B, H] and of its masked copy.
 
-        ``g`` [B, H] is the gradient of the mean of the nodes; ``d_weights``, by node, and ``d_Ws`` are added
-        to.
+        ``g`` [B, H] is the gradient of the mean of the nodes but for what arrives from the time step after;
+        ``d_weights``, by node, and ``d_Ws`` are added to.
         """
-        if d_Ws is not None:
-            torch.mul(states[: self.steps], self.mask, out=self.inputs)
-        share, d = g / self.steps, self.d_mean
-        d[1:] = share
-        by_node = gates[1:].split(self.predecessors)
+        by_node, d_h = gates.split(self.predecessors), self.arriving
         for i in reversed(range(self.steps)):
             last = i == self.steps - 1
-            d_gates, d, found = kernels.rnn_node_backward(
-                share if last else d[i + 1] + self.d_inputs[i + 1] * self.mask, states[i + 1],
-                stats[i + 1, 1], by_node[i], states[: i + 1], self.weights[i], self.eps, own, d[: i + 1],
+            arrive = (*d_h, g) if last else (self.d_states[i + 1], self.d_inputs[i + 1], None)
+            d_gates = self.d_gates[: i + 1]
+            self.kernels.rnn_node_backward_(
+                d_gates, self.d_states[: i + 1], d_weights[i + 1], *arrive, states[i + 1], stats[i + 1, 1],
+                by_node[i], states[: i + 1], self.weights[i], self.mask, self.eps, own, not last,
             )  # fmt: skip
-            d_weights[i].add_(found)
             flat = d_gates.flatten(0, 1)
-            kernels.gemm_(self.d_rows[i], flat, self.Ws[i].T, not last)
+            self.kernels.gemm_(self.d_rows[i], flat, self.Ws[i].T, not last)
             if d_Ws is not None:
-                kernels.gemm_(d_Ws[i], self.rows[i].T, flat, True)
-        d_first, d_h, _ = kernels.rnn_node_backward(
-            d[0] + self.d_inputs[0] * self.mask, states[0], stats[0, 1], gates[:1], h[None], self.init,
-            self.eps, own, None,
+                self.kernels.gemm_(d_Ws[i], self.rows[i].T, flat, True)
+        self.kernels.rnn_node_backward_(
+            self.d_first[None], d_h[0][None], d_weights[0], self.d_states[0], self.d_inputs[0], None,
+            states[0], stats[0, 1], first[None], h[None], self.init, self.mask, self.eps, own, False,
         )  # fmt: skip
-        return d_first[0], d_h[0]
-
-
-def _mean(states: Tensor, out: Tensor) -> Tensor:
-    """Write the mean of ``states`` [nodes, B, H] to ``out`` [B, H] and return it.
-
-    On the CPU torch adds up the last elements in another order than the others. Rows that are alike would
-    become different by a rounding, which batch norm over such rows, whose variance is zero, makes large.
-    """
-    if not states.is_cpu or len(states) == 1:
-        return torch.mean(states, 0, out=out)
-    torch.add(states[0], states[1], out=out)
-    for state in states[2:]:
-        out.add_(state)
-    return out.div_(len(states))
+        self.kernels.gemm_(d_h[1], self.d_first, self.Wh.T, False)
 
 
 class _Recurrence(Function):
@@ -229,17 +268,22 @@ class _Recurrence(Function):
         own = given is None
         T, (B, H), nodes = len(x), hidden.shape, cell.steps + 1
         keep = memory == "store" and any(ctx.needs_input_grad)
-        states, gates = cell.memory(T if keep else 1, hidden)
+        held = T if keep else 1
+        states, first, gates = cell.memory(held)
         stats = x.new_empty(T, nodes, 2, H) if given is None else given.repeat(T, nodes, 1, 1)
         out = x.new_empty(T, B, H)
-        h = hidden
-        with nothing_to_record():
+        before = cell.inputs[-1]  # from one time step to the next
+        with nothing_to_record(), triton_backend.on(x.device):
+            cell.masked(hidden, before)
             for t in range(T):
-                at = t if keep else 0
-                cell.forward(x[t], h, own, states[at], gates[at], stats[t])
-                h = _mean(states[at, 1:], out[t])
+                at = t % held
+                if at == 0:
+                    cell.read(x[t : t + held], first)
+                h = hidden if t == 0 else out[t - 1]
+                cell.forward(h, before, own, states[at], first[at], gates[at], stats[t], [out[t]])
+                cell.kernels = _unchecked(x.device)
         ctx.own, ctx.eps = own, eps
-        kept = (states, gates) if keep else (None, None)
+        kept = (states, first, gates) if keep else (None, None, None)
         ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, *kept, stats, out)
         ctx.mark_non_differentiable(stats)
         return out, stats
@@ -247,32 +291,38 @@ class _Recurrence(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
-        x, hidden, mask, weights, W0, *Ws, states, gates, stats, out = ctx.saved_tensors
+        x, hidden, mask, weights, W0, *Ws, states, first, gates, stats, out = ctx.saved_tensors
         cell = _Cell(hidden, mask, weights, W0, Ws, ctx.eps)
-        learn = any(ctx.needs_input_grad[7:])
-        d_W0 = torch.zeros_like(W0) if learn else None
-        d_Ws = [torch.zeros_like(W) for W in Ws] if learn else None
-        d_weights = torch.zeros_like(weights)
-        d_by_node = d_weights.split(cell.predecessors)
-        d_x = torch.empty_like(x) if ctx.needs_input_grad[3] else None
-        d_h = torch.zeros_like(hidden)
+        of_x, of_hidden, _, _, *of_W = ctx.needs_input_grad[3:]
+        d_W0 = torch.zeros_like(W0) if any(of_W) else None
+        d_Ws = [torch.zeros_like(W) for W in Ws] if any(of_W) else None
+        # Those of the initial state, which is no choice, come first.
+        parts = stats.new_zeros(weight_parts(hidden.shape[1]), 1 + len(weights), weights.shape[1])
+        d_weights = parts.split([1, *cell.predecessors], 1)
+        d_x = torch.empty_like(x) if of_x else None
+        before = torch.empty_like(hidden)
         kept = states is not None
         if not kept:
-            states, gates = cell.memory(1, hidden)
-        with nothing_to_record():
+            states, first, gates = cell.memory(1)
+        with nothing_to_record(), triton_backend.on(x.device):
             for t in reversed(range(len(x))):
                 h, at = hidden if t == 0 else out[t - 1], t if kept else 0
+                if not kept or d_W0 is not None:
+                    cell.masked(h, before)
                 if not kept:
-                    cell.forward(x[t], h, False, states[at], gates[at], stats[t])
-                d_first, d_h = cell.backward(
-                    g[t] + d_h, h, ctx.own, states[at], gates[at], stats[t], d_by_node, d_Ws
-                )
-                through = torch.empty_like(d_h)
-                kernels.gemm_(through, d_first, cell.Wh.T, False)
-                d_h = d_h + through * cell.mask
+                    cell.read(x[t : t + 1], first)
+                    cell.forward(h, before, False, states[at], first[at], gates[at], stats[t], [])
+                elif d_Ws is not None:
+                    cell.masked(states[at, :-1], cell.inputs[:-1])
+                step = states[at], first[at], gates[at], stats[t]
+                cell.backward(g[t], h, ctx.own, *step, d_weights, d_Ws)
+                cell.kernels = _unchecked(x.device)
                 if d_x is not None:
-                    kernels.gemm_(d_x[t], d_first, cell.Wx.T, False)
+                    kernels.gemm_(d_x[t], cell.d_first, cell.Wx.T, False)
                 if d_W0 is not None:
-                    kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, d_first, True)
-                    kernels.gemm_(d_W0[len(cell.Wx) :], (h * cell.mask).T, d_first, True)
-        return None, None, None, d_x, d_h, None, d_weights, d_W0, *(d_Ws or (None,) * len(Ws))
+                    kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, cell.d_first, True)
+                    kernels.gemm_(d_W0[len(cell.Wx) :], before.T, cell.d_first, True)
+            d_h, through = cell.arriving
+            d_hidden = d_h + cell.masked(through, through) if of_hidden else None
+        d_mixing = parts[:, 1:].sum(0).to(weights.dtype)
+        return None, None, None, d_x, d_hidden, None, d_mixing, d_W0, *(d_Ws or (None,) * len(Ws))
