@@ -16,13 +16,19 @@ struct RnnNode {
   Image<const T> gates;   // [P, B, 2H] as n, h; channels c then h
   Image<const T> states;  // [P, B, H]
   const T* weights;       // [P, 5]: of the activations, then their sum q
+  Image<const T> mask;    // [B, H] as h, factors of what enters products; null data: 1
   T* out;                 // [B, H]: the sum, then normalised
+  T* mean;                // [B, H] of all states but the first, this node included; null: not asked for
+  T* masked;              // [B, H]: the mean, or else out, times mask; null: not asked for
   T* moments;             // [blocks, chunks, 2, kBlockChannels], null where the norm is given
   const T* norm;          // [2, H'] mean and 1 / std; forward: read by rnn_node_normalise
   // Backward.
   Image<const T> g;       // [B, H] as h
+  Image<const T> through, of_mean;  // [B, H] as h: what rnn_node_arriving adds to g; null data of the second: none
+  T* arriving;            // [B, H], what it makes of them
   Image<const T> normal;  // [B, H], the output of the forward
   Image<const T> base;    // [P, B, H]; null data: zero
+  int64_t base_from;      // the first predecessor that has a base
   const T* rstd;          // [H']
   const T* means;         // [2, H'] of g and of g * out; zeros where the norm was given
   T* sums;                // [blocks, chunks, 2, kBlockChannels]

@@ -35,6 +35,8 @@ OPERATORS: dict[str, Callable[..., None]] = {
     "pool3x3": pool3x3.pool3x3,
     "pool3x3_backward": pool3x3.pool3x3_backward,
     "rnn_node": rnn_node.rnn_node,
+    "rnn_node_": rnn_node.rnn_node_,
     "rnn_node_backward": rnn_node.rnn_node_backward,
+    "rnn_node_backward_": rnn_node.rnn_node_backward_,
 }
 """The function of every operator."""

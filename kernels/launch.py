@@ -37,7 +37,7 @@ def accumulator(tensor: Tensor) -> tl.dtype:
 
 def block(size: int, least: int = 1, most: int = 1 << 20) -> int:
     """Return the smallest power of two that holds ``size``, between ``least`` and ``most``."""
-    return max(least, min(most, triton.next_power_of_2(size)))
+    return max(least, min(most, 1 << (size - 1).bit_length()))
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -132,8 +132,11 @@ def exact(name, args):
         return None
     if name == "rnn_node":
         return 0 if args[3] is None else None  # without norm it takes the batch's
-    if name == "rnn_node_backward":
-        return 0 if args[7] else 2  # likewise; the third is the gradient of the weights
+    if name == "rnn_node_":
+        return 0 if args[-2] else None
+    if name.startswith("rnn_node_backward"):
+        own = args[7] if name == "rnn_node_backward" else args[-2]
+        return 0 if own else 2  # likewise; the third is the gradient of the weights
     if name == "pool3x3":
         return 1  # the second is the moments
     return 0 if name in ("branch_conv", "branch_conv_backward", "fd_norm", "mixed_sum_backward") else None

@@ -38,9 +38,20 @@ ORACLES = {
     "pool3x3": pool3x3.pool3x3,
     "pool3x3_backward": pool3x3.pool3x3_backward,
     "rnn_node": rnn_node.rnn_node,
+    "rnn_node_": rnn_node.rnn_node_,
     "rnn_node_backward": rnn_node.rnn_node_backward,
+    "rnn_node_backward_": lambda *args: whole(rnn_node.rnn_node_backward_(*args)),
 }
 Call = tuple[str, tuple]
+
+
+def whole(found):
+    """Return what ``rnn_node_backward_`` fills with the sum of the parts of the weights' gradient.
+
+    Which part is added to is the kernels' own affair.
+    """
+    d_gates, d_states, d_weights = found
+    return d_gates, d_states, d_weights.sum(0)
 
 
 def call(name, args):
@@ -49,7 +60,10 @@ def call(name, args):
     out = getattr(torch.ops.dartsfast, name)(*args)
     if not written:
         return out
-    return written[0] if out is None else (out, *written)
+    if name == "rnn_node_backward_":
+        return whole(written)
+    written = [*([] if out is None else [out]), *written]
+    return written[0] if len(written) == 1 else tuple(written)
 
 
 def moved(args, device, dtype=None):

@@ -9,6 +9,8 @@ import torch
 from op_calls import Call
 from torch import Tensor
 
+from dartsfast.ops.rnn_node import weight_parts
+
 
 class Sampler:
     """Random tensors of one dtype, images in one layout."""
@@ -167,6 +169,36 @@ class Node:
         if self.layout == "expanded":
             return sampler.tensor(1, self.B, C).expand(P, self.B, C)
         return sampler.tensor(P, self.B, C)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node within a time step, in memory that is given."""
+
+    P: int
+    B: int
+    H: int
+    layout: str = "plain"
+
+    def calls(self, dtype=torch.float32) -> list[Call]:
+        sampler, P, B, H = Sampler(dtype), self.P, self.B, self.H
+        rows = Node(P, B, H, self.layout).rows
+        node = rows(sampler, P, 2 * H), rows(sampler, P, H), sampler.weight(P, 4)
+        g, through, of_mean, out, mask = (rows(sampler, 1, H)[0] for _ in range(5))
+        stats = torch.stack([sampler.tensor(H), sampler.tensor(H).square()])
+        filled, masked, mean = (sampler.tensor(B, H) for _ in range(3))
+        d_weights = sampler.tensor(weight_parts(H), P + 2, 4)[:, 1 : P + 1]
+        forward = filled, masked
+        backward = sampler.tensor(P, B, 2 * H), sampler.tensor(P, B, H), d_weights, g, through
+        made = out, stats[1], *node
+        return [
+            ("rnn_node_", (*forward, [], stats, *node, mask, True, 1e-5)),
+            ("rnn_node_", (*forward, [mean], stats, *node, mask, False, 1e-3)),
+            ("rnn_node_", (*forward, [mean], stats, *node, None, True, 1e-5)),
+            ("rnn_node_backward_", (*backward, of_mean, *made, mask, 1e-5, True, False)),
+            ("rnn_node_backward_", (*backward, None, *made, mask, 1e-3, False, True)),
+            ("rnn_node_backward_", (*backward, None, *made, None, 1e-5, True, False)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -337,6 +369,13 @@ NODES = (
     Node(2, 64, 64, "expanded"),
     Node(5, 65, 130, scale=30),
     Node(2, 2, 300),
+)
+STEPS = (
+    Step(1, 1, 3),
+    Step(1, 3, 21, "transposed"),
+    Step(8, 130, 75, "slice"),
+    Step(2, 65, 64, "expanded"),
+    Step(3, 5, 130),
 )
 PRODUCTS = (
     Product(1, 1, 1),

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,23 @@ def test_the_recurrent_network():
     assert gemms == pytest.approx(5 * (recurrent + decoder) - words, rel=0.005)
     kept = {peer: model.count(RNN, peer, 1, RNN.size)[1] for peer in (REFERENCE, "triton store")}
     assert kept[REFERENCE] == pytest.approx(5.6e9, rel=0.02) and kept["triton store"] < 1e9
+
+
+def test_a_time_step_launches_nodes_and_products_and_nothing_else():
+    def launches(bptt):
+        found, _ = model.count(RNN, "triton store", 1, replace(RNN.quick, bptt=bptt))
+        return Counter(one.name for one in found)
+
+    few, more = launches(2), launches(3)
+    more.subtract(few)
+    # Two forwards and two backwards: a product a node and one of the state before; the weight step's backward
+    # has those of the weights too, one of them for the words, whose gradients it has as well, and the masked
+    # copies that these read, in two launches.
+    products = 2 * 9 + 2 * 9 + (8 + 2 + 1)
+    step = Counter(rnn_node_kernel=2 * 9, rnn_node_backward_kernel=2 * 9, gemm_=products, mul=2)
+    assert {name: count for name, count in more.items() if count} == step
+    # The published search has 35 time steps: an iteration of it was 7,821 launches once.
+    assert sum(few.values()) + 33 * sum(step.values()) <= 3150
 
 
 def test_bytes_and_operations_of_launches_by_hand():

@@ -12,9 +12,9 @@ from test_fused_rnn import DRY, VOCABULARY, network, relative, text
 from test_native import without_extension
 
 from dartsfast.errors import InputError
+from dartsfast.fused.loss import linear_cross_entropy
 from dartsfast.ops import cross_entropy_
 from dartsfast.oracle import cross_entropy as oracle
-from dartsfast.rnn.loss import linear_cross_entropy
 from dartsfast.rnn.model_search import RNNModelSearch
 
 WITHOUT = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from comparisons import same_bits
 from op_backends import native_only, needs_kernels
-from op_cases import CLASSES, LOCKED, NORMS, PRODUCTS, Vectors
+from op_cases import CLASSES, LOCKED, NORMS, PRODUCTS, STEPS, Vectors
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.cnn.architect import Architect
@@ -28,7 +28,7 @@ WRITING = {
 }
 CALLS = [
     (name, args)
-    for case in (*PRODUCTS[:3], *LOCKED[:2], *CLASSES[:3], *NORMS, Vectors(33))
+    for case in (*PRODUCTS[:3], *LOCKED[:2], *CLASSES[:3], *NORMS, *STEPS[:2], Vectors(33))
     for name, args in case.calls()
     if WRITING[name]
 ]

@@ -6,7 +6,7 @@ from comparisons import assert_close
 from op_backends import needs_kernels
 from torch import nn
 
-from dartsfast.linear import is_plain, linear
+from dartsfast.fused.linear import is_plain, linear
 
 pytestmark = needs_kernels
 

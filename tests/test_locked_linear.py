@@ -11,8 +11,8 @@ from op_cases import LOCKED, Locked
 from test_native import without_extension
 
 from dartsfast.errors import InputError
+from dartsfast.fused.loss import locked_cross_entropy
 from dartsfast.ops import locked_linear_, locked_linear_input_gradient_, locked_linear_weight_gradient_
-from dartsfast.rnn.loss import locked_cross_entropy
 
 WITHOUT = """
 import torch

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from comparisons import assert_close, same_bits
-from op_cases import CLASSES, LOCKED, NORMS, PRODUCTS, SMALL, Vectors
+from op_cases import CLASSES, LOCKED, NORMS, PRODUCTS, SMALL, STEPS, Vectors
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -55,7 +55,7 @@ REVERSE = {
     "backward_of_many": backward_of_many,
 }
 refused = functools.partial(pytest.raises, NotImplementedError, match="backend='reference'")
-CASES = (*SMALL, *PRODUCTS[:1], *LOCKED[:1], *CLASSES[:1], NORMS[1], Vectors(33))
+CASES = (*SMALL, *PRODUCTS[:1], *LOCKED[:1], *CLASSES[:1], NORMS[1], STEPS[1], Vectors(33))
 CALLS = [(name, args) for case in CASES for name, args in case.calls()]
 LEARNED = ("alpha_softmax", "branch_conv", "mixed_sum", "pool3x3", "rnn_node")
 DIFFERENTIABLE = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from op_calls import ORACLES, moved
-from op_cases import ALPHAS, CONVS, MIXES, NODES, NORMS, POOLS, SMALL, VECTORS
+from op_cases import ALPHAS, CONVS, MIXES, NODES, NORMS, POOLS, SMALL, STEPS, VECTORS
 
 from bench import cnn_peers, rnn_peers
 from bench.counting import META, Counter, prepare, pretending
@@ -40,8 +40,8 @@ Call = tuple[str, tuple[Any, ...]]
 def operator_cases(*, rehearse: bool) -> tuple[Any, ...]:
     """Return the cases whose operators have Triton kernels: those of the tests, or a few tiny ones."""
     if rehearse:
-        return SMALL[0], SMALL[3], SMALL[5], SMALL[7], SMALL[8], VECTORS[1], NORMS[1]
-    return *CONVS, *POOLS, *MIXES, *ALPHAS, *NODES, *VECTORS, *NORMS
+        return SMALL[0], SMALL[3], SMALL[5], SMALL[7], SMALL[8], STEPS[0], VECTORS[1], NORMS[1]
+    return *CONVS, *POOLS, *MIXES, *ALPHAS, *NODES, *STEPS, *VECTORS, *NORMS
 
 
 def small_size(network: str, *, rehearse: bool) -> Any:

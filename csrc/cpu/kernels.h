@@ -32,6 +32,7 @@ struct Kernels {
   void (*row_dots)(const RowDots<T>&, T* scratch);
   void (*rnn_node)(const RnnNode<T>&, int64_t part, T* scratch);
   void (*rnn_node_normalise)(const RnnNode<T>&, int64_t row);
+  void (*rnn_node_arriving)(const RnnNode<T>&, int64_t row);
   void (*rnn_node_sums)(const RnnNode<T>&, int64_t part);
   void (*rnn_node_backward)(const RnnNode<T>&, int64_t part, T* scratch);
   void (*tree_sum)(T* rows, int64_t count, int64_t stride, int64_t width);

@@ -63,7 +63,34 @@ void rnn_node_normalise(const RnnNode<T>& a, int64_t b) {
   T* row = a.out + b * a.H;
   each_register<T>(a.H, [&](int64_t c, auto left) {
     const V mean = V::load(a.norm + c), rstd = V::load(a.norm + padded(a.H) + c);
-    store_channels((load_channels(row + c, left) - mean) * rstd, row + c, left);
+    V result = (load_channels(row + c, left) - mean) * rstd;
+    store_channels(result, row + c, left);
+    if (!a.masked) return;
+    if (a.mean) {
+      const auto state = [&](int64_t j) { return load_channels(a.states.at(j, b) + c, left); };
+      if (a.P > 1) {
+        V sum = state(1);
+        for (int64_t j = 2; j < a.P; ++j) sum = sum + state(j);
+        result = sum + result;
+      }
+      result = result / V::set(static_cast<T>(a.P));
+      store_channels(result, a.mean + b * a.H + c, left);
+    }
+    if (a.mask.data) result = result * load_channels(a.mask.at(0, b) + c, left);
+    store_channels(result, a.masked + b * a.H + c, left);
+  });
+}
+
+// The gradient that arrives at a node, from what reads it and what reads its masked copy.
+template <class T>
+void rnn_node_arriving(const RnnNode<T>& a, int64_t b) {
+  using V = Vec<T>;
+  each_register<T>(a.H, [&](int64_t c, auto left) {
+    V through = load_channels(a.through.at(0, b) + c, left);
+    if (a.mask.data) through = through * load_channels(a.mask.at(0, b) + c, left);
+    V sum = load_channels(a.g.at(0, b) + c, left) + through;
+    if (a.of_mean.data) sum = (load_channels(a.of_mean.at(0, b) + c, left) + sum) / V::set(static_cast<T>(a.P));
+    store_channels(sum, a.arriving + b * a.H + c, left);
   });
 }
 
@@ -121,7 +148,7 @@ void rnn_node_backward_part(const RnnNode<T>& a, int64_t item, T* memory) {
         slope = V::fma(V::set(w[2]), k.sigmoid * (one - k.sigmoid), slope);
         slope = slope + V::set(w[1]).where_positive(k.h);
         T *d_gate = a.d_gates + row * 2 * a.H + channel, *d_state = a.d_states + row * a.H + channel;
-        const T* base = a.base.data ? a.base.at(j, part.b + b) + channel : nullptr;
+        const T* base = a.base.data && j >= a.base_from ? a.base.at(j, part.b + b) + channel : nullptr;
         T* next = d_gate + kRowsAhead * 2 * a.H;
         prefetch<true>(next, sizeof(V)), prefetch<true>(next + a.H, sizeof(V));
         prefetch<true>(d_state + kRowsAhead * a.H, sizeof(V));

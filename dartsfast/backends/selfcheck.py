@@ -49,6 +49,19 @@ def _node(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
     return normal(3, 6, 40), normal(3, 6, 20), normal(3, 4)
 
 
+def _node_of_a_step(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    given = *_node(normal), normal(6, 20).relu(), True, 1e-5
+    return normal(6, 20), normal(6, 20), [normal(6, 20)], normal(2, 20), *given
+
+
+def _node_of_a_step_backward(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    # Few channels: which of several parts of the weights' gradient is added to is the kernels' own affair.
+    B, H = 70, 4
+    arriving, given = [normal(B, H) for _ in range(3)], (normal(3, B, 2 * H), normal(3, B, H), normal(3, 4))
+    node = normal(B, H), normal(H).abs(), *given, normal(B, H).relu()
+    return normal(3, B, 2 * H), normal(3, B, H), normal(1, 3, 4), *arriving, *node, 1e-5, True, False
+
+
 def _norms(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
     means, variances = ([normal(12).abs() for _ in range(3)] for _ in range(2))
     batches = [torch.tensor(count) for count in (0, 3, 8)]
@@ -97,6 +110,8 @@ SAMPLES: dict[str, Samples] = {
         normal(2, 5, 6, 12),
     ),
     "rnn_node": lambda normal: (*_node(normal), None, 1e-5),
+    "rnn_node_": _node_of_a_step,
+    "rnn_node_backward_": _node_of_a_step_backward,
     "rnn_node_backward": lambda normal: (
         *(normal(6, 20) for _ in range(2)),
         normal(20).abs(),
@@ -138,7 +153,7 @@ def difference(name: str, device: torch.device) -> float:
 def _difference(name: str, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     args = SAMPLES[name](lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float32))
-    family = {"fd": "fd_hvp", "locked": "locked_linear"}.get(name.split("_")[0])
+    family = {"fd": "fd_hvp", "locked": "locked_linear", "rnn": "rnn_node"}.get(name.split("_")[0])
     module = family or name.removesuffix("_backward").rstrip("_")
     oracle = importlib.import_module(f"dartsfast.oracle.{module}")
     wanted = tree_leaves(getattr(oracle, name)(*args))

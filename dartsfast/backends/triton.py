@@ -66,14 +66,15 @@ def _operator(name: str, fill: Callable[..., None]) -> Callable[..., Any]:
                 raise InputError(
                     f"the kernels index up to 2^31 elements, got {list(t.shape)}: use a smaller batch"
                 )
-        with _on(tensors[0].device):
+        with on(tensors[0].device):
             fill(out, *args)
         return out
 
     return operator
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if device.type == "cpu":
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which kernels are launched on ``device``."""
+    if device.type not in ("cuda", "xpu"):
         return contextlib.nullcontext()
     return torch.get_device_module(device).device(device)

@@ -29,7 +29,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     build_op,
 )
 from dartsfast.errors import InputError, check_range
-from dartsfast.linear import linear
+from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.modules.plain import difference, is_plain, is_plain_tree, served
 from dartsfast.modules.recompute import applied

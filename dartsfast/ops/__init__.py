@@ -18,7 +18,7 @@ from dartsfast.ops.locked_linear import (
 from dartsfast.ops.mixed_sum import mixed_sum
 from dartsfast.ops.norm_stats import norm_stats_, norm_stats_backward
 from dartsfast.ops.pool3x3 import pool3x3
-from dartsfast.ops.rnn_node import rnn_node
+from dartsfast.ops.rnn_node import rnn_node, rnn_node_, rnn_node_backward_
 
 if native.load() is None:
     instruction_set.choose(native.LIBRARY)
@@ -41,4 +41,6 @@ __all__ = [
     "norm_stats_backward",
     "pool3x3",
     "rnn_node",
+    "rnn_node_",
+    "rnn_node_backward_",
 ]

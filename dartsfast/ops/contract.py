@@ -38,9 +38,8 @@ def accumulated(dtype: torch.dtype) -> torch.dtype:
 
 def check_dtype(name: str, tensor: Tensor) -> None:
     """Check that operators take tensors of this dtype."""
-    require(
-        tensor.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
-    )
+    if tensor.dtype not in DTYPES:
+        raise InputError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -214,16 +213,18 @@ def check_images(
 
 def check_like(name: str, tensor: Tensor, like: Tensor) -> None:
     """Check that ``tensor`` is on the device of ``like`` and that one dtype serves the arithmetic on both."""
-    require(
-        accumulated(tensor.dtype) == accumulated(like.dtype) and tensor.device == like.device,
-        f"{name} must be {like.dtype} on {like.device} as the other tensors, "
-        f"got {tensor.dtype} on {tensor.device}",
-    )
+    same = tensor.dtype == like.dtype or accumulated(tensor.dtype) == accumulated(like.dtype)
+    if not same or tensor.device != like.device:  # a message takes longer to write than all checks
+        raise InputError(
+            f"{name} must be {like.dtype} on {like.device} as the other tensors, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """Check shape, dtype and device of ``tensor``."""
-    require(list(tensor.shape) == list(shape), f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+    if tensor.shape != torch.Size(shape):
+        raise InputError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
     check_like(name, tensor, like)
 
 

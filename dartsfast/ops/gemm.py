@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dartsfast.ops.contract import check_dtype, check_shape, define, not_differentiable, require
+from dartsfast.errors import InputError
+from dartsfast.ops.contract import check_dtype, check_like, check_shape, define, not_differentiable, require
 
 
 def gemm_(out: Tensor, a: Tensor, b: Tensor, accumulate: bool = False) -> None:
@@ -32,25 +33,27 @@ def gemm_(out: Tensor, a: Tensor, b: Tensor, accumulate: bool = False) -> None:
 
 def _fake(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     for name, t in (("a", a), ("b", b)):
-        require(
-            t.dim() == 2 and t.numel() > 0 and t.layout == torch.strided,
-            f"{name} must be a matrix, not empty, not sparse, got {list(t.shape)}, {t.layout}",
-        )
-        require(t.dtype == out.dtype, f"{name} must be {out.dtype} as out, got {t.dtype}")
+        if t.dim() != 2 or t.numel() == 0 or t.layout != torch.strided:
+            raise InputError(
+                f"{name} must be a matrix, not empty, not sparse, got {list(t.shape)}, {t.layout}"
+            )
+        if t.dtype != out.dtype:
+            raise InputError(f"{name} must be {out.dtype} as out, got {t.dtype}")
     check_dtype("out", out)
-    check_shape("a", a, a.shape, out)
+    check_like("a", a, out)
     check_shape("b", b, [a.shape[1], b.shape[1]], out)
     check_shape("out", out, [a.shape[0], b.shape[1]], out)
-    require(
-        (out.shape[1] == 1 or out.stride(1) == 1) and (out.shape[0] == 1 or out.stride(0) >= out.shape[1]),
-        f"out must have adjacent columns and rows that do not overlap, got strides {list(out.stride())}",
-    )
+    (M, N), (rows, columns) = out.shape, out.stride()
+    if (N > 1 and columns != 1) or (M > 1 and rows < N):
+        raise InputError(
+            f"out must have adjacent columns and rows that do not overlap, got strides {list(out.stride())}"
+        )
 
 
 def _span(t: Tensor) -> tuple[int, int]:
-    """Return where the memory from the first to the last element begins and ends."""
-    elements = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + elements * t.element_size()
+    """Return where the memory from the first to the last element of a matrix begins and ends."""
+    (rows, columns), (row, column), first = t.shape, t.stride(), t.data_ptr()
+    return first, first + (1 + (rows - 1) * row + (columns - 1) * column) * t.element_size()
 
 
 def _library(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:

@@ -37,6 +37,27 @@ def rnn_node(
     return (total - stats[0]) * _rstd(stats[1], eps), stats if norm is None else stats[:0].clone()
 
 
+def rnn_node_(
+    out: Tensor,
+    masked: Tensor,
+    mean: list[Tensor],
+    stats: Tensor,
+    gates: Tensor,
+    states: Tensor,
+    weights: Tensor,
+    mask: Tensor | None,
+    own: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """Return what becomes of ``out``, ``masked``, ``mean`` and ``stats``."""
+    out, found = rnn_node(gates, states, weights, None if own else stats, eps)
+    total = out
+    if mean:
+        rest = [*states[1:], out]
+        total = sum(rest[1:], rest[0]) / len(rest)
+    return out, total * (1 if mask is None else mask), [total] if mean else [], found if own else stats
+
+
 def rnn_node_backward(
     g: Tensor,
     out: Tensor,
@@ -72,6 +93,33 @@ def rnn_node_backward(
         total = tree_sum(tree_sum(sums.transpose(0, 1)).T)
         d_weights.append(total[:4] + total[4])
     return torch.stack(d_gates), torch.stack(d_states), torch.stack(d_weights)
+
+
+def rnn_node_backward_(
+    d_gates: Tensor,
+    d_states: Tensor,
+    d_weights: Tensor,
+    g: Tensor,
+    through: Tensor,
+    of_mean: Tensor | None,
+    out: Tensor,
+    variance: Tensor,
+    gates: Tensor,
+    states: Tensor,
+    weights: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    own: bool,
+    accumulate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what becomes of ``d_gates``, ``d_states`` and ``d_weights``."""
+    g = g + through * (1 if mask is None else mask)
+    base = d_states if accumulate else None
+    if of_mean is not None:
+        g = (of_mean + g) / len(states)
+        base = torch.stack([torch.zeros_like(g), *[g] * (len(states) - 1)])
+    d_gates, d_states, d = rnn_node_backward(g, out, variance, gates, states, weights, eps, own, base)
+    return d_gates, d_states, torch.cat([d_weights[:1] + d, d_weights[1:]])
 
 
 def _channel_sums(a: Tensor, b: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from dartsfast.backends import check_memory, resolve_backend
 from dartsfast.constants import constant
 from dartsfast.errors import check_range
-from dartsfast.linear import linear
+from dartsfast.fused import rnn as fused
+from dartsfast.fused.linear import linear
+from dartsfast.fused.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas, place_alpha
 from dartsfast.modules.plain import is_plain
 from dartsfast.modules.recompute import recomputed
 from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
-from dartsfast.rnn import fused
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
-from dartsfast.rnn.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
 from dartsfast.rnn.utils import LockedDropout
 

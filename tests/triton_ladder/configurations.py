@@ -3,7 +3,7 @@
 import itertools
 
 from aot import LARGE, launched
-from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Vectors
+from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Step, Vectors
 from variants import BATCH, Variant
 
 CHANNELS = (1, 2, 3, 5, 8, 12, 16, 17, 24, 31, 32, 33, 36, 48, 63, 64, 65, 70, 96, 128, 144, 256, 576, 1100)
@@ -22,7 +22,7 @@ def cases():
         yield Pool(BATCH, 32, 32, C, 2)
         yield Mix(BATCH, 32, 32, C, 3, True)
         yield Norms(2, C)
-    yield from (Node(1, B, -(-LARGE // (4 * B)) * 4) for B in ROWS)
+    yield from (kind(1, B, -(-LARGE // (4 * B)) * 4) for B in ROWS for kind in (Node, Step))
     yield from (Alphas(((14, 8), (n, 8))) for n in (1, 100))
     yield from (Vectors(n) for n in (1, 1_930_624))
 

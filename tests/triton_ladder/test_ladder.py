@@ -11,7 +11,7 @@ if not triton.knobs.runtime.interpret:
 from checked import ORDERS, run
 from dartsfast.kernels import OPERATORS
 from mended import mended
-from op_cases import ALPHAS, EDGE, NODES, NORMS, SMALL, VECTORS, Conv, Mix, Node, Pool
+from op_cases import ALPHAS, EDGE, NODES, NORMS, SMALL, STEPS, VECTORS, Conv, Mix, Node, Pool, Step
 from torch.utils._pytree import tree_leaves
 
 CASES = (
@@ -24,6 +24,8 @@ CASES = (
     ALPHAS[2],
     NODES[1],
     Node(2, 9, 20, "expanded"),
+    *STEPS[:2],
+    Step(3, 9, 20),
     *VECTORS[:4],
     *NORMS,
 )

@@ -10,7 +10,7 @@ import torch
 from aot import LARGE, TARGETS, launched
 from cells import Cells
 from dartsfast.kernels import OPERATORS, branch_conv, branch_conv_backward
-from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Vectors
+from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Step, Vectors
 
 from dartsfast.ops.contract import CONTRACTS, accumulated
 
@@ -36,7 +36,7 @@ class Variant:
     @property
     def wide(self):
         """Whether all rows of images start at multiples of 16 bytes."""
-        names = ("H",) if isinstance(self.case, Node) else ("C", "Ci", "Co")
+        names = ("H",) if isinstance(self.case, Node | Step) else ("C", "Ci", "Co")
         rows = [getattr(self.case, name) for name in names if hasattr(self.case, name)]
         return all(row * self.dtype.itemsize % 16 == 0 for row in rows)
 
@@ -104,6 +104,8 @@ def _networks():
     yield "node C=144", Mix(*image, 144, 2, True), "all"
     yield "rnn H=300", Node(8, 256, 300), "largest"
     yield "rnn H=304", Node(2, 256, 304), "all"
+    yield "rnn step H=300", Step(8, 256, 300), "largest"
+    yield "rnn step H=304", Step(2, 256, 304), "all"
 
 
 def _cells():
@@ -125,6 +127,7 @@ def _odd():
     yield "one pixel pool", Variant(Pool(1, 1, 1, 1, 1), launches="largest")
     yield "one pixel node", Variant(Mix(1, 1, 1, 1, 1, True))
     yield "one row rnn", Variant(Node(1, 1, 1), launches="largest")
+    yield "one row rnn step", Variant(Step(1, 1, 1), launches="largest")
     yield "alphas", Variant(Alphas(((14, 8), (14, 8))))
     yield "one alpha", Variant(Alphas(((1, 1),)))
     yield "norms C=16", Variant(Norms(4, 16))
@@ -159,7 +162,7 @@ def _variants():
     yield from _odd()
     yield from _cells()
     yield "normalised C=16 tf32", Variant(networks["normalised C=16"], launches="largest", precision="tf32")
-    for label in ("normalised C=16", "pool C=16", "node C=16", "rnn H=304"):
+    for label in ("normalised C=16", "pool C=16", "node C=16", "rnn H=304", "rnn step H=304"):
         yield label, Variant(networks[label], torch.float16, "largest")
     yield "edge C=16", Variant(networks["edge C=16"], torch.bfloat16, "largest", ("sm_80",))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
