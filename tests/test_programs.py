@@ -144,9 +144,9 @@ def prepared(memory="store", **options):
     found = []
     make = Prepared._runner
 
-    def spy(self, program):
+    def spy(self, program, **options):
         found.append(program)
-        return make(self, program)
+        return make(self, program, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Prepared, "_runner", spy)
