@@ -9,13 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"dartsfast": ROOT / "dartsfast", "dartsfast.kernels": ROOT / "kernels"}
-# Imports within functions that close a circle. The list should be empty: what two modules share belongs into
-# a third that both import, and what chooses between them into one that imports both.
-CIRCLES = {
-    ("dartsfast.fused.grouped", "dartsfast.fused.groups"),
-    ("dartsfast.fused.grouped", "dartsfast.fused.groups_backward"),
-    ("dartsfast.fused.groups", "dartsfast.fused.groups_backward"),
-}
 
 
 def modules():
@@ -59,10 +52,6 @@ def named(source):
 def graph():
     files = modules()
     return {name: imported(path.read_text(), files.keys()) for name, path in files.items()}
-
-
-def without_known_circles(edges):
-    return {name: {one for one in targets if (name, one) not in CIRCLES} for name, targets in edges.items()}
 
 
 def with_packages(edges):
@@ -116,13 +105,7 @@ def upward(edges, layers):
 
 
 def test_no_two_modules_import_each_other():
-    assert cycle(with_packages(without_known_circles(graph()))) is None
-
-
-def test_the_known_circles_are_still_there():
-    edges = graph()
-    for name, target in CIRCLES:
-        assert target in edges[name], f"{name} -> {target} is gone: take it out of CIRCLES"
+    assert cycle(with_packages(graph())) is None
 
 
 def test_modules_that_import_by_a_name_from_elsewhere_are_known():
@@ -166,7 +149,7 @@ def test_every_way_to_import_is_seen(source, wanted):
 
 def test_a_circle_through_a_function_and_a_package_is_seen():
     """A loader asks for what the operators share: importing that imports the operators, which ask for it."""
-    edges = without_known_circles(graph())
+    edges = graph()
     edges["dartsfast.backends.native"] |= imported(
         "def load():\n    from dartsfast.ops.functional import define_functional", edges.keys()
     )

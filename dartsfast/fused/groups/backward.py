@@ -8,14 +8,14 @@ from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.grouped import Address, At, Plan, Region
 from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
+from dartsfast.fused.launches import Address, At, Launches, Region
 from dartsfast.fused.program import Instruction, Place
 from dartsfast.kernels import branch_conv, branch_conv_backward, grouped_conv_backward, images, reduce
 from dartsfast.kernels.grouped import Work, units
 
 
-def conv_alike(plan: Plan, i: Instruction) -> Any:
+def conv_alike(plan: Launches, i: Instruction) -> Any:
     """Return what branch_conv_backward must share."""
     g, z, coef, (x,), norm, depthwise, _, _, onto = i.reads
     dx, _, d_pointwise, means = i.writes
@@ -35,7 +35,7 @@ _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 class _Conv:
     """What the launches of a group share."""
 
-    def __init__(self, plan: Plan, group: Group) -> None:
+    def __init__(self, plan: Launches, group: Group) -> None:
         g, z, coef, (x,), norm, depthwise, _, _, onto = group[0].reads
         dx = group[0].writes[0]
         self.plan, self.group = plan, group
@@ -233,7 +233,7 @@ class _Conv:
         )  # fmt: skip
 
 
-def add_up(plan: Plan) -> None:
+def add_up(plan: Launches) -> None:
     """Add up what there is of weights' gradients."""
     rows, plan.sums = plan.sums, []
     u = units(*(row[2] for row in rows))
@@ -251,7 +251,7 @@ def add_up(plan: Plan) -> None:
         )
 
 
-def conv(plan: Plan, group: Group) -> None:
+def conv(plan: Launches, group: Group) -> None:
     """Add the backward of convolutions."""
     launches = _Conv(plan, group)
     dx, _, d_pointwise, _ = group[0].writes
@@ -270,13 +270,13 @@ def conv(plan: Plan, group: Group) -> None:
         add_up(plan)
 
 
-def pool_alike(plan: Plan, i: Instruction) -> Any:
+def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pool3x3_backward must share."""
     (g,), z, _, (x,), _ = i.reads
     return x.shape, steps(x), plan.half(x), steps(g), alike(z), i.numbers
 
 
-def pool(plan: Plan, group: Group) -> None:
+def pool(plan: Launches, group: Group) -> None:
     """Add the backward of pools."""
     (g,), z, _, (x,), _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from triton import cdiv
 
-from dartsfast.fused.grouped import Address, Plan, Region, UngroupableError
 from dartsfast.fused.groups.places import (
     Group,
     alike,
@@ -21,6 +20,7 @@ from dartsfast.fused.groups.places import (
     scaled,
     steps,
 )
+from dartsfast.fused.launches import Address, Launches, Region, UngroupableError
 from dartsfast.fused.program import Instruction, Ref, as_float
 from dartsfast.kernels import branch_conv, grouped_conv, images, reduce
 from dartsfast.kernels.arithmetic import packed
@@ -30,7 +30,7 @@ from dartsfast.kernels.launch import block
 _RUNNING = (None, None, torch.int64)  # dtypes; None: that of the arithmetic
 
 
-def conv_alike(plan: Plan, i: Instruction) -> Any:
+def conv_alike(plan: Launches, i: Instruction) -> Any:
     """Return what convolutions of one launch share: shapes, strides, dtypes and options."""
     (x,), norm, depthwise, pointwise = i.reads
     z, stats = i.writes
@@ -39,7 +39,7 @@ def conv_alike(plan: Plan, i: Instruction) -> Any:
     return x.shape, steps(x), plan.half(x), normed, bool(depthwise), into, i.numbers[:2]
 
 
-def conv(plan: Plan, group: Group) -> None:
+def conv(plan: Launches, group: Group) -> None:
     """Add the convolutions of a group, with the partial statistics of what they return."""
     (x,), norm, depthwise, _ = group[0].reads
     z, stats = group[0].writes
@@ -90,18 +90,18 @@ def conv(plan: Plan, group: Group) -> None:
     )  # fmt: skip
 
 
-def pool_alike(plan: Plan, i: Instruction) -> Any:
+def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pools of one launch share."""
     (x,) = i.reads[0]
     return x.shape, steps(x), plan.half(x), i.numbers, _placed(plan, i)
 
 
-def _placed(plan: Plan, i: Instruction) -> bool:
+def _placed(plan: Launches, i: Instruction) -> bool:
     """Whether a backward will ask which taps the maxima came from."""
     return any(pool.reads[1][0].slot == i.writes[0][0].slot for pool in plan.pools)
 
 
-def pool(plan: Plan, group: Group) -> None:
+def pool(plan: Launches, group: Group) -> None:
     """Add the pools of a group, with their partial statistics; for a backward also where maxima came from."""
     (x,), (z, _) = group[0].reads[0], group[0].writes
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, z[0].shape
@@ -138,7 +138,7 @@ def pool(plan: Plan, group: Group) -> None:
     )
 
 
-def _buffer(plan: Plan, ref: Ref, dtype: torch.dtype | None) -> Address:
+def _buffer(plan: Launches, ref: Ref, dtype: torch.dtype | None) -> Address:
     """Return the address of a running statistic."""
     wanted = dtype or plan.setting.dtype
     if plan.slots[ref.slot].dtype != wanted:
@@ -146,13 +146,13 @@ def _buffer(plan: Plan, ref: Ref, dtype: torch.dtype | None) -> Address:
     return Address(ref.slot)
 
 
-def norms_alike(plan: Plan, i: Instruction) -> Any:
+def norms_alike(plan: Launches, i: Instruction) -> Any:
     """Return what norms of one launch share: whose statistics, channels, whether they move, options."""
     own = i.reads[0][0].slot in plan.regions
     return own, i.reads[0][0].shape, bool(i.writes[1]), i.numbers[1:]
 
 
-def norms(plan: Plan, group: Group) -> None:
+def norms(plan: Launches, group: Group) -> None:
     """Add the norms of a group: partial statistics become mean and 1 / std."""
     own, (C,), moved, (share, eps) = norms_alike(plan, group[0])
     u = units(C)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from dartsfast.fused.grouped import At, Plan, UngroupableError
+from dartsfast.fused.launches import At, Launches, UngroupableError
 from dartsfast.fused.program import Instruction, Ref
 
 Group = Sequence[Instruction]
@@ -60,13 +60,13 @@ def pixels_of(ref: Ref) -> int:
     return prod(ref.shape[:3])
 
 
-def partial_row(plan: Plan, ref: Ref, unit: int) -> At:
+def partial_row(plan: Launches, ref: Ref, unit: int) -> At:
     """Return the place of the partial results of a vector."""
     region = plan.regions[ref.slot]
     row, offset = divmod(ref.offset, region.row)
     return At(ref.slot, row * region.parts * region.row + offset, unit, region.parts * 2 * ref.shape[-1])
 
 
-def narrowest(plan: Plan, refs: Sequence[Ref]) -> int:
+def narrowest(plan: Launches, refs: Sequence[Ref]) -> int:
     """Return the bytes of a number of the narrowest image."""
     return min(2 if plan.half(ref) else plan.itemsize for ref in refs)

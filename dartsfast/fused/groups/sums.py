@@ -7,15 +7,15 @@ from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.grouped import At, Plan, Region
 from dartsfast.fused.groups.places import Group, at, dense, maybe, narrowest, pitch, pixels_of, steps
+from dartsfast.fused.launches import At, Launches, Region
 from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import grouped_sum, images, mixed_sum, reduce
 from dartsfast.kernels.grouped import Work, units
 from dartsfast.kernels.launch import block
 
 
-def _branches(plan: Plan, i: Instruction, u: int, weighted: bool) -> list[tuple[Any, ...]]:
+def _branches(plan: Launches, i: Instruction, u: int, weighted: bool) -> list[tuple[Any, ...]]:
     """Return the rows of a sum's branches."""
     z, norm = i.reads[:2] if weighted else i.reads[1:]
     rows = []
@@ -25,7 +25,7 @@ def _branches(plan: Plan, i: Instruction, u: int, weighted: bool) -> list[tuple[
     return rows
 
 
-def _skipped(plan: Plan, i: Instruction) -> bool:
+def _skipped(plan: Launches, i: Instruction) -> bool:
     """Whether a sum is the gradient of an operation that is its source, to which pools add theirs."""
     (out,) = i.writes[0]
     readers = [pool for pool in plan.pools if pool.reads[4] == (out,)]
@@ -35,7 +35,7 @@ def _skipped(plan: Plan, i: Instruction) -> bool:
     return True
 
 
-def mixed(plan: Plan, group: Group) -> None:
+def mixed(plan: Launches, group: Group) -> None:
     """Add the weighted sums of a group, but those that pools will add to at once."""
     group = [i for i in group if not _skipped(plan, i)]
     if not group:
@@ -69,7 +69,7 @@ def mixed(plan: Plan, group: Group) -> None:
     )
 
 
-def mixed_backward(plan: Plan, group: Group) -> None:
+def mixed_backward(plan: Launches, group: Group) -> None:
     """Add the partial sums of the backward, and gradients of weights that no coef comes with."""
     (g,) = group[0].reads[0]
     C, pixels, rows = g.shape[-1], pixels_of(g), []
@@ -117,7 +117,7 @@ def mixed_backward(plan: Plan, group: Group) -> None:
 
 
 def _mean_row(
-    plan: Plan, g_mean: Ref, g_zhat_mean: Ref, norm: Ref, weight: Sequence[Ref], own: bool,
+    plan: Launches, g_mean: Ref, g_zhat_mean: Ref, norm: Ref, weight: Sequence[Ref], own: bool,
     coef: Ref | None, u: int,
 ) -> tuple[Any, ...]:  # fmt: skip
     region = plan.regions[g_mean.slot]
@@ -131,7 +131,7 @@ def _mean_row(
     )  # fmt: skip
 
 
-def _means(plan: Plan, rows: list[tuple[Any, ...]], C: int, parts: int, u: int) -> None:
+def _means(plan: Launches, rows: list[tuple[Any, ...]], C: int, parts: int, u: int) -> None:
     columns = block(C, images.LEAST, images.CHANNELS)
     plan.add(
         Work(
@@ -146,13 +146,13 @@ def _means(plan: Plan, rows: list[tuple[Any, ...]], C: int, parts: int, u: int) 
     )
 
 
-def coefs_alike(plan: Plan, i: Instruction) -> Any:
+def coefs_alike(plan: Launches, i: Instruction) -> Any:
     """Return what norms of one launch share: channels, and whose partial sums they add up."""
     mean = i.reads[0][0]
     return mean.shape, plan.regions[mean.slot].pixels
 
 
-def coefs(plan: Plan, group: Group) -> None:
+def coefs(plan: Launches, group: Group) -> None:
     """Add up the partial sums of a group, to coef [4, C] and gradients of mixing weights."""
     (C,) = group[0].reads[0][0].shape
     refs = [ref for i in group for part in (*i.reads[:3], *i.writes) for ref in part]
@@ -169,7 +169,7 @@ def coefs(plan: Plan, group: Group) -> None:
     _means(plan, rows, C, reduce.PARTS if tiled else mixed_sum.PARTS, u)
 
 
-def add(plan: Plan, group: Group) -> None:
+def add(plan: Launches, group: Group) -> None:
     """Add the additions of a group."""
     out = group[0].writes[0][0]
     C, rows = out.shape[-1], []
@@ -182,7 +182,7 @@ def add(plan: Plan, group: Group) -> None:
 
 
 def _elementwise(
-    plan: Plan, kernel: Any, image: Ref, rows: list[tuple[Any, ...]], u: int, size: int, **options: Any
+    plan: Launches, kernel: Any, image: Ref, rows: list[tuple[Any, ...]], u: int, size: int, **options: Any
 ) -> None:
     BP, BC = images.tile_of(image.shape[-1], size)
     pixels, C = pixels_of(image), image.shape[-1]
@@ -191,12 +191,12 @@ def _elementwise(
     plan.add(Work(kernel, grid, rows, (pixels, C // u), options, pixels * C * len(rows)))
 
 
-def copy_alike(plan: Plan, i: Instruction) -> Any:
+def copy_alike(plan: Launches, i: Instruction) -> Any:
     """Return what copies of one launch share."""
     return i.reads[0][0].shape, plan.half(i.writes[0][0])
 
 
-def _copies(plan: Plan, pairs: Sequence[tuple[Ref, Ref]]) -> None:
+def _copies(plan: Launches, pairs: Sequence[tuple[Ref, Ref]]) -> None:
     u = units(*(n for pair in pairs for ref in pair for n in (ref.shape[-1], ref.offset, *steps(ref))))
     rows = [(at(x, u), pitch(x) // u, at(out, u), pitch(out) // u) for x, out in pairs]
     half = plan.half(pairs[0][1])
@@ -205,12 +205,12 @@ def _copies(plan: Plan, pairs: Sequence[tuple[Ref, Ref]]) -> None:
     )
 
 
-def copy(plan: Plan, group: Group) -> None:
+def copy(plan: Launches, group: Group) -> None:
     """Add the copies of a group."""
     _copies(plan, [(i.reads[0][0], i.writes[0][0]) for i in group])
 
 
-def concatenate(plan: Plan, group: Group) -> None:
+def concatenate(plan: Launches, group: Group) -> None:
     """Add the copies of images side by side."""
     for i in group:
         start, (out,) = 0, i.writes[0]
@@ -222,16 +222,16 @@ def concatenate(plan: Plan, group: Group) -> None:
             _copies(plan, [pair for pair in pairs if pair[0].shape[-1] == C])
 
 
-def zero(plan: Plan, group: Group) -> None:
+def zero(plan: Launches, group: Group) -> None:
     """Note what is zero where nothing is written."""
     plan.zeroed |= {i.writes[0][0].slot for i in group}
 
 
-def by_shape(plan: Plan, i: Instruction) -> Any:
+def by_shape(plan: Launches, i: Instruction) -> Any:
     """Return what sums of one launch share: the shape of their result."""
     return i.writes[0][0].shape
 
 
-def by_gradient(plan: Plan, i: Instruction) -> Any:
+def by_gradient(plan: Launches, i: Instruction) -> Any:
     """Return the same of their backward: the shape of the gradient."""
     return i.reads[0][0].shape

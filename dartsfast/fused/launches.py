@@ -1,0 +1,139 @@
+"""The launches of a program on grouped Triton kernels, in the making: what each touches, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from dartsfast.errors import InputError
+from dartsfast.fused.forward import Setting
+from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot
+
+
+class UngroupableError(InputError):
+    """A program has what grouped kernels do not serve."""
+
+
+class At(NamedTuple):
+    """A place of the table: elements from the start of a slot, in units, and how many are touched there."""
+
+    slot: int
+    offset: int
+    unit: int
+    size: int
+
+
+class Address(NamedTuple):
+    """The number of a given tensor's address."""
+
+    slot: int
+
+
+class Region(NamedTuple):
+    """A slot that holds partial results, in each of ``parts`` a row of numbers."""
+
+    parts: int
+    pixels: int  # of a part
+    of: int  # pixels of all
+    row: int  # numbers
+
+
+class Launches:
+    """Launches of a program, by section, and where its slots lie.
+
+    Attributes:
+        works: the launches (``dartsfast.kernels.grouped.Work``), rows still with :class:`At` and
+            :class:`Address`.
+        regions: what became of slots that other instructions add up.
+        totals: where the gradient of a mixing weight goes to, by the place of its partial sums.
+        read: the places of partial sums that a later instruction adds up.
+        zeroed: returned slots that are zero where nothing is written.
+        summed: returned slots that are gradients of convolutions' weights.
+        sums: rows of the partial sums of those that are not yet added up.
+        places: where the taps are that maxima came from, by the slot of the maxima.
+        skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
+    """
+
+    def __init__(self, program: Program, setting: Setting) -> None:
+        self.program, self.setting = program, setting
+        self.slots = list(program.slots)
+        self.sizes: dict[int, int] = {}
+        self.regions: dict[int, Region] = {}
+        self.totals: dict[tuple[int, int], Ref] = {}
+        self.zeroed: set[int] = set()
+        self.summed: set[int] = set()
+        self.sums: list[tuple[At, At, int, int]] = []
+        self.places: dict[int, At] = {}
+        self.pools = self._all("pool3x3_backward")
+        self.skips: dict[int, Ref] = {}
+        self.works: list[Any] = []
+        self.spans: dict[int, tuple[int, int]] = {}
+        self.read = {(ref.slot, ref.offset) for i in self._all("norm_stats_backward") for ref in i.reads[1]}
+        self.itemsize = torch.finfo(setting.dtype).bits // 8
+        self._section = 0
+        self.accumulator = tl.float64 if setting.dtype == torch.float64 else tl.float32
+
+    def _all(self, op: str) -> list[Instruction]:
+        return [i for section in self.program.sections for i in section if i.op == op]
+
+    def half(self, ref: Ref) -> bool:
+        """Whether a slot is stored in half precision."""
+        return self.halved(ref.slot)
+
+    def halved(self, slot: int) -> bool:
+        """The same of its number."""
+        dtype = self.slots[slot].dtype
+        return dtype is not None and dtype == self.setting.storage != self.setting.dtype
+
+    def scratch(self, size: int, unit: int = 1) -> At:
+        """Return a place for ``size`` numbers of the launches of this section."""
+        self.slots.append(Slot((size,), Place.TEMPORARY))
+        return At(len(self.slots) - 1, 0, unit, size)
+
+    def region(self, slot: int, rows: int, region: Region) -> None:
+        """Let a slot hold ``rows`` rows of partial results, one after the other, instead of its numbers."""
+        self.regions[slot] = region
+        self.sizes[slot] = rows * region.parts * region.row
+
+    def bytes_of(self, slot: int) -> int:
+        """Return the bytes of a number of a slot."""
+        return 2 if self.halved(slot) else self.itemsize
+
+    def add(self, work: Any, touched: Sequence[Any] | None = None) -> None:
+        """Add a launch; slots that its rows name live at least until this section.
+
+        ``touched``: the entries of the rows that it goes by, unless all.
+        """
+        work.options["ACC"] = self.accumulator
+        self.works.append(work)
+        entries = [entry for row in work.rows for entry in row]
+        for entry in entries:
+            if isinstance(entry, At) and self.slots[entry.slot].place == Place.TEMPORARY:
+                self.spans[entry.slot] = self.spans.get(entry.slot, (self._section, 0))[0], self._section
+        touched = entries if touched is None else touched
+        places = {(e.slot, e.offset, e.size) for e in touched if isinstance(e, At)}
+        work.bytes = sum(size * self.bytes_of(slot) for slot, _, size in places)
+        weights = {e.slot for e in touched if isinstance(e, Address)}
+        work.bytes += sum(prod(self.slots[slot].shape) * self.bytes_of(slot) for slot in weights)
+
+    def build(
+        self,
+        plans: dict[str, tuple[Callable[..., Any], Callable[..., None]]],
+        finish: Callable[[Launches], None],
+    ) -> None:
+        """Add the launches of all sections; ``plans``: what is equal within a launch, and how to add it."""
+        for k, section in enumerate(self.program.sections):
+            self._section = k
+            for op, of_op in groupby(sorted(section, key=lambda i: i.op), key=lambda i: i.op):
+                alike, plan = plans[op]
+                groups: dict[Any, list[Instruction]] = {}
+                for instruction in of_op:
+                    groups.setdefault(alike(self, instruction), []).append(instruction)
+                for group in groups.values():
+                    plan(self, group)
+        finish(self)
