@@ -192,8 +192,8 @@ class Ran:
         self.programs = Counter()
         make = Prepared._runner
 
-        def spied(prepared, program):
-            runner = make(prepared, program)
+        def spied(prepared, program, **how):
+            runner = make(prepared, program, **how)
             run = runner.run
 
             def counted(*args):
