@@ -127,7 +127,10 @@ SAMPLES: dict[str, Samples] = {
 _running = threading.local()  # a check calls the operator, which must not be checked once more
 
 
-def _failures() -> tuple[type[Exception], ...]:
+REMEDY = "Use backend='reference', and report it with the output of `dartsfast doctor --deep`"
+
+
+def failures() -> tuple[type[Exception], ...]:
     """Return what kernels that do not compile, load or launch raise: Triton, its compilers, drivers."""
     failures = RuntimeError, OSError, subprocess.SubprocessError
     try:
@@ -161,7 +164,7 @@ def _difference(name: str, device: torch.device) -> float:
     _running.now = True
     try:
         found = _run(name, there)
-    except _failures() as error:
+    except failures() as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise BackendError(f"{name} does not run on {device}: {type(error).__name__}: {reason}") from error
     finally:
@@ -198,13 +201,12 @@ def require(name: str, device: torch.device) -> None:
 def _require(name: str, device: torch.device) -> None:
     if os.environ.get("DARTSFAST_SELFCHECK") == "0":
         return
-    remedy = "Use backend='reference', and report it with the output of `dartsfast doctor --deep`"
     try:
         found = difference(name, device)
     except BackendError as error:
-        raise BackendError(f"{error}. {remedy}") from error.__cause__
+        raise BackendError(f"{error}. {REMEDY}") from error.__cause__
     if not found <= tolerance(name):
         raise BackendError(
             f"{name} on {device} differs from its oracle by {found:.2g} of the largest element (at most "
-            f"{tolerance(name)} is rounding): its kernels do not work on this device. {remedy}"
+            f"{tolerance(name)} is rounding): its kernels do not work on this device. {REMEDY}"
         )

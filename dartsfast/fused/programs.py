@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dartsfast.fused import encode
+from dartsfast.fused import check, encode
 from dartsfast.fused.backward import Backward
+from dartsfast.fused.edge import Edge
 from dartsfast.fused.forward import Forward, Node, Setting
 from dartsfast.fused.program import Program
 from dartsfast.fused.walk import Walk
@@ -40,6 +41,8 @@ class Prepared:
     def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
         self.forward = Forward(nodes, returned, setting)
         self._grouped = setting.grouped
+        if self._grouped and setting.device.type != "meta":
+            check.require(setting.device, _edge)
         self.runner = self._runner(self.forward.builder.program)
         self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner]] = {}
 
@@ -90,6 +93,13 @@ class Prepared:
                     raise
                 self._grouped = False
         return Walk(program, setting)
+
+
+def _edge(edge: Edge, x: Tensor, weights: Tensor) -> Tensor:
+    """Return what an edge makes of x [N, H, W, C]."""
+    shapes = (tuple(x.shape),), tuple(weights.shape)
+    setting = Setting(*shapes, x.dtype, x.device, "store", None, backward=True)
+    return Prepared([Node([(0, edge, 0)])], 1, setting)([x], weights)
 
 
 class _Run(Function):

@@ -5,7 +5,9 @@ import torch
 from checks import DEVICE, MARKS
 
 from dartsfast.backends import selfcheck
+from dartsfast.cnn.model_search import Cell
 from dartsfast.errors import BackendError
+from dartsfast.fused import check
 from dartsfast.oracle import alpha_softmax as oracle
 
 KERNELS = ("alpha_softmax",)
@@ -51,3 +53,38 @@ def test_kernels_that_do_not_compile_are_refused_with_the_cause(monkeypatch):
     with pytest.raises(BackendError, match="^alpha_softmax does not run on .*: TritonError: at 3:4") as found:
         use()
     assert found.value.__cause__ is error
+
+
+def use_cell():
+    cell = Cell(1, 1, 4, 4, 4, False, False, backend="triton", primitives=("skip_connect",)).to(DEVICE)
+    images = [torch.ones(1, 4, 2, 2, device=DEVICE) for _ in range(2)]
+    return cell(*images, torch.ones(2, 1, device=DEVICE))
+
+
+@pytest.fixture
+def fresh():
+    check._checked.clear()
+    yield
+    check._checked.clear()
+
+
+def test_grouped_kernels_are_checked_once(fresh, monkeypatch):
+    distances = []
+    true = check._difference
+
+    def difference(device, run):
+        distances.append(true(device, run))
+        return distances[-1]
+
+    monkeypatch.setattr(check, "_difference", difference)
+    for _ in range(2):
+        use_cell()
+    assert len(distances) == 1 and distances[0] < check.TOLERANCE / 4
+
+
+def test_grouped_kernels_that_disagree_are_refused(fresh, monkeypatch):
+    stock = check._stock
+    monkeypatch.setattr(check, "_stock", lambda *given: stock(*given) * 1.001)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="grouped kernels on .* differ from stock torch by 0.001"):
+            use_cell()
