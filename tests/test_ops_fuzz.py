@@ -8,7 +8,7 @@ import pytest
 import torch
 from comparisons import assert_close, same_bits
 from op_calls import ORACLES, call
-from op_cases import Alphas, Classes, Conv, Locked, Mix, Node, Norms, Pool, Product, Vectors
+from op_cases import Alphas, Classes, Conv, Locked, Mix, Node, Norms, Pool, Product, Step, Vectors
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dartsfast.ops  # noqa: F401 - defines the operators
@@ -60,7 +60,8 @@ def random_call(name, rng):
     elif name.startswith("norm"):
         case = Norms(few(), size(), rng.choice([None, 0.1]), flag(), rng.randint(2, 99))
     elif name.startswith("rnn"):
-        case = Node(few(), size(), size(), rng.choice(["plain", "transposed", "slice", "expanded"]))
+        kind = Step if name.endswith("_") else Node
+        case = kind(few(), size(), size(), rng.choice(["plain", "transposed", "slice", "expanded"]))
     else:
         image, layout = (few(), size(), size(), size()), rng.choice(LAYOUTS)
         if name.startswith("branch"):

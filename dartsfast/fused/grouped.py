@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dartsfast.backends import triton
 from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.groups import PLANS
@@ -78,8 +79,9 @@ class Grouped:
         narrow = None
         if self._halved:
             narrow = halves.tensors(given, kept[1:], self.setting.storage, self.setting.device)
-        for work, start in zip(self.works, self._starts, strict=True):
-            work.launch(self._rows, addresses, bases, narrow, start)
+        with triton.on(self.setting.device):
+            for work, start in zip(self.works, self._starts, strict=True):
+                work.launch(self._rows, addresses, bases, narrow, start)
         keeps = [] if kept else [bases[1], *(narrow[1:2] if narrow is not None else ())]
         return full.returned(bases), keeps
 
