@@ -31,6 +31,7 @@ MODULES = (
     "branch_conv",
     "branch_conv_backward",
     "fd_hvp",
+    "grouped",
     "mixed_sum",
     "norm_stats",
     "pool3x3",
