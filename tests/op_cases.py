@@ -144,7 +144,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Step:
-    """A node within a time step, in memory that is given; what is rounded there has a test of its own."""
+    """A node within a time step, in memory that is given."""
 
     P: int
     B: int
@@ -152,8 +152,6 @@ class Step:
     layout: str = "plain"
 
     def calls(self, dtype=torch.float32) -> list[Call]:
-        if dtype.itemsize < 4:
-            return []
         sampler, P, B, H = Sampler(dtype), self.P, self.B, self.H
         rows = Node(P, B, H, self.layout).rows
         node = rows(sampler, P, 2 * H), rows(sampler, P, H), sampler.weight(P, 4)
