@@ -27,8 +27,7 @@ constexpr int kWide = 16 / sizeof(T);
 // Whether a pointer and distances in elements are multiples of 16 bytes.
 template <class T, class... Steps>
 bool wide(const void* data, Steps... steps) {
-  const auto whole = [](int64_t n) { return n % kWide<T> == 0; };
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (whole(steps) && ...);
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && ((steps % kWide<T> == 0) && ...);
 }
 
 }  // namespace dartsfast::cuda
