@@ -23,7 +23,11 @@ Tensor bytes(int64_t count) {
 
 Stream current_stream() { return nullptr; }
 
-Tensor bytes(int64_t count) { return torch::stable::empty({count}, ScalarType::Byte); }
+Tensor bytes(int64_t count) {
+  Tensor found = torch::stable::empty({count}, ScalarType::Byte);
+  note(found.const_data_ptr(), count, false);
+  return found;
+}
 
 #endif
 

@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstddef>
+
 namespace dartsfast {
 
 #ifdef DARTSFAST_ON_CUDA
@@ -14,6 +16,13 @@ inline bool is_ours(const torch::stable::Tensor& t) { return t.is_cuda(); }
 #define DARTSFAST_KEY CPU
 constexpr const char* kDevice = "CPU";
 inline bool is_ours(const torch::stable::Tensor& t) { return t.is_cpu(); }
+#endif
+
+// Where accesses of emulated kernels are checked: memory that they may use from now on.
+#ifdef DARTSFAST_CHECKED
+void note(const void* data, size_t bytes, bool initialised);
+#else
+inline void note(const void*, size_t, bool) {}
 #endif
 
 }  // namespace dartsfast

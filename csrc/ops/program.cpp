@@ -200,7 +200,7 @@ class Section {
   std::vector<Work> works_, finishing_;
 };
 
-Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(t.mutable_data_ptr()), t.numel(), size}; }
+Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(written<char>(t)), t.numel(), size}; }
 
 // Code: dtype (0 float32, 1 float64); elements of the arena that is kept, of the temporary one; of each given tensor
 // its count of elements, and whether it is of int64; of each returned tensor its sizes; of each section its

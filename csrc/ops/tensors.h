@@ -86,20 +86,6 @@ inline Tensor by_row(const Tensor& t) {
 // The tensor itself where all its elements are adjacent and in index order, else a copy.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// Views of a tensor's memory, to read and to write.
-inline Array view(void* data, const Tensor& t) {
-  Array a{data, t.dim()};
-  for (int64_t i = 0; i < a.dim; ++i) a.size[i] = t.size(i), a.stride[i] = t.stride(i);
-  return a;
-}
-inline Array array(const Tensor& t) { return view(const_cast<void*>(t.const_data_ptr()), t); }
-inline Array written_array(const Tensor& t) { return view(t.mutable_data_ptr(), t); }
-
-template <class T>
-T* written(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 // Memory from a tensor's first to its last element.
 struct Span {
   const char *begin, *end;
@@ -109,6 +95,28 @@ struct Span {
     end = begin + (last + 1) * t.element_size();
   }
 };
+
+inline void noted(const Tensor& t) {
+  if (t.numel() == 0) return;
+  const Span all(t);
+  note(all.begin, all.end - all.begin, true);
+}
+
+// Views of a tensor's memory, to read and to write.
+inline Array view(void* data, const Tensor& t) {
+  noted(t);
+  Array a{data, t.dim()};
+  for (int64_t i = 0; i < a.dim; ++i) a.size[i] = t.size(i), a.stride[i] = t.stride(i);
+  return a;
+}
+inline Array array(const Tensor& t) { return view(const_cast<void*>(t.const_data_ptr()), t); }
+inline Array written_array(const Tensor& t) { return view(t.mutable_data_ptr(), t); }
+
+template <class T>
+T* written(const Tensor& t) {
+  noted(t);
+  return static_cast<T*>(t.mutable_data_ptr());
+}
 
 inline void check_apart(const Tensor& written, const char* name, std::initializer_list<const Tensor*> read) {
   const std::less_equal<const char*> before;

@@ -31,4 +31,5 @@ def library(checked: bool = False) -> Path:
     sources = [csrc / "ops" / f"{op}.cpp" for op in ops]
     sources += sorted([*(csrc / "cuda").glob("*.cpp"), *(csrc / "cuda").glob("*.cu")])
     sources.append(Path(__file__).with_name("standin") / "standin.cpp")
-    return build.library("operators", sources, checked, FLAGS, LINK)
+    flags = (*FLAGS, "-DDARTSFAST_CHECKED") if checked else FLAGS
+    return build.library("operators", sources, checked, flags, LINK)

@@ -2,8 +2,16 @@
 #include <string>
 
 #include "cache.h"
+#include "emulator.h"
 
 namespace dartsfast {
+
+#ifdef DARTSFAST_CHECKED
+void note(const void* data, size_t bytes, bool initialised) {
+  emulator::memory(data, bytes, initialised ? "a tensor" : "scratch memory", initialised);
+}
+#endif
+
 namespace {
 
 std::string name() { return "cuda-emulated"; }
