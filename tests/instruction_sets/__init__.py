@@ -22,7 +22,13 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 EMULATED, PORTABLE_WIDE = "avx512-emulated", "portable-wide"
-ALL = ("avx512", "avx2", "portable", PORTABLE_WIDE)
+EMULATED_CUDA = "cuda-emulated"
+"""What a library of CUDA kernels under the emulator calls itself; nothing else is in it."""
+ALL = (
+    (EMULATED_CUDA,)
+    if native.load() is None and names() == [EMULATED_CUDA]
+    else ("avx512", "avx2", "portable", PORTABLE_WIDE)
+)
 RAN = "instruction set"
 """Name of the property that a test has of the instruction set on which it ran."""
 
