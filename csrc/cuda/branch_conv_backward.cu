@@ -85,7 +85,7 @@ struct DepthwiseAdjoint {
   Image<const T> base, onto;
   T *norm_sums, *sum;
   const T* dt;  // of the first of them
-  int32_t branches;
+  int32_t branches, largest;  // largest of their kernels
   bool first, last;
   struct {
     const T* taps;
@@ -102,7 +102,6 @@ __device__ Four<T> adjoint_pixel(const ConvShape& s, const T* dt, int K, int D, 
     const int fine = y + P - ky * D, oy = fine >> skip;
     if (fine & skip) continue;
     const bool row = fine >= 0 && oy < s.Ho;
-#pragma unroll 2
     for (int kx = 0; kx < K; ++kx) {
       const int across = x + P - kx * D, ox = across >> skip;
       if (across & skip) continue;
@@ -131,9 +130,14 @@ __device__ Four<T> finish_pixel(const DepthwiseAdjoint<T>& a, Four<T> sum, const
   return sum;
 }
 
+// Blocks of a multiprocessor: left alone, the compiler asks for a third of doubles and spills.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
+
 // Shared memory: the taps of a branch [K*K, 16], then two tiles [64, 16] for the sums.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(kThreads) depthwise_adjoint_kernel(const __grid_constant__ Group<DepthwiseAdjoint<T>> group) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    depthwise_adjoint_kernel(const __grid_constant__ Group<DepthwiseAdjoint<T>> group) {
   SHARED(T, taps);
   const DepthwiseAdjoint<T>& a = group.member[blockIdx.z];
   const ConvShape& s = a.shape;
@@ -152,12 +156,10 @@ __global__ void __launch_bounds__(kThreads) depthwise_adjoint_kernel(const __gri
     T* const kept = a.sum ? a.sum + ((static_cast<int64_t>(n) * s.H + y) * s.W + x) * Ci + c : nullptr;
     Four<T> sum{};
     if (here && !a.first) sum = load_four(kept);
-    int most = 0;
     for (int b = 0; b < a.branches; ++b) {
       const auto& branch = a.branch[b];
       const T* const dt = a.dt + (static_cast<int64_t>(b) * s.N + n) * outputs * Ci + c;
       const int K = branch.kernel;
-      most = K > most ? K : most;
       __syncthreads();
       if (branch.taps) load_taps(branch.taps, K * K, c0, s.Ci, taps);
       __syncthreads();
@@ -178,7 +180,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_adjoint_kernel(const __gri
     if (here && (a.in.relu || a.norm_sums)) v = in.at(n, y, x);
     if (here) sum = finish_pixel<T, WIDE>(a, sum, v, n, y, x, c);
     if (!a.norm_sums) continue;
-    T* const tile = taps + most * most * kSlice;
+    T* const tile = taps + a.largest * a.largest * kSlice;
     __syncthreads();
     store_four(sum, tile + threadIdx.x * 4);
     store_four(v, tile + kThreads * 4 + threadIdx.x * 4);
@@ -239,6 +241,7 @@ DepthwiseAdjoint<T> depthwise_adjoint_of(const BranchConvBackward<T>& call, size
   for (int b = 0; b < made.branches; ++b) {
     const BackwardBranch<T>& branch = call.branches[first + b];
     made.branch[b] = {branch.taps, branch.kernel, branch.dilation};
+    made.largest = std::max(made.largest, branch.kernel);
   }
   return made;
 }
@@ -263,7 +266,7 @@ void depthwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, S
         const DepthwiseAdjoint<T>& a = group.member[i];
         const ConvShape& s = a.shape;
         x = std::max(x, s.N * chunks(s.H, s.W)), y = std::max(y, blocks_of(s.Ci, kSlice));
-        for (int b = 0; b < a.branches; ++b) taps = std::max(taps, int64_t{a.branch[b].kernel} * a.branch[b].kernel);
+        taps = std::max(taps, int64_t{a.largest} * a.largest);
       }
       const auto kernel = k ? depthwise_adjoint_kernel<T, true> : depthwise_adjoint_kernel<T, false>;
       launch(kernel, dim3(x, y, count), dim3(kThreads), (taps * kSlice + kThreads * 8) * sizeof(T), stream, group);
