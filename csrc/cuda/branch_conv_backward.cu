@@ -1,0 +1,289 @@
+// branch_conv's gradient of the input, for any shape: what each branch's pointwise product gives back, to scratch memory,
+// then the adjoint depthwise convolutions of all branches with relu's mask and all additions.
+//
+// Pointwise adjoint: a product [pixels, Co] x [Co, Ci], whose left side, dz, is formed as it is loaded. A block has
+// 4096 outputs, a thread 4 pixels by 4 channels, slices of 16 output channels in shared memory; every output is one
+// chain of fma over the output channels. Bound by memory for few channels (g and z are read once, dt written once), by
+// shared memory for many: two loads of 16 bytes for 16 fma.
+// Adjoint depthwise: a block has a chunk of csrc/order.h by 16 channels, a thread a pixel by 4 channels, so that the sums
+// for the norm below are made where the pixels are. Bound by loads from the first-level cache, one of 16 bytes from it
+// and one from shared memory for 4 fma.
+#include "branch_conv_backward.h"
+
+#include <algorithm>
+
+#include "branch_conv_load.h"
+
+namespace dartsfast::cuda {
+namespace {
+
+constexpr int kThreads = 256, kSlice = 16, kPitch = kSlice + 4;  // the pitch spreads pixels over the banks
+
+template <class T>
+struct PointwiseAdjoint {
+  ConvShape shape;
+  OutputGradient<T> dz;
+  const T* pointwise;
+  T* dt;
+};
+
+// CT input channels by PT pixels of an image.
+template <class T, int CT, bool WIDE>
+__global__ void __launch_bounds__(kThreads) pointwise_adjoint_kernel(const __grid_constant__ Group<PointwiseAdjoint<T>> group) {
+  constexpr int PT = kThreads * 16 / CT, ROWS = PT / 4;
+  __shared__ __align__(16) T left[PT * kPitch], right[kSlice * CT];
+  const PointwiseAdjoint<T>& a = group.member[blockIdx.z];
+  const ConvShape& s = a.shape;
+  const int pixels = s.Ho * s.Wo, tiles = (pixels + PT - 1) / PT, n = blockIdx.x / tiles;
+  const int first = blockIdx.x % tiles * PT, c0 = blockIdx.y * CT;
+  if (n >= s.N || c0 >= s.Ci) return;
+  const int row = threadIdx.x / (CT / 4), column = threadIdx.x % (CT / 4) * 4;
+  Four<T> sum[4] = {};
+  for (int k0 = 0; k0 < s.Co; k0 += kSlice) {
+    __syncthreads();
+    const int quarter = threadIdx.x % 4 * 4;
+    const GradientChannels<T, WIDE> dz(a.dz, k0 + quarter, s.Co);
+    for (int p = threadIdx.x / 4; p < PT; p += kThreads / 4) {
+      const int pixel = first + p;
+      const auto v = pixel < pixels ? dz.at(n, pixel / s.Wo, pixel % s.Wo) : Four<T>{};
+      store_four(v, left + p * kPitch + quarter);
+    }
+    for (int i = threadIdx.x; i < kSlice * CT; i += kThreads) {
+      const int k = k0 + i / CT, c = c0 + i % CT;
+      right[i] = k < s.Co && c < s.Ci ? a.pointwise[static_cast<int64_t>(k) * s.Ci + c] : T(0);
+    }
+    __syncthreads();
+    const int count = s.Co - k0 < kSlice ? s.Co - k0 : kSlice;
+    for (int k = 0; k < count; k += 4) {
+      Four<T> v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = load_four(left + (row + i * ROWS) * kPitch + k);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (k + j >= count) break;
+        const auto w = load_four(right + (k + j) * CT + column);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[i] = four<T>([&](int c) { return fused(v[i].v[j], w.v[c], sum[i].v[c]); });
+      }
+    }
+  }
+  const int Ci = scratch_channels(s.Ci);
+  if (c0 + column >= Ci) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int pixel = first + row + i * ROWS;
+    if (pixel < pixels) store_four(sum[i], a.dt + (static_cast<int64_t>(n) * pixels + pixel) * Ci + c0 + column);
+  }
+}
+
+// Some of a call's branches.
+template <class T>
+struct DepthwiseAdjoint {
+  ConvShape shape;
+  Activated<T> in;
+  Image<T> dx;
+  Image<const T> base, onto;
+  T *norm_sums, *sum;
+  const T* dt;  // of the first of them
+  int32_t branches, largest;  // largest of their kernels
+  bool first, last;
+  struct {
+    const T* taps;
+    int32_t kernel, dilation;
+  } branch[kAdjointBranches];
+};
+
+// What outputs give a pixel of the input, taps row by row.
+template <class T>
+__device__ Four<T> adjoint_pixel(const ConvShape& s, const T* dt, int K, int D, const T* taps, int y, int x) {
+  const int P = D * (K - 1) / 2, Ci = scratch_channels(s.Ci), skip = s.stride - 1;  // a stride is 1 or 2
+  Four<T> sum{};
+  for (int ky = 0; ky < K; ++ky) {
+    const int fine = y + P - ky * D, oy = fine >> skip;
+    if (fine & skip) continue;
+    const bool row = fine >= 0 && oy < s.Ho;
+    for (int kx = 0; kx < K; ++kx) {
+      const int across = x + P - kx * D, ox = across >> skip;
+      if (across & skip) continue;
+      // Beyond the border is zero, which is added, too.
+      const bool there = row && across >= 0 && ox < s.Wo;
+      const auto d = there ? load_four(dt + (static_cast<int64_t>(oy) * s.Wo + ox) * Ci) : Four<T>{};
+      const auto w = load_four(taps + (ky * K + kx) * kSlice);
+      sum = four<T>([&](int i) { return fused(d.v[i], w.v[i], sum.v[i]); });
+    }
+  }
+  return sum;
+}
+
+// The sum of all branches, relu's mask, and what dx is added to. Returns the gradient of norm(x); `x` is relu(norm(x)).
+template <class T, bool WIDE>
+__device__ Four<T> finish_pixel(const DepthwiseAdjoint<T>& a, Four<T> sum, const Four<T>& x, int n, int y, int u, int c) {
+  const int left = a.shape.Ci - c;
+  if (a.in.relu) sum = four<T>([&](int i) { return x.v[i] > 0 ? sum.v[i] : T(0); });
+  auto v = sum;
+  for (const auto* image : {&a.base, &a.onto}) {
+    if (!image->data) continue;
+    const auto there = load_four<WIDE>(image->at(n, y) + u * image->w + c, left);
+    v = four<T>([&](int i) { return there.v[i] + v.v[i]; });
+  }
+  store_four<WIDE>(v, a.dx.at(n, y) + u * a.dx.w + c, left);
+  return sum;
+}
+
+// Blocks of a multiprocessor: left alone, the compiler asks for a third of doubles and spills.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
+
+// Shared memory: the taps of a branch [K*K, 16], then two tiles [64, 16] for the sums.
+template <class T, bool WIDE>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    depthwise_adjoint_kernel(const __grid_constant__ Group<DepthwiseAdjoint<T>> group) {
+  SHARED(T, taps);
+  const DepthwiseAdjoint<T>& a = group.member[blockIdx.z];
+  const ConvShape& s = a.shape;
+  const int count = chunks(s.H, s.W), n = blockIdx.x / count, chunk = blockIdx.x % count, c0 = blockIdx.y * kSlice;
+  if (n >= s.N || c0 >= s.Ci) return;
+  const int rows = chunk_rows(s.W), y0 = chunk * rows, pixels = (y0 + rows <= s.H ? rows : s.H - y0) * s.W;
+  const int Ci = scratch_channels(s.Ci), quarter = threadIdx.x % 4 * 4, c = c0 + quarter;
+  const int64_t outputs = static_cast<int64_t>(s.Ho) * s.Wo;
+  const InputChannels<T, WIDE> in(a.in, c, s.Ci);
+  // Of the sums: a thread's partial sum of a channel, first of the gradient, then of its product with norm(x).
+  const int summed = threadIdx.x % 128, product = threadIdx.x / 128;
+  T partial = 0;
+  for (int first = 0; first < pixels; first += kThreads / 4) {
+    const int p = first + threadIdx.x / 4, y = y0 + p / s.W, x = p % s.W;
+    const bool here = p < pixels && c < s.Ci;
+    T* const kept = a.sum ? a.sum + ((static_cast<int64_t>(n) * s.H + y) * s.W + x) * Ci + c : nullptr;
+    Four<T> sum{};
+    if (here && !a.first) sum = load_four(kept);
+    for (int b = 0; b < a.branches; ++b) {
+      const auto& branch = a.branch[b];
+      const T* const dt = a.dt + (static_cast<int64_t>(b) * s.N + n) * outputs * Ci + c;
+      const int K = branch.kernel;
+      __syncthreads();
+      if (branch.taps) load_taps(branch.taps, K * K, c0, s.Ci, taps);
+      __syncthreads();
+      if (!here) continue;
+      if (branch.taps) {
+        const auto v = adjoint_pixel(s, dt, K, branch.dilation, taps + quarter, y, x);
+        sum = b == 0 && a.first ? v : four<T>([&](int i) { return sum.v[i] + v.v[i]; });
+      } else if (y % s.stride == 0 && x % s.stride == 0) {
+        const auto v = load_four(dt + (static_cast<int64_t>(y / s.stride) * s.Wo + x / s.stride) * Ci);
+        sum = four<T>([&](int i) { return sum.v[i] + v.v[i]; });
+      }
+    }
+    if (!a.last) {
+      if (here) store_four(sum, kept);
+      continue;
+    }
+    Four<T> v{};
+    if (here && (a.in.relu || a.norm_sums)) v = in.at(n, y, x);
+    if (here) sum = finish_pixel<T, WIDE>(a, sum, v, n, y, x, c);
+    if (!a.norm_sums) continue;
+    T* const tile = taps + a.largest * a.largest * kSlice;
+    __syncthreads();
+    store_four(sum, tile + threadIdx.x * 4);
+    store_four(v, tile + kThreads * 4 + threadIdx.x * 4);
+    __syncthreads();
+    for (int i = summed; i < kThreads * 4 && first + i / kSlice < pixels; i += 128) {
+      const T d = tile[i];
+      partial = product ? fused(d, tile[kThreads * 4 + i], partial) : partial + d;
+    }
+  }
+  if (!a.last || !a.norm_sums) return;
+  __syncthreads();
+  taps[threadIdx.x] = partial;
+  __syncthreads();
+  const int half = threadIdx.x / kSlice, channel = threadIdx.x % kSlice;
+  if (half > 1 || c0 + channel >= s.Ci) return;
+  const auto part = [&](int k) { return taps[half * 128 + k * kSlice + channel]; };
+  const T total = ((part(0) + part(1)) + (part(2) + part(3))) + ((part(4) + part(5)) + (part(6) + part(7)));
+  a.norm_sums[((static_cast<int64_t>(n) * count + chunk) * 2 + half) * s.Ci + c0 + channel] = total;
+}
+
+template <class T>
+void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
+  std::vector<PointwiseAdjoint<T>> all;
+  for (const BranchConvBackward<T>* call : calls) {
+    const ConvShape& s = call->shape;
+    T* dt = call->dt;
+    for (const auto& b : call->branches) {
+      if (call->dx.data || b.taps_grad) all.push_back({s, b.dz, b.pointwise, dt});
+      if (dt) dt += static_cast<int64_t>(s.N) * s.Ho * s.Wo * scratch_channels(s.Ci);
+    }
+  }
+  const auto kind = [](const PointwiseAdjoint<T>& a) {
+    return (a.shape.Ci <= 16 ? 0 : a.shape.Ci <= 32 ? 2 : 4) + (wide(a.dz, a.shape.Co) ? 1 : 0);
+  };
+  each_kind(all, kind, [=](int k, const Group<PointwiseAdjoint<T>>& group, int count) {
+    constexpr decltype(&pointwise_adjoint_kernel<T, 16, true>) kernels[] = {
+        pointwise_adjoint_kernel<T, 16, false>, pointwise_adjoint_kernel<T, 16, true>,
+        pointwise_adjoint_kernel<T, 32, false>, pointwise_adjoint_kernel<T, 32, true>,
+        pointwise_adjoint_kernel<T, 64, false>, pointwise_adjoint_kernel<T, 64, true>};
+    const int CT = 16 << k / 2, PT = kThreads * 16 / CT;
+    int64_t x = 0, y = 0;
+    for (int i = 0; i < count; ++i) {
+      const ConvShape& s = group.member[i].shape;
+      x = std::max(x, s.N * blocks_of(int64_t{s.Ho} * s.Wo, PT)), y = std::max(y, blocks_of(s.Ci, CT));
+    }
+    launch(kernels[k], dim3(x, y, count), dim3(kThreads), 0, stream, group);
+  });
+}
+
+// Of the branches from `first` on.
+template <class T>
+DepthwiseAdjoint<T> depthwise_adjoint_of(const BranchConvBackward<T>& call, size_t first) {
+  const ConvShape& s = call.shape;
+  DepthwiseAdjoint<T> made{s, call.in, call.dx, call.base, call.onto, call.norm_sums, call.sum};
+  made.dt = call.dt + first * s.N * s.Ho * s.Wo * scratch_channels(s.Ci);
+  made.branches = static_cast<int32_t>(std::min<size_t>(call.branches.size() - first, kAdjointBranches));
+  made.first = first == 0, made.last = first + made.branches == call.branches.size();
+  for (int b = 0; b < made.branches; ++b) {
+    const BackwardBranch<T>& branch = call.branches[first + b];
+    made.branch[b] = {branch.taps, branch.kernel, branch.dilation};
+    made.largest = std::max(made.largest, branch.kernel);
+  }
+  return made;
+}
+
+template <class T>
+bool aligned(const DepthwiseAdjoint<T>& a) {
+  return a.shape.Ci % 4 == 0 && wide(a.in.x) && wide(a.dx) && wide(a.base) && wide(a.onto);
+}
+
+template <class T>
+void depthwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
+  for (size_t first = 0;; first += kAdjointBranches) {
+    std::vector<DepthwiseAdjoint<T>> all;
+    for (const BranchConvBackward<T>* call : calls) {
+      if (call->dx.data && first < call->branches.size()) all.push_back(depthwise_adjoint_of(*call, first));
+    }
+    if (all.empty()) return;
+    const auto kind = [](const DepthwiseAdjoint<T>& a) { return aligned(a) ? 1 : 0; };
+    each_kind(all, kind, [=](int k, const Group<DepthwiseAdjoint<T>>& group, int count) {
+      int64_t x = 0, y = 0, taps = 0;
+      for (int i = 0; i < count; ++i) {
+        const DepthwiseAdjoint<T>& a = group.member[i];
+        const ConvShape& s = a.shape;
+        x = std::max(x, s.N * chunks(s.H, s.W)), y = std::max(y, blocks_of(s.Ci, kSlice));
+        taps = std::max(taps, int64_t{a.largest} * a.largest);
+      }
+      const auto kernel = k ? depthwise_adjoint_kernel<T, true> : depthwise_adjoint_kernel<T, false>;
+      launch(kernel, dim3(x, y, count), dim3(kThreads), (taps * kSlice + kThreads * 8) * sizeof(T), stream, group);
+    });
+  }
+}
+
+}  // namespace
+
+template <class T>
+void branch_conv_backward(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
+  pointwise_adjoint(calls, stream);
+  depthwise_adjoint(calls, stream);
+  branch_conv_weight_grads(calls, stream);
+}
+
+template void branch_conv_backward(const std::vector<const BranchConvBackward<float>*>&, Stream);
+template void branch_conv_backward(const std::vector<const BranchConvBackward<double>*>&, Stream);
+
+}  // namespace dartsfast::cuda

@@ -1,0 +1,76 @@
+// What the kernels of branch_conv's backward are given on a device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../order.h"
+#include "runtime.h"
+
+namespace dartsfast::cuda {
+
+struct ConvShape {
+  int32_t N, H, W, Ci, Co, Ho, Wo, stride;
+};
+
+// relu(norm(x)), either of them where it is asked for.
+template <class T>
+struct Activated {
+  Image<const T> x;  // [N, H, W, Ci]
+  const T* norm;     // [2, Ci] mean and 1/std, or null
+  bool relu;
+};
+
+// dz of a branch: g itself where z has no data, else k * ((g - m) - (z - mu) * r).
+template <class T>
+struct OutputGradient {
+  Image<const T> g, z;  // [N, Ho, Wo, Co]
+  const T* coef;        // rows m, mu, r, k of Co channels
+  int64_t step;         // elements from a row to the next
+};
+
+template <class T>
+struct BackwardBranch {
+  int32_t kernel, dilation;  // 1 without depthwise
+  const T* taps;             // [Ci, K*K], null without depthwise
+  const T* pointwise;        // [Co, Ci]
+  OutputGradient<T> dz;
+  T* taps_grad;       // [N, K*K, Ci], of images; null if not asked for
+  T* pointwise_grad;  // [N, Ci, Co], of images; null if not asked for
+};
+
+// Channels of a pixel in scratch memory.
+inline DARTSFAST_BOTH int32_t scratch_channels(int32_t C) { return (C + 3) / 4 * 4; }
+
+template <class T>
+struct BranchConvBackward {
+  ConvShape shape;
+  Activated<T> in;
+  Image<T> dx;                // null data if not asked for
+  Image<const T> base, onto;  // dx = onto + (base + v), may be the memory of either; null data: nothing
+  T* norm_sums;               // [N * chunks of x, 2, Ci], null if not asked for
+  T* dt;   // [branches, N, Ho, Wo, Ci'] gradients of the depthwise outputs, Ci' = scratch_channels; null: not needed
+  T* sum;  // [N, H, W, Ci'] sum over the branches of earlier launches; null where one takes all
+  std::vector<BackwardBranch<T>> branches;
+};
+
+// Branches of a call that a launch of the input gradient takes.
+constexpr int kAdjointBranches = 8;
+
+// Partial results [count, rows, columns], overwritten by their sum in the order of csrc/order.h's tree, whose element
+// (r, c) goes to out[r * row + c * column], divided.
+template <class T>
+struct PartialSums {
+  T *part, *out;
+  int32_t count, rows, columns, row, column;
+  T divisor;
+};
+
+template <class T>
+void branch_conv_backward(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream);
+template <class T>
+void branch_conv_weight_grads(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream);
+template <class T>
+void add_partial_sums(const std::vector<const PartialSums<T>*>& calls, Stream stream);
+
+}  // namespace dartsfast::cuda

@@ -1,0 +1,140 @@
+// What the kernels of branch_conv load, four channels at a time: in 16 bytes where everything is aligned to them (WIDE).
+#pragma once
+
+#include <map>
+#include <type_traits>
+#include <vector>
+
+#include "../alpha_softmax.h"
+#include "branch_conv_backward.h"
+#include "group.h"
+#include "pack.h"
+
+namespace dartsfast::cuda {
+
+template <class T>
+struct Four {
+  T v[4];
+};
+
+template <class T, class F>
+__device__ __forceinline__ Four<T> four(F f) {
+  Four<T> r;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) r.v[i] = f(i);
+  return r;
+}
+
+// Memory on 16 bytes.
+template <class T>
+__device__ __forceinline__ Four<T> load_four(const T* p) {
+  Four<T> r;
+#pragma unroll
+  for (int i = 0; i < 4; i += kWide<T>) {
+    const auto part = Pack<T, kWide<T>>::load(p + i);
+#pragma unroll
+    for (int k = 0; k < kWide<T>; ++k) r.v[i + k] = part.v[k];
+  }
+  return r;
+}
+template <class T>
+__device__ __forceinline__ void store_four(const Four<T>& v, T* p) {
+#pragma unroll
+  for (int i = 0; i < 4; i += kWide<T>) {
+    Pack<T, kWide<T>> part;
+#pragma unroll
+    for (int k = 0; k < kWide<T>; ++k) part.v[k] = v.v[i + k];
+    part.store(p + i);
+  }
+}
+
+// `left` channels are there, a multiple of 4 where the memory is WIDE; beyond them are zeros.
+template <bool WIDE, class T>
+__device__ __forceinline__ Four<T> load_four(const T* p, int left) {
+  if constexpr (WIDE) return left > 0 ? load_four(p) : Four<T>{};
+  else return four<T>([=](int i) { return i < left ? p[i] : T(0); });
+}
+template <bool WIDE, class T>
+__device__ __forceinline__ void store_four(const Four<T>& v, T* p, int left) {
+  if constexpr (WIDE) {
+    if (left > 0) store_four(v, p);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < left) p[i] = v.v[i];
+    }
+  }
+}
+
+// Channels c to c + 3 of dz at output pixels.
+template <class T, bool WIDE>
+struct GradientChannels {
+  const OutputGradient<T>& dz;
+  int c, left;
+  Four<T> shift, mu, r, k;
+
+  __device__ __forceinline__ GradientChannels(const OutputGradient<T>& dz, int c, int Co) : dz(dz), c(c), left(Co - c) {
+    if (!dz.z.data) return;
+    const auto row = [&](int i) { return load_four<false>(dz.coef + i * dz.step + c, left); };
+    shift = row(0), mu = row(1), r = row(2), k = row(3);
+  }
+  __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
+    const auto g = load_four<WIDE>(dz.g.at(n, y) + x * dz.g.w + c, left);
+    if (!dz.z.data) return g;
+    const auto z = load_four<WIDE>(dz.z.at(n, y) + x * dz.z.w + c, left);
+    return four<T>([&](int i) { return ((g.v[i] - shift.v[i]) - (z.v[i] - mu.v[i]) * r.v[i]) * k.v[i]; });
+  }
+};
+
+// Channels c to c + 3 of relu(norm(x)) at input pixels, zero beyond the image's border.
+template <class T, bool WIDE>
+struct InputChannels {
+  const Activated<T>& in;
+  int c, left;
+  Four<T> mean, rstd;
+
+  __device__ __forceinline__ InputChannels(const Activated<T>& in, int c, int Ci) : in(in), c(c), left(Ci - c) {
+    if (!in.norm) return;
+    mean = load_four<false>(in.norm + c, left), rstd = load_four<false>(in.norm + Ci + c, left);
+  }
+  __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
+    auto v = load_four<WIDE>(in.x.at(n, y) + x * in.x.w + c, left);
+    if (in.norm) v = four<T>([&](int i) { return (v.v[i] - mean.v[i]) * rstd.v[i]; });
+    // NaN passes.
+    if (in.relu) v = four<T>([&](int i) { return v.v[i] < 0 ? T(0) : v.v[i]; });
+    return v;
+  }
+  __device__ __forceinline__ Four<T> within(const ConvShape& s, int n, int y, int x) const {
+    return y >= 0 && y < s.H && x >= 0 && x < s.W ? at(n, y, x) : Four<T>{};
+  }
+};
+
+// The taps of 16 channels from c on, weights [Ci, K*K], to shared memory [K*K, 16]; zeros beyond Ci.
+template <class T>
+__device__ void load_taps(const T* taps, int count, int c, int Ci, T* to) {
+  for (int i = threadIdx.x; i < count * 16; i += blockDim.x) {
+    const int channel = c + i % 16;
+    to[i] = channel < Ci ? taps[static_cast<int64_t>(channel) * count + i / 16] : T(0);
+  }
+}
+
+template <class T>
+bool wide(const Image<T>& a) {
+  return !a.data || wide<std::remove_const_t<T>>(a.data, a.n, a.h, a.w);
+}
+template <class T>
+bool wide(const OutputGradient<T>& dz, int32_t Co) {
+  return Co % 4 == 0 && wide(dz.g) && wide(dz.z);
+}
+
+// launch(kind, group, count) for the calls, those of a kind together.
+template <class A, class Kind, class F>
+void each_kind(const std::vector<A>& calls, Kind kind, F launch) {
+  std::map<int, std::vector<const A*>> kinds;
+  for (const A& call : calls) kinds[kind(call)].push_back(&call);
+  for (const auto& [k, some] : kinds) {
+    each_group(some, [&launch, k = k](const Group<A>& group, int count) { launch(k, group, count); });
+  }
+}
+
+}  // namespace dartsfast::cuda
