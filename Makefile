@@ -14,7 +14,7 @@ SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 -
 # then built with that torch, not with a second copy in a build environment.
 install: $(BIN)/.installed
 
-$(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
+$(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/ops/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch torchvision setuptools wheel ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,dev]'
@@ -36,7 +36,7 @@ TORCH_TARGET = $(shell sed -n 's/.*"TORCH_TARGET_VERSION", "\([^"]*\)".*/\1/p' s
 
 test-oldest: install $(OLDEST)/.installed
 	$(CXX) -fsyntax-only -std=c++20 -fvisibility=hidden -DTORCH_TARGET_VERSION=$(TORCH_TARGET) \
-		-isystem $(OLDEST)/lib/python3*/site-packages/torch/include csrc/cpu/*.cpp
+		-Icsrc/cpu -isystem $(OLDEST)/lib/python3*/site-packages/torch/include csrc/ops/*.cpp csrc/cpu/*.cpp
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -k "not portable" tests/test_golden.py tests/test_native.py tests/test_ops.py tests/test_fd_hvp.py \
 		tests/test_norm_stats.py tests/test_cross_entropy.py tests/test_bilevel.py tests/test_capture.py \
 		tests/test_bench.py::test_every_case_passes_its_gate

@@ -40,8 +40,9 @@ def extension():
     language = ["-std=c++20", "-fvisibility=hidden", "-g0"]
     native = CppExtension(
         "dartsfast._C",
-        sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.cpp")),
+        sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("csrc/ops/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))),
         depends=sorted(str(path) for path in ROOT.glob("csrc/**/*.[hi]*")),
+        include_dirs=[str(ROOT / "csrc/cpu")],  # where the operators find their kernels
         # No contraction and no fast-math: the order of operations is part of each op's contract.
         extra_compile_args=[*language, *level, *warnings, "-ffp-contract=off"],
         extra_link_args=checks,

@@ -4,11 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define DARTSFAST_BOTH __host__ __device__
-#else
-#define DARTSFAST_BOTH
-#endif
+#include "order.h"
 
 namespace dartsfast {
 

@@ -1,7 +1,9 @@
 // What the kernels of branch_conv are given; the contract is in dartsfast/ops/branch_conv.py.
 #pragma once
 
-#include "order.h"
+#include <vector>
+
+#include "array.h"
 
 namespace dartsfast {
 
@@ -77,5 +79,27 @@ int64_t scratch_size(const BranchConv<T>& a) {
   return (a.H + 2 * P) * (a.W + 2 * P) * Ci + a.branches * (a.Ho + 2 * Q) * (a.Wo + 2 * Q) * Ci + tile * (Ci + Co) +
          a.H * a.W * Ci;
 }
+
+// What forward and backward are both given.
+struct BranchConvInputs {
+  Array x;                        // [N, H, W, Ci], adjacent channels
+  Array norm;                     // [2, Ci] mean and 1/std of x, dense, or none
+  std::vector<Array> depthwise;   // [Ci, 1, K, K] of each branch, dense; empty: no depthwise
+  std::vector<Array> pointwise;   // [Co, Ci, 1, 1] of each branch, dense
+  std::vector<int64_t> dilation;  // of each depthwise
+  int64_t stride = 1;
+  bool relu = false;
+};
+
+// What backward is given beside, and what it writes: null and empty where something is not asked for.
+template <class T>
+struct BranchConvGradients {
+  std::vector<Array> g, z;     // [N, Ho, Wo, Co] of each branch, adjacent channels; no z: g is dz itself
+  std::vector<Array> coef;     // [4, Co] of each branch with z, adjacent channels
+  Array dx;                    // [N, H, W, Ci], adjacent channels
+  Array base, onto;            // like dx, or its very memory: dx = onto + (base + v)
+  T* means = nullptr;          // [2, Ci], only with dx and norm
+  std::vector<T*> depthwise, pointwise;  // dense, as the weights
+};
 
 }  // namespace dartsfast

@@ -1,7 +1,7 @@
 // What the kernels of mixed_sum are given; the contract is in dartsfast/ops/mixed_sum.py.
 #pragma once
 
-#include "order.h"
+#include "array.h"
 
 namespace dartsfast {
 
@@ -17,6 +17,13 @@ struct MixedSum {
   // Backward.
   Image<const T> g;
   T* sums;  // [N * chunks, 1 + branches, C']: sum of g, then of g * zhat of each branch
+};
+
+// What a call is given. Images have adjacent channels, and one pitch from pixel to pixel through all rows.
+template <class T>
+struct NormedBranch {
+  Array z;               // [N, H, W, C]
+  const T *mean, *rstd;  // [C]
 };
 
 }  // namespace dartsfast

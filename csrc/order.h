@@ -5,13 +5,20 @@
 
 #include <cstdint>
 
+// What CPU and device both run.
+#if defined(__CUDACC__)
+#define DARTSFAST_BOTH __host__ __device__
+#else
+#define DARTSFAST_BOTH
+#endif
+
 namespace dartsfast {
 
 constexpr int64_t kInterleave = 8;
 constexpr int64_t kChunkPixels = 64;
 
-inline int64_t chunk_rows(int64_t width) { return width >= kChunkPixels ? 1 : kChunkPixels / width; }
-inline int64_t chunks(int64_t height, int64_t width) {
+DARTSFAST_BOTH inline int64_t chunk_rows(int64_t width) { return width >= kChunkPixels ? 1 : kChunkPixels / width; }
+DARTSFAST_BOTH inline int64_t chunks(int64_t height, int64_t width) {
   const int64_t rows = chunk_rows(width);
   return (height + rows - 1) / rows;
 }

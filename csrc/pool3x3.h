@@ -1,7 +1,9 @@
 // What the kernels of pool3x3 are given; the contract is in dartsfast/ops/pool3x3.py.
 #pragma once
 
-#include "order.h"
+#include <array>
+
+#include "array.h"
 
 namespace dartsfast {
 
@@ -17,6 +19,19 @@ struct Pool3x3 {
   const T* coef[2];         // [4, C']
   Image<T> dx;
   Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
+};
+
+// Maximum, then average.
+template <class T>
+using Both = std::array<T, 2>;
+
+// What backward is given beside x, and what it writes. Images have adjacent channels.
+template <class T>
+struct Pool3x3Gradients {
+  Both<Array> g, z;          // [N, Ho, Wo, C]; no z: g is dz itself
+  Both<const T*> coef = {};  // [4, C], with z
+  Array dx;                  // [N, H, W, C]
+  Array base;                // what dx is added to, may be its very memory; or none
 };
 
 }  // namespace dartsfast

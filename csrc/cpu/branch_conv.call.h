@@ -5,35 +5,12 @@
 #include <utility>
 #include <vector>
 
-#include "array.h"
 #include "kernels.h"
 #include "moments.h"
 #include "section.h"
 #include "tap_lists.h"
 
 namespace dartsfast {
-
-// What forward and backward are both given.
-struct BranchConvInputs {
-  Array x;                        // [N, H, W, Ci], adjacent channels
-  Array norm;                     // [2, Ci] mean and 1/std of x, dense, or none
-  std::vector<Array> depthwise;   // [Ci, 1, K, K] of each branch, dense; empty: no depthwise
-  std::vector<Array> pointwise;   // [Co, Ci, 1, 1] of each branch, dense
-  std::vector<int64_t> dilation;  // of each depthwise
-  int64_t stride = 1;
-  bool relu = false;
-};
-
-// What backward is given beside, and what it writes: null and empty where something is not asked for.
-template <class T>
-struct BranchConvGradients {
-  std::vector<Array> g, z;     // [N, Ho, Wo, Co] of each branch, adjacent channels; no z: g is dz itself
-  std::vector<Array> coef;     // [4, Co] of each branch with z, adjacent channels
-  Array dx;                    // [N, H, W, Ci], adjacent channels
-  Array base, onto;            // like dx, or its very memory: dx = onto + (base + v)
-  T* means = nullptr;          // [2, Ci], only with dx and norm
-  std::vector<T*> depthwise, pointwise;  // dense, as the weights
-};
 
 // The argument struct and everything that it points to.
 template <class T>

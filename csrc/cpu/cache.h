@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "tensors.h"
+#include "../ops/tensors.h"
 
 namespace dartsfast {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "tensors.h"
+#include "../ops/tensors.h"
 
 namespace dartsfast {
 namespace {

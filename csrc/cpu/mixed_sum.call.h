@@ -4,18 +4,11 @@
 
 #include <vector>
 
-#include "array.h"
 #include "kernels.h"
+#include "packing.h"
 #include "section.h"
 
 namespace dartsfast {
-
-// Images have adjacent channels, and one pitch from pixel to pixel through all rows.
-template <class T>
-struct NormedBranch {
-  Array z;               // [N, H, W, C]
-  const T *mean, *rstd;  // [C]
-};
 
 // The argument struct and everything that it points to.
 template <class T>
@@ -48,9 +41,10 @@ class MixedSumArguments {
 template <class T>
 class MixedSumCall : MixedSumArguments<T> {
  public:
-  MixedSumCall(const std::vector<NormedBranch<T>>& branches, const std::vector<T>& weights, const Array& base,
+  MixedSumCall(const std::vector<NormedBranch<T>>& branches, const std::vector<const T*>& weights, const Array& base,
                const Array& out)
-      : MixedSumArguments<T>(branches), weights_(weights) {
+      : MixedSumArguments<T>(branches) {
+    for (const T* w : weights) weights_.push_back(*w);
     args_.weights = weights_.data(), args_.base = image<const T>(base), args_.out = image<T>(out);
   }
 

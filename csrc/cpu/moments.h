@@ -4,14 +4,9 @@
 #include <vector>
 
 #include "kernels.h"
+#include "packing.h"
 
 namespace dartsfast {
-
-// Where mean and biased variance [C] of an image are written; null: nowhere.
-template <class T>
-struct Moments {
-  T *mean = nullptr, *variance = nullptr;
-};
 
 // part: [N * chunks, 2, C'], overwritten.
 template <class T>

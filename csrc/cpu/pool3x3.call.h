@@ -2,19 +2,11 @@
 // its work runs in.
 #pragma once
 
-#include <array>
-#include <vector>
-
-#include "array.h"
 #include "kernels.h"
 #include "moments.h"
 #include "section.h"
 
 namespace dartsfast {
-
-// Maximum, then average.
-template <class T>
-using Both = std::array<T, 2>;
 
 template <class T>
 Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
@@ -56,15 +48,6 @@ class Pool3x3Call {
   Pool3x3<T> args_;
   Memory<T> parts_;
   Both<Moments<T>> stats_;
-};
-
-// What backward is given beside x, and what it writes. Images have adjacent channels.
-template <class T>
-struct Pool3x3Gradients {
-  Both<Array> g, z;          // [N, Ho, Wo, C]; no z: g is dz itself
-  Both<const T*> coef = {};  // [4, C], with z
-  Array dx;                  // [N, H, W, C]
-  Array base;                // what dx is added to, may be its very memory; or none
 };
 
 template <class T>

@@ -1,9 +1,10 @@
-// gemm_ on the CPU; the contract is in dartsfast/ops/gemm.py.
+// gemm_; the contract is in dartsfast/ops/gemm.py.
 #include "../gemm.h"
 
 #include <algorithm>
 
 #include "kernels.h"
+#include "packing.h"
 #include "section.h"
 #include "tensors.h"
 
@@ -15,7 +16,7 @@ namespace {
 constexpr int64_t kRowUnit = 12, kColumnUnit = 16;
 
 void check_arguments(const Tensor& out, const Tensor& a, const Tensor& b) {
-  check(out.is_cpu(), "out must be a CPU tensor");
+  check_ours(out, "out");
   check(out.scalar_type() == ScalarType::Float || out.scalar_type() == ScalarType::Double,
         "out must be float32 or float64");
   check_like(a, out, "a");
@@ -61,6 +62,6 @@ void gemm_(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate)
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) { m.impl("gemm_", TORCH_BOX(&gemm_)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("gemm_", TORCH_BOX(&gemm_)); }
 
 }  // namespace dartsfast

@@ -1,4 +1,4 @@
-// fd_hvp on the CPU; the contract is in dartsfast/ops/fd_hvp.py.
+// fd_hvp; the contract is in dartsfast/ops/fd_hvp.py.
 #include "../fd_hvp.h"
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "cache.h"
 #include "kernels.h"
+#include "packing.h"
 #include "section.h"
 #include "tensors.h"
 
@@ -25,7 +26,7 @@ T scalar(const Tensor& t) {
 }
 
 void check_vector(const Tensor& v, const char* name) {
-  check(v.is_cpu(), name, " must be a CPU tensor");
+  check_ours(v, name);
   check(v.scalar_type() == ScalarType::Float || v.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
   check(v.dim() == 1 && v.size(0) > 0 && v.is_contiguous(), name, " must be [n], contiguous, n > 0, got ", shape{v});
@@ -130,7 +131,7 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("fd_norm", TORCH_BOX(&fd_norm));
   m.impl("fd_perturb_", TORCH_BOX(&fd_perturb));
   m.impl("fd_virtual_step_", TORCH_BOX(&fd_virtual_step));

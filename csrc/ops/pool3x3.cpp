@@ -1,4 +1,4 @@
-// pool3x3 on the CPU; the contract is in dartsfast/ops/pool3x3.py.
+// pool3x3; the contract is in dartsfast/ops/pool3x3.py.
 #include "pool3x3.call.h"
 
 #include <optional>
@@ -71,7 +71,7 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("pool3x3", TORCH_BOX(&pool3x3));
   m.impl("pool3x3_backward", TORCH_BOX(&pool3x3_backward));
 }

@@ -1,4 +1,4 @@
-// alpha_softmax on the CPU; the contract is in dartsfast/ops/alpha_softmax.py.
+// alpha_softmax; the contract is in dartsfast/ops/alpha_softmax.py.
 #include "../alpha_softmax.h"
 
 #include "tensors.h"
@@ -61,7 +61,7 @@ Tensors alpha_softmax_backward(const Tensors& p, const Tensors& d) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("alpha_softmax", TORCH_BOX(&alpha_softmax));
   m.impl("alpha_softmax_backward", TORCH_BOX(&alpha_softmax_backward));
 }

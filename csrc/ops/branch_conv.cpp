@@ -1,4 +1,4 @@
-// branch_conv on the CPU; the contract is in dartsfast/ops/branch_conv.py.
+// branch_conv; the contract is in dartsfast/ops/branch_conv.py.
 #include "branch_conv.call.h"
 
 #include <optional>
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("branch_conv", TORCH_BOX(&branch_conv));
   m.impl("branch_conv_backward", TORCH_BOX(&branch_conv_backward));
 }

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "array.h"
+#include "../array.h"
 #include "tensors.h"
 
 namespace dartsfast {

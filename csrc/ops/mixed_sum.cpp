@@ -1,4 +1,4 @@
-// mixed_sum on the CPU; the contract is in dartsfast/ops/mixed_sum.py.
+// mixed_sum; the contract is in dartsfast/ops/mixed_sum.py.
 #include "mixed_sum.call.h"
 
 #include <optional>
@@ -57,7 +57,10 @@ Tensor mixed_sum(const Tensors& z, const Tensor& mean, const Tensor& rstd, const
     Given<T> given(z, mean, rstd);
     Tensor out = empty(z[0], {z[0].size(0), z[0].size(1), z[0].size(2), z[0].size(3)});
     const Array onto = base ? given.keep(by_pixel(*base)) : Array();
-    MixedSumCall<T> call(given.branches, values<T>(weights), onto, written_array(out));
+    const T* w = static_cast<const T*>(given.keep(dense(weights)).data);
+    std::vector<const T*> each;
+    for (size_t b = 0; b < z.size(); ++b) each.push_back(w + b);
+    MixedSumCall<T> call(given.branches, each, onto, written_array(out));
     run_section({call.images()});
     return out;
   });
@@ -85,7 +88,7 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(const Tensor& g, const Tensors& z,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("mixed_sum", TORCH_BOX(&mixed_sum));
   m.impl("mixed_sum_backward", TORCH_BOX(&mixed_sum_backward));
 }

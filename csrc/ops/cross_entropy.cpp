@@ -1,4 +1,4 @@
-// cross_entropy_ on the CPU; the contract is in dartsfast/ops/cross_entropy.py.
+// cross_entropy_; the contract is in dartsfast/ops/cross_entropy.py.
 #include "../cross_entropy.h"
 
 #include <cmath>
@@ -12,7 +12,7 @@ namespace dartsfast {
 namespace {
 
 void check_arguments(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& labels) {
-  check(logits.is_cpu(), "logits must be a CPU tensor");
+  check_ours(logits, "logits");
   check(logits.scalar_type() == ScalarType::Float || logits.scalar_type() == ScalarType::Double,
         "logits must be float32 or float64");
   check_shape(logits, {-1, -1}, "logits");
@@ -22,7 +22,7 @@ void check_arguments(const Tensor& logits, const std::optional<Tensor>& bias, co
     check_like(*bias, logits, "bias");
     check_shape(*bias, {V}, "bias");
   }
-  check(labels.is_cpu() && labels.scalar_type() == ScalarType::Long, "labels must be int64 on the CPU");
+  check(is_ours(labels) && labels.scalar_type() == ScalarType::Long, "labels must be int64 on ", kDevice);
   check_shape(labels, {R}, "labels");
 }
 
@@ -49,6 +49,6 @@ Tensor cross_entropy_(const Tensor& logits, const std::optional<Tensor>& bias, c
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) { m.impl("cross_entropy_", TORCH_BOX(&cross_entropy_)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("cross_entropy_", TORCH_BOX(&cross_entropy_)); }
 
 }  // namespace dartsfast

@@ -1,9 +1,10 @@
-// locked_linear_ and its gradients on the CPU; the contract is in dartsfast/ops/locked_linear.py.
+// locked_linear_ and its gradients; the contract is in dartsfast/ops/locked_linear.py.
 #include "../locked_linear.h"
 
 #include <algorithm>
 
 #include "kernels.h"
+#include "packing.h"
 #include "section.h"
 #include "tensors.h"
 
@@ -20,7 +21,7 @@ struct Sizes {
 // x: inputs [T, N, H] or their gradient; y: results [N, T, V] or their gradient; weight [H, V] or its gradient.
 Sizes check_arguments(const Tensor& x, const char* x_name, const Tensor& y, const char* y_name, const Tensor& mask,
                       const Tensor& weight, const char* weight_name) {
-  check(y.is_cpu(), y_name, " must be a CPU tensor");
+  check_ours(y, y_name);
   check(y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::Double, y_name,
         " must be float32 or float64");
   check_shape(y, {-1, -1, -1}, y_name);
@@ -192,7 +193,7 @@ void locked_linear_weight_gradient(const Tensor& d_weight, const Tensor& g, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("locked_linear_", TORCH_BOX(&locked_linear));
   m.impl("locked_linear_input_gradient_", TORCH_BOX(&locked_linear_input_gradient));
   m.impl("locked_linear_weight_gradient_", TORCH_BOX(&locked_linear_weight_gradient));

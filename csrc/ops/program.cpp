@@ -2,11 +2,12 @@
 // threads after the other. What instructions read and write is written down there.
 #include "program.h"
 
-#include <limits>
+#include <cstring>
 #include <memory>
 
 #include "branch_conv.call.h"
 #include "cache.h"
+#include "image.call.h"
 #include "mixed_sum.call.h"
 #include "norm_stats.call.h"
 #include "pool3x3.call.h"
@@ -34,20 +35,6 @@ double as_double(int64_t bits) {
   double number;
   std::memcpy(&number, &bits, sizeof number);
   return number;
-}
-
-// f(a row of `a`, the same of `b`, of `out`, its elements), over image n, row by row, or at once where all are dense.
-template <class T, class F>
-void each_row(const Array& a, const Array& b, const Array& out, int64_t n, F f) {
-  const int64_t H = out.size[1], W = out.size[2], C = out.size[3];
-  const auto dense = [&](const Array& x) { return !x.data || (x.stride[2] == C && x.stride[1] == W * C); };
-  const bool whole = dense(a) && dense(b) && dense(out);
-  const auto row = [&](const Array& x, int64_t y, int64_t w) {
-    return x.data ? at<T>(x) + n * x.stride[0] + y * x.stride[1] + w * x.stride[2] : nullptr;
-  };
-  for (int64_t y = 0; y < (whole ? 1 : H); ++y) {
-    for (int64_t w = 0; w < (whole ? 1 : W); ++w) f(row(a, y, w), row(b, y, w), row(out, y, w), whole ? H * W * C : C);
-  }
 }
 
 // Nobody reads everything that an operator can write; the rest has to be there.
@@ -125,16 +112,16 @@ class Section {
   }
 
   void norm_stats(const Instruction& i) {
-    const int64_t C = i.reads[0][0].size[0], count = static_cast<int64_t>(i.reads[0].size());
-    works_.push_back({count, 20 * C, [i, C](int64_t k, bool) {
-      const T *mean = at<T>(i.reads[0][k]), *variance = at<T>(i.reads[1][k]);
-      write_norm(mean, variance, C, static_cast<T>(as_double(i.numbers[2])), at<T>(i.writes[0][k]));
-      if (i.writes[1].empty()) return;
-      const double share = as_double(i.numbers[1]);
-      const std::optional<double> momentum = share == share ? std::optional(share) : std::nullopt;
-      move_running<T>(mean, variance, C, i.numbers[0],
-                      {at<T>(i.writes[1][k]), at<T>(i.writes[2][k]), at<int64_t>(i.writes[3][k]), momentum});
-    }});
+    const NormSetting<T> setting{i.reads[0][0].size[0], i.numbers[0], static_cast<T>(as_double(i.numbers[2])),
+                                 static_cast<T>(as_double(i.numbers[1]))};
+    std::vector<NormToMake<T>> norms;
+    for (size_t k = 0; k < i.reads[0].size(); ++k) {
+      norms.push_back({at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.writes[0][k])});
+      if (i.writes[1].empty()) continue;
+      norms[k].running_mean = at<T>(i.writes[1][k]), norms[k].running_var = at<T>(i.writes[2][k]);
+      norms[k].batches = at<int64_t>(i.writes[3][k]);
+    }
+    works_.push_back(keep<NormStatsCall<T>>(setting, norms).norms());
   }
 
   static std::vector<NormedBranch<T>> branches(const Arrays& z, const Arrays& norm) {
@@ -146,8 +133,8 @@ class Section {
   }
 
   void mixed_sum(const Instruction& i) {
-    std::vector<T> weights;
-    for (const Array& w : i.reads[2]) weights.push_back(*at<T>(w));
+    std::vector<const T*> weights;
+    for (const Array& w : i.reads[2]) weights.push_back(at<T>(w));
     auto& call = keep<MixedSumCall<T>>(branches(i.reads[0], i.reads[1]), weights, maybe(i.reads[3]), i.writes[0][0]);
     works_.push_back(call.images());
   }
@@ -162,12 +149,13 @@ class Section {
   }
 
   void norm_stats_backward(const Instruction& i) {
-    const int64_t C = i.reads[0][0].size[0], count = static_cast<int64_t>(i.reads[0].size());
-    works_.push_back({count, 20 * C, [i, C](int64_t k, bool) {
+    std::vector<CoefficientsToMake<T>> norms;
+    for (size_t k = 0; k < i.reads[0].size(); ++k) {
       const T* weight = i.reads[3].empty() ? nullptr : at<T>(i.reads[3][k]);
-      write_coefficients<T>(at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.reads[2][k]), weight,
-                            i.numbers[k] != 0, C, at<T>(i.writes[0][k]));
-    }});
+      norms.push_back({at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.reads[2][k]), weight, at<T>(i.writes[0][k]),
+                       i.numbers[k] != 0});
+    }
+    works_.push_back(keep<CoefficientsCall<T>>(i.reads[0][0].size[0], norms).norms());
   }
 
   void branch_conv_backward(const Instruction& i) {
@@ -189,20 +177,14 @@ class Section {
     works_.push_back(keep<Pool3x3BackwardCall<T>>(i.reads[3][0], i.numbers[0], out).images());
   }
 
-  // out = a, or a + b.
   void image(const Array& a, const Array& b, const Array& out) {
-    works_.push_back({out.size[0], out.size[1] * out.size[2] * out.size[3], [a, b, out](int64_t n, bool) {
-      each_row<T>(a, b, out, n, [](const T* from, const T* other, T* to, int64_t count) {
-        if (!other) std::memcpy(to, from, count * sizeof(T));
-        for (int64_t c = 0; other && c < count; ++c) to[c] = from[c] + other[c];
-      });
-    }});
+    works_.push_back(keep<ImageCall<T>>(a, b, out).images());
   }
 
   void zero(const Array& out) {
     int64_t count = 1;
     for (int64_t k = 0; k < out.dim; ++k) count *= out.size[k];
-    works_.push_back({1, count, [out, count](int64_t, bool) { std::memset(out.data, 0, count * sizeof(T)); }});
+    works_.push_back(keep<ZeroCall<T>>(out.data, count).zeros());
   }
 
   void concatenate(const Instruction& i) {
@@ -232,7 +214,7 @@ Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& 
   for (const Tensor& t : given) {
     const int64_t count = code.number();
     const bool whole = code.number() != 0;
-    check(t.is_cpu() && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on the CPU");
+    check(is_ours(t) && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on ", kDevice);
     check(t.scalar_type() == (whole ? ScalarType::Long : like.scalar_type()), "a program's tensors are of one dtype");
     bases.push_back(base(t, whole ? sizeof(int64_t) : sizeof(T)));
   }
@@ -268,6 +250,6 @@ Tensors run_program(const Tensor& numbers, const Tensors& given, const Tensors& 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) { m.impl("run_program", TORCH_BOX(&run_program)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("run_program", TORCH_BOX(&run_program)); }
 
 }  // namespace dartsfast

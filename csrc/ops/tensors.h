@@ -12,7 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "array.h"
+#include "../array.h"
+#include "device.h"
 
 namespace dartsfast {
 
@@ -42,8 +43,10 @@ inline std::ostream& operator<<(std::ostream& text, const shape& s) {
   return text << "]";
 }
 
+inline void check_ours(const Tensor& t, const char* name) { check(is_ours(t), name, " must be a ", kDevice, " tensor"); }
+
 inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
-  check(t.is_cpu(), name, " must be a CPU tensor");
+  check_ours(t, name);
   check(t.scalar_type() == x.scalar_type(), name, " must have the dtype of the other tensors");
 }
 
@@ -59,7 +62,7 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> sizes, c
 }
 
 inline void check_image(const Tensor& x, const char* name) {
-  check(x.is_cpu(), name, " must be a CPU tensor");
+  check_ours(x, name);
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
   check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape{x});

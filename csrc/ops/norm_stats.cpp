@@ -1,6 +1,7 @@
-// norm_stats on the CPU; the contract is in dartsfast/ops/norm_stats.py. A few hundred elements: no kernel needed.
+// norm_stats; the contract is in dartsfast/ops/norm_stats.py.
 #include "norm_stats.call.h"
 
+#include <limits>
 #include <optional>
 
 #include "tensors.h"
@@ -11,7 +12,7 @@ namespace {
 using Tensors = std::vector<Tensor>;
 
 void check_norms(const Tensor& norm, const char* name) {
-  check(norm.is_cpu(), name, " must be a CPU tensor");
+  check_ours(norm, name);
   check(norm.scalar_type() == ScalarType::Float || norm.scalar_type() == ScalarType::Double, name,
         " must be float32 or float64");
   check(norm.dim() == 3 && norm.size(1) == 2 && norm.numel() > 0, name, " must be [norms, 2, C], not empty, got ",
@@ -35,7 +36,7 @@ void check_running(const Tensors& running, const Tensor& stats, const char* name
 void check_batches(const Tensors& batches, int64_t norms) {
   check_count(batches, norms, "batches");
   for (const Tensor& t : batches) {
-    check(t.is_cpu() && t.scalar_type() == ScalarType::Long, "batches must be int64 on the CPU");
+    check(is_ours(t) && t.scalar_type() == ScalarType::Long, "batches must be int64 on ", kDevice);
     check_shape(t, {}, "batches");
   }
 }
@@ -53,16 +54,19 @@ Tensor norm_stats(const Tensor& stats, const Tensors& running_mean, const Tensor
   }
   return for_dtype(stats, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<T> now = values<T>(stats);
+    const Tensor now = dense(stats);
     Tensor norm = torch::stable::new_empty(stats, {norms, 2, C});
-    T* out = written<T>(norm);
+    const T* from = static_cast<const T*>(now.const_data_ptr());
+    std::vector<NormToMake<T>> each;
     for (int64_t i = 0; i < norms; ++i) {
-      const T *mean = now.data() + i * 2 * C, *variance = mean + C;
-      write_norm(mean, variance, C, static_cast<T>(eps), out + i * 2 * C);
+      each.push_back({from + i * 2 * C, from + (i * 2 + 1) * C, written<T>(norm) + i * 2 * C});
       if (!moves) continue;
-      move_running<T>(mean, variance, C, pixels,
-                      {written<T>(running_mean[i]), written<T>(running_var[i]), written<int64_t>(batches[i]), momentum});
+      each[i].running_mean = written<T>(running_mean[i]), each[i].running_var = written<T>(running_var[i]);
+      each[i].batches = written<int64_t>(batches[i]);
     }
+    const T share = momentum ? static_cast<T>(*momentum) : std::numeric_limits<T>::quiet_NaN();
+    NormStatsCall<T> call({C, pixels, static_cast<T>(eps), share}, each);
+    run_section({call.norms()});
     return norm;
   });
 }
@@ -81,21 +85,25 @@ Tensor norm_stats_backward(const Tensor& g_mean, const Tensor& g_zhat_mean, cons
   check_is(own, {norms}, "own");
   return for_dtype(norm, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<T> m = values<T>(g_mean), r = values<T>(g_zhat_mean), by = values<T>(norm), batch = values<T>(own);
-    const std::vector<T> w = weights ? values<T>(*weights) : std::vector<T>();
+    Tensors kept;
+    const auto data = [&](const Tensor& t) { return static_cast<const T*>(kept.emplace_back(dense(t)).const_data_ptr()); };
+    const T *m = data(g_mean), *r = data(g_zhat_mean), *by = data(norm), *batch = data(own);
+    const T* w = weights ? data(*weights) : nullptr;
     Tensor coef = torch::stable::new_empty(norm, {norms, 4, C});
-    T* out = written<T>(coef);
+    std::vector<CoefficientsToMake<T>> each;
     for (int64_t i = 0; i < norms; ++i) {
-      write_coefficients<T>(m.data() + i * C, r.data() + i * C, by.data() + i * 2 * C, weights ? &w[i] : nullptr,
-                            batch[i] != 0, C, out + i * 4 * C);
+      each.push_back({m + i * C, r + i * C, by + i * 2 * C, w ? w + i : nullptr, written<T>(coef) + i * 4 * C, true,
+                      batch + i});
     }
+    CoefficientsCall<T> call(C, each);
+    run_section({call.norms()});
     return coef;
   });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("norm_stats_", TORCH_BOX(&norm_stats));
   m.impl("norm_stats_backward", TORCH_BOX(&norm_stats_backward));
 }

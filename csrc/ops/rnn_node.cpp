@@ -1,4 +1,4 @@
-// rnn_node on the CPU; the contract is in dartsfast/ops/rnn_node.py.
+// rnn_node; the contract is in dartsfast/ops/rnn_node.py.
 #include "../rnn_node.h"
 
 #include <cmath>
@@ -7,6 +7,7 @@
 
 #include "cache.h"
 #include "kernels.h"
+#include "packing.h"
 #include "section.h"
 #include "tensors.h"
 
@@ -16,7 +17,7 @@ namespace {
 using Tensors = std::vector<Tensor>;
 
 void check_arguments(const Tensor& gates, const Tensor& states, const Tensor& weights, double eps) {
-  check(states.is_cpu(), "states must be a CPU tensor");
+  check_ours(states, "states");
   check(states.scalar_type() == ScalarType::Float || states.scalar_type() == ScalarType::Double,
         "states must be float32 or float64");
   check_shape(states, {-1, -1, -1}, "states");
@@ -274,7 +275,7 @@ void rnn_node_backward_(const Tensor& d_gates, const Tensor& d_states, const Ten
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
   m.impl("rnn_node", TORCH_BOX(&rnn_node));
   m.impl("rnn_node_", TORCH_BOX(&rnn_node_));
   m.impl("rnn_node_backward", TORCH_BOX(&rnn_node_backward));

@@ -1,0 +1,64 @@
+// Images copied and added on given memory.
+#pragma once
+
+#include <cstring>
+
+#include "../array.h"
+#include "section.h"
+
+namespace dartsfast {
+
+// out = a, or a + b, images [N, H, W, C] with adjacent channels; out may be the memory of either.
+template <class T>
+class ImageCall {
+ public:
+  ImageCall(const Array& a, const Array& b, const Array& out)
+      : a_(a), b_(b), out_(out), whole_(dense(a) && dense(b) && dense(out)) {}
+
+  Work images() {
+    return {out_.size[0], out_.size[1] * out_.size[2] * out_.size[3], [this](int64_t n, bool) { run(n); }};
+  }
+
+ private:
+  bool dense(const Array& x) const {
+    const int64_t W = out_.size[2], C = out_.size[3];
+    return !x.data || (x.stride[2] == C && x.stride[1] == W * C);
+  }
+
+  // Image n, pixel by pixel, or at once where all are dense.
+  void run(int64_t n) const {
+    const int64_t H = whole_ ? 1 : out_.size[1], W = whole_ ? 1 : out_.size[2], C = out_.size[3];
+    const int64_t count = whole_ ? out_.size[1] * out_.size[2] * C : C;
+    const auto at = [=](const Array& x, int64_t y, int64_t w) {
+      return x.data ? static_cast<T*>(x.data) + n * x.stride[0] + y * x.stride[1] + w * x.stride[2] : nullptr;
+    };
+    for (int64_t y = 0; y < H; ++y) {
+      for (int64_t w = 0; w < W; ++w) {
+        const T *from = at(a_, y, w), *other = at(b_, y, w);
+        T* to = at(out_, y, w);
+        if (!other) std::memmove(to, from, count * sizeof(T));
+        for (int64_t c = 0; other && c < count; ++c) to[c] = from[c] + other[c];
+      }
+    }
+  }
+
+  Array a_, b_, out_;
+  bool whole_;
+};
+
+// `count` zeros.
+template <class T>
+class ZeroCall {
+ public:
+  ZeroCall(void* out, int64_t count) : out_(out), count_(count) {}
+
+  Work zeros() {
+    return {1, count_, [this](int64_t, bool) { std::memset(out_, 0, count_ * sizeof(T)); }};
+  }
+
+ private:
+  void* out_;
+  int64_t count_;
+};
+
+}  // namespace dartsfast

@@ -1,0 +1,23 @@
+// Tensors and workspaces: torch's allocator keeps what is given back.
+#pragma once
+
+#include <vector>
+
+#include "memory.h"
+
+namespace dartsfast {
+
+// An uninitialised tensor with the dtype and device of `like`.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return torch::stable::new_empty(like, sizes); }
+
+// Uninitialised memory for as long as a call runs.
+class Workspace {
+ public:
+  explicit Workspace(size_t size) : memory_(size) {}
+  char* data() const { return memory_.get(); }
+
+ private:
+  Memory<char> memory_;
+};
+
+}  // namespace dartsfast

@@ -1,0 +1,231 @@
+// mixed_sum: all branches of a node in one pass, and the sums that its backward needs in another. Both are bound by
+// memory: they read every z once, 16 bytes at a time where rows are aligned to them.
+//
+// Forward: a thread has a few channels of PIXELS pixels, far enough apart that neighbouring threads read neighbouring
+// memory; mean, rstd and weight are loaded once for all of them, and their z are in flight together. With one pixel a
+// thread, loads of mean and rstd from the first-level cache would be twice those of z.
+// Backward: a warp has a chunk of 64 pixels or more: lane 0 to 7 of four groups take every eighth pixel, as the
+// interleaved sums of csrc/order.h do, so that folding them is three shuffles. Chunks are added up in a second launch.
+#include "mixed_sum.h"
+
+#include "group.h"
+#include "pack.h"
+#include "tree.h"
+#include "../order.h"
+
+namespace dartsfast::cuda {
+namespace {
+
+constexpr int kThreads = 256, kPixels = 4, kBranches = 64;
+
+// Some of a call's branches, on top of base.
+template <class T>
+struct Some {
+  int32_t N, HW, C, branches;
+  Pixels<const T> base;
+  Pixels<T> out;
+  SummedBranch<T> branch[kBranches];
+};
+
+template <class T>
+__device__ int64_t place(const Pixels<T>& image, int64_t pixel, int32_t HW) {
+  return pixel / HW * image.n + pixel % HW * image.pitch;
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) mixed_sum_kernel(const __grid_constant__ Some<T> a) {
+  const int groups = a.C / V;
+  const int64_t pixels = static_cast<int64_t>(a.N) * a.HW, apart = (pixels + kPixels - 1) / kPixels;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, first = i / groups;
+  const int c = i % groups * V;
+  if (first >= apart) return;
+  Pack<T, V> sum[kPixels];
+#pragma unroll
+  for (int k = 0; k < kPixels; ++k) {
+    const int64_t p = first + k * apart;
+    const bool read = a.base.data && p < pixels;
+    sum[k] = read ? Pack<T, V>::load(a.base.data + place(a.base, p, a.HW) + c) : Pack<T, V>::zero();
+  }
+#pragma unroll 2
+  for (int b = 0; b < a.branches; ++b) {
+    const SummedBranch<T>& branch = a.branch[b];
+    const auto mean = Pack<T, V>::load(branch.mean + c), rstd = Pack<T, V>::load(branch.rstd + c);
+    const T w = *branch.weight;
+    Pack<T, V> z[kPixels];
+#pragma unroll
+    for (int k = 0; k < kPixels; ++k) {
+      const int64_t p = first + k * apart;
+      z[k] = p < pixels ? Pack<T, V>::load(branch.z.data + place(branch.z, p, a.HW) + c) : Pack<T, V>::zero();
+    }
+#pragma unroll
+    for (int k = 0; k < kPixels; ++k) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[k].v[v] = fused(w, (z[k].v[v] - mean.v[v]) * rstd.v[v], sum[k].v[v]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kPixels; ++k) {
+    const int64_t p = first + k * apart;
+    if (p < pixels) sum[k].store(a.out.data + place(a.out, p, a.HW) + c);
+  }
+}
+
+template <class T>
+bool whole(const MixedSum<T>& a) {
+  bool good = a.C % kWide<T> == 0 && wide<T>(a.out.data, a.out.n, a.out.pitch);
+  if (a.base.data) good = good && wide<T>(a.base.data, a.base.n, a.base.pitch);
+  for (const auto& b : a.branches) {
+    good = good && wide<T>(b.z.data, b.z.n, b.z.pitch) && wide<T>(b.mean) && wide<T>(b.rstd);
+  }
+  return good;
+}
+
+// Some of a call's branches, and g, which comes before the first.
+template <class T>
+struct SomeSums {
+  int32_t N, H, W, C, branches;
+  Pixels<const T> g;
+  T* sums;  // of what comes first
+  bool with_g;
+  GradientBranch<T> branch[kBranches];
+};
+
+// A warp's chunk: 8 lanes a group of channels, 4 groups.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) mixed_sum_backward_kernel(const __grid_constant__ SomeSums<T> a) {
+  const int lane = threadIdx.x % 32, interleave = lane % 8, group = lane / 8;
+  const int64_t rows = chunk_rows(a.W), count = chunks(a.H, a.W), chunk = blockIdx.x;
+  const int64_t n = chunk / count, y = chunk % count * rows;
+  const int pixels = static_cast<int>((y + rows <= a.H ? rows : a.H - y) * a.W);
+  const T* const g = a.g.data + n * a.g.n + y * a.W * a.g.pitch;
+  const int outputs = a.branches + (a.with_g ? 1 : 0), blocks = (a.C + 4 * V - 1) / (4 * V);
+  for (int task = threadIdx.x / 32; task < outputs * blocks; task += kThreads / 32) {
+    const int output = task / blocks, b = a.with_g ? output - 1 : output, c = (task % blocks * 4 + group) * V;
+    const bool here = c < a.C;
+    Pack<T, V> sum = Pack<T, V>::zero();
+    if (here && b < 0) {
+#pragma unroll 4
+      for (int p = interleave; p < pixels; p += 8) {
+        const auto x = Pack<T, V>::load(g + p * a.g.pitch + c);
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum.v[v] = sum.v[v] + x.v[v];
+      }
+    } else if (here) {
+      const GradientBranch<T>& branch = a.branch[b];
+      const T* const z = branch.z.data + n * branch.z.n + y * a.W * branch.z.pitch;
+      const auto mean = Pack<T, V>::load(branch.mean + c), rstd = Pack<T, V>::load(branch.rstd + c);
+#pragma unroll 4
+      for (int p = interleave; p < pixels; p += 8) {
+        const auto x = Pack<T, V>::load(g + p * a.g.pitch + c), s = Pack<T, V>::load(z + p * branch.z.pitch + c);
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum.v[v] = fused(x.v[v], (s.v[v] - mean.v[v]) * rstd.v[v], sum.v[v]);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int other = 1; other < 8; other *= 2) sum.v[v] = sum.v[v] + __shfl_xor_sync(~0u, sum.v[v], other);
+    }
+    if (here && interleave == 0) sum.store(a.sums + (output * (a.N * count) + chunk) * a.C + c);
+  }
+}
+
+template <class T>
+bool whole(const MixedSumBackward<T>& a) {
+  bool good = a.C % kWide<T> == 0 && wide<T>(a.g.data, a.g.n, a.g.pitch);
+  for (const auto& b : a.branches) {
+    good = good && wide<T>(b.z.data, b.z.n, b.z.pitch) && wide<T>(b.mean) && wide<T>(b.rstd);
+  }
+  return good;
+}
+
+// Where the sums of some outputs of a call go: the mean over `pixels`, and the sum over channels.
+template <class T>
+struct Totals {
+  int32_t count, C;
+  T pixels;
+  T* sums;
+  struct {
+    T *mean, *weight;
+  } to[kBranches];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) mixed_sum_finish_kernel(const __grid_constant__ Totals<T> a) {
+  const auto to = a.to[blockIdx.x];
+  if (!to.mean && !to.weight) return;
+  T* const row = a.sums + static_cast<int64_t>(blockIdx.x) * a.count * a.C;
+  const int columns = a.C < 32 ? a.C : 32, lanes = kThreads / columns, lane = threadIdx.x / columns;
+  for (int first = 0; first < a.C; first += columns) {
+    const int c = first + threadIdx.x % columns;
+    const bool here = c < a.C && lane < lanes;
+    tree(Sums<T>{row + c, a.C}, here, a.count, lane, lanes);
+    if (here && lane == 0 && to.mean) to.mean[c] = row[c] / a.pixels;
+  }
+  __syncthreads();
+  if (!to.weight) return;
+  tree(Sums<T>{row, 1}, true, a.C, threadIdx.x, kThreads);
+  if (threadIdx.x == 0) *to.weight = row[0];
+}
+
+}  // namespace
+
+template <class T>
+void mixed_sum(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
+  for (const MixedSum<T>* call : calls) {
+    Some<T> some{call->N, call->HW, call->C, 0, call->base, call->out, {}};
+    const int V = whole(*call) ? kWide<T> : 1;
+    const auto kernel = V == 1 ? mixed_sum_kernel<T, 1> : mixed_sum_kernel<T, kWide<T>>;
+    const int64_t work = blocks_of(static_cast<int64_t>(call->N) * call->HW, kPixels) * (call->C / V);
+    for (size_t first = 0; first < call->branches.size(); first += kBranches) {
+      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, kBranches));
+      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
+      launch(kernel, dim3(blocks_of(work, kThreads)), dim3(kThreads), 0, stream, some);
+      some.base = {some.out.data, some.out.n, some.out.pitch};
+    }
+  }
+}
+
+template <class T>
+void mixed_sum_backward(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
+  for (const MixedSumBackward<T>* call : calls) {
+    const int64_t count = call->N * chunks(call->H, call->W);
+    const auto kernel = whole(*call) ? mixed_sum_backward_kernel<T, kWide<T>> : mixed_sum_backward_kernel<T, 1>;
+    SomeSums<T> some{call->N, call->H, call->W, call->C, 0, call->g, call->sums, true, {}};
+    for (size_t first = 0; first < call->branches.size(); first += kBranches) {
+      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, kBranches));
+      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
+      launch(kernel, dim3(count), dim3(kThreads), 0, stream, some);
+      some.sums += (some.branches + (some.with_g ? 1 : 0)) * count * call->C;
+      some.with_g = false;
+    }
+  }
+}
+
+template <class T>
+void mixed_sum_finish(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
+  for (const MixedSumBackward<T>* call : calls) {
+    const int64_t count = call->N * chunks(call->H, call->W), outputs = 1 + static_cast<int64_t>(call->branches.size());
+    Totals<T> totals{static_cast<int32_t>(count), call->C, static_cast<T>(static_cast<int64_t>(call->N) * call->H * call->W),
+                     call->sums, {}};
+    for (int64_t first = 0; first < outputs; first += kBranches, totals.sums += kBranches * count * call->C) {
+      const int64_t some = std::min<int64_t>(outputs - first, kBranches);
+      for (int64_t i = 0; i < some; ++i) {
+        totals.to[i] = {call->g_mean, nullptr};
+        if (first + i == 0) continue;
+        const GradientBranch<T>& branch = call->branches[first + i - 1];
+        totals.to[i] = {branch.g_zhat_mean, branch.weight};
+      }
+      launch(mixed_sum_finish_kernel<T>, dim3(some), dim3(kThreads), 0, stream, totals);
+    }
+  }
+}
+
+template void mixed_sum(const std::vector<const MixedSum<float>*>&, Stream);
+template void mixed_sum(const std::vector<const MixedSum<double>*>&, Stream);
+template void mixed_sum_backward(const std::vector<const MixedSumBackward<float>*>&, Stream);
+template void mixed_sum_backward(const std::vector<const MixedSumBackward<double>*>&, Stream);
+template void mixed_sum_finish(const std::vector<const MixedSumBackward<float>*>&, Stream);
+template void mixed_sum_finish(const std::vector<const MixedSumBackward<double>*>&, Stream);
+
+}  // namespace dartsfast::cuda

@@ -1,0 +1,19 @@
+// The device that this library's operators serve: that of the kernels it was built with. Kernels for CUDA that are
+// emulated serve tensors on the CPU.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace dartsfast {
+
+#ifdef DARTSFAST_ON_CUDA
+#define DARTSFAST_KEY CUDA
+constexpr const char* kDevice = "CUDA";
+inline bool is_ours(const torch::stable::Tensor& t) { return t.is_cuda(); }
+#else
+#define DARTSFAST_KEY CPU
+constexpr const char* kDevice = "CPU";
+inline bool is_ours(const torch::stable::Tensor& t) { return t.is_cpu(); }
+#endif
+
+}  // namespace dartsfast
