@@ -30,7 +30,7 @@ template <class T>
 struct Image {
   T* data;
   int64_t n, h, w;
-  T* at(int64_t image, int64_t y) const { return data + image * n + y * h; }
+  DARTSFAST_BOTH T* at(int64_t image, int64_t y) const { return data + image * n + y * h; }
 };
 
 }  // namespace dartsfast
