@@ -1,0 +1,40 @@
+// What the kernels of pool3x3 are given on a device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../order.h"
+#include "runtime.h"
+
+namespace dartsfast::cuda {
+
+template <class T>
+struct PoolSize {
+  int32_t N, H, W, C, Ho, Wo, stride;
+  Image<const T> x;
+};
+
+template <class T>
+struct Pool3x3 {
+  PoolSize<T> size;
+  T* z[2];      // [N, Ho, Wo, C], maximum and average
+  T* parts[2];  // [N * chunks, 2, C] moments of chunks of either
+};
+
+template <class T>
+struct Pool3x3Backward {
+  PoolSize<T> size;
+  Image<const T> g[2];   // gradient of the node, or of z itself
+  Image<const T> z[2];   // null data: g is dz itself
+  const T* coef[2];      // [4, C]
+  Image<T> dx;
+  Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
+};
+
+template <class T>
+void pool3x3(const std::vector<const Pool3x3<T>*>& calls, Stream stream);
+template <class T>
+void pool3x3_backward(const std::vector<const Pool3x3Backward<T>*>& calls, Stream stream);
+
+}  // namespace dartsfast::cuda
