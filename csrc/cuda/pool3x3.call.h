@@ -30,13 +30,13 @@ class Pool3x3Call {
     parts_ = Memory<T>(2 * part);
     for (int half = 0; half < 2; ++half) {
       args_.parts[half] = parts_.get() + half * part;
-      moments_.push_back({args_.parts[half], a.N, a.Ho, a.Wo, a.C, stats[half].mean, stats[half].variance});
+      moments_.push_back({a.N, a.Ho, a.Wo, a.C, args_.parts[half], stats[half].mean, stats[half].variance});
     }
   }
   Pool3x3Call(const Pool3x3Call&) = delete;
 
   Work images() { return work<cuda::Pool3x3<T>, cuda::pool3x3<T>>(args_); }
-  Work finish() { return work<cuda::ChunkMoments<T>, cuda::moments<T>>(moments_); }
+  Work finish() { return work<cuda::ChunkMoments<T>, cuda::merge_moments<T>>(moments_); }
 
  private:
   cuda::Pool3x3<T> args_;
