@@ -6,7 +6,7 @@
 
 #include "../branch_conv.h"
 #include "branch_conv_backward.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "section.h"
 
 namespace dartsfast {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "memory.h"
+#include "device_memory.h"
 
 namespace dartsfast {
 

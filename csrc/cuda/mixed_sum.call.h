@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../mixed_sum.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "mixed_sum.h"
 #include "section.h"
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../pool3x3.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "moments.h"
 #include "pool3x3.h"
 #include "section.h"

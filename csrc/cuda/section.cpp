@@ -3,7 +3,7 @@
 #include <map>
 #include <utility>
 
-#include "memory.h"
+#include "device_memory.h"
 
 namespace dartsfast {
 
