@@ -1,8 +1,11 @@
 // What the extension offers beside operators, where kernels for CUDA are emulated in its place.
+#include <cstdlib>
 #include <string>
 
 #include "cache.h"
 #include "emulator.h"
+
+extern "C" void emulator_order(int which, uint64_t seed);
 
 namespace dartsfast {
 
@@ -13,6 +16,14 @@ void note(const void* data, size_t bytes, bool initialised) {
 #endif
 
 namespace {
+
+// EMULATOR_ORDER says in which order threads and blocks run.
+const bool ordered = [] {
+  const char* const wanted = std::getenv("EMULATOR_ORDER");
+  const std::string order = wanted ? wanted : "forward";
+  emulator_order(order == "reverse" ? 1 : order == "random" ? 2 : 0, 1);
+  return true;
+}();
 
 std::string name() { return "cuda-emulated"; }
 

@@ -1,0 +1,76 @@
+"""The kernels for CUDA, emulated in the place of the CPU's: the tests of operators run on them, and whole iterations."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from emulator import build, operators
+
+from dartsfast.backends import native
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent
+OPERATORS = ("test_ops.py", "test_norm_stats.py")
+"""Files of tests, run whole."""
+ORDERS = ("forward", "reverse", "random")
+SMALL = "float32_agrees and not W=70 and not W=66"
+"""Which tests every access is checked in."""
+
+pytestmark = [
+    pytest.mark.skipif(native.load() is not None, reason="there is no extension to compare with"),
+    pytest.mark.skipif(
+        native.load() is None and torch.ops.dartsfast.cpu_instruction_set() == "cuda-emulated",
+        reason="runs by itself",
+    ),
+]
+
+
+def ran(library, *command, **environment):
+    """Run Python on a library of operators; return what it printed."""
+    environment = {"DARTSFAST_LIBRARY": str(library), "DARTSFAST_SELFCHECK": "0", **environment}
+    path = os.pathsep.join([str(build.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        cwd=build.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
+    return found.stdout
+
+
+def passed(output):
+    """Return how many tests passed, all of them on emulated kernels."""
+    assert "cuda-emulated" in output
+    return int(re.search(r"(\d+) passed", output)[1])
+
+
+def tests(library, *chosen, **environment):
+    """Run tests by pytest on a library; return how many passed."""
+    return passed(ran(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, **environment))
+
+
+def test_operators_have_the_oracles_bits():
+    assert tests(operators.library(), *(str(TESTS / name) for name in OPERATORS)) > 300
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_access_is_right_in_any_order(order):
+    library = operators.library(checked=True)
+    assert tests(library, str(TESTS / "test_ops.py"), "-k", SMALL, EMULATOR_ORDER=order) > 30
+
+
+def test_iterations_have_the_bits_of_the_cpu(tmp_path):
+    wanted, found = tmp_path / "cpu.pt", tmp_path / "cuda.pt"
+    for library, file in ((native.LIBRARY, wanted), (operators.library(), found)):
+        ran(library, str(HERE / "iterations.py"), str(file), "cnn", "rnn")
+    cpu, cuda = torch.load(wanted), torch.load(found)
+    assert cpu.keys() == cuda.keys() and len(cpu) == 16
+    for key, tensors in cpu.items():
+        different = [i for i, (a, b) in enumerate(zip(tensors, cuda[key], strict=True)) if not torch.equal(a, b)]
+        assert not different, key
