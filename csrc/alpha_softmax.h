@@ -73,4 +73,22 @@ DARTSFAST_BOTH void alpha_softmax_backward_row(const T* p, const T* d, int64_t K
   for (int64_t k = 0; k < K; ++k) out[k] = p[k] * (d[k] - sum);
 }
 
+// Rows of K operations: alpha and where its softmax goes, or p, d and where the gradient of alpha goes.
+template <class T>
+struct SoftmaxRows {
+  int64_t rows, K;
+  const T *in, *d;  // [rows, K]; null d: forward
+  T* out;
+};
+
+template <class T>
+DARTSFAST_BOTH void softmax_row(const SoftmaxRows<T>& a, int64_t row) {
+  const int64_t at = row * a.K;
+  if (a.d) {
+    alpha_softmax_backward_row(a.in + at, a.d + at, a.K, a.out + at);
+  } else {
+    alpha_softmax_row(a.in + at, a.K, a.out + at);
+  }
+}
+
 }  // namespace dartsfast

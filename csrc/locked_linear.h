@@ -25,6 +25,18 @@ struct RowDots {
   T* out;             // [rows, others]
 };
 
+// What a call is given: x [T, N, H], inputs or their gradient, and mask [N, H], of any strides; weight [H, V] or its
+// gradient, and y [N, T, V], results or their gradient, dense.
+template <class T>
+struct LockedLinear {
+  int64_t steps, batch, features, columns;
+  T* x;
+  int64_t x_stride[3];
+  const T* mask;
+  int64_t mask_stride[2];
+  T *weight, *y;
+};
+
 // Elements of scratch memory: A by panels and a spare row; A and B by panels and the sums.
 constexpr int64_t row_product_scratch(int64_t rows, int64_t depth) { return (rows + 12) * depth + 32; }
 constexpr int64_t row_dots_scratch(int64_t rows, int64_t others) {

@@ -1,7 +1,7 @@
 // What the kernels of rnn_node are given; the contract is in dartsfast/ops/rnn_node.py.
 #pragma once
 
-#include "order.h"
+#include "array.h"
 
 namespace dartsfast {
 
@@ -52,6 +52,38 @@ struct Part {
     b = chunk * step, rows = b + step <= a.B ? step : a.B - b;
     c = block * kBlockChannels, width = c + kBlockChannels <= a.H ? kBlockChannels : a.H - c;
   }
+};
+
+// What forward and backward are both given: rows with adjacent channels.
+template <class T>
+struct RnnNodeInputs {
+  Array gates;       // [P, B, 2H]
+  Array states;      // [P, B, H]
+  const T* weights;  // [P, 4]
+  T eps;
+};
+
+// What forward writes.
+template <class T>
+struct RnnNodeOutputs {
+  T* out;                     // [B, H]
+  T *mean = nullptr, *masked = nullptr;  // [B, H]: mean of all states but the first; it, or else out, times mask
+  Array mask;                 // [B, H], or none
+  T* stats = nullptr;         // [2, H], the batch's own mean and variance; null where they are given
+  const T* given = nullptr;   // [2, H]
+};
+
+// What backward is given beside, and what it writes.
+template <class T>
+struct RnnNodeGradients {
+  Array g, out;                    // [B, H]; out of the forward
+  const T* variance;               // [H]
+  bool own;                        // whether mean and variance were the batch's own
+  Array through, of_mean, mask;    // [B, H], or none: what reads the masked copy, and the mean, adds to g
+  Array base;                      // [P, B, H], what d_states is added to, may be its very memory; or none
+  T *d_gates, *d_states;           // [P, B, 2H], [P, B, H]
+  T* d_weights;                    // [P, 4]
+  bool accumulate = false;         // whether d_weights are added to
 };
 
 // Elements of scratch memory that a thread needs for a part.

@@ -5,6 +5,10 @@
 
 namespace dartsfast {
 
+int64_t worth(int64_t N, int64_t cost) {
+  return std::min({N, N * cost / kWorthAThread + 1, static_cast<int64_t>(torch::stable::get_num_threads())});
+}
+
 void run_section(const std::vector<Work>& works) {
   int64_t items = 0, cost = 0;
   for (const Work& work : works) items += work.items, cost += work.items * work.cost;

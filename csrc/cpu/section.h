@@ -21,10 +21,7 @@ struct Work {
 // Every item of every work, in order, each on the thread that is free next.
 void run_section(const std::vector<Work>& works);
 
-// f(begin, end) over N items of `cost` operations each, on as many of torch's threads as that is worth.
-template <class F>
-void in_parallel(int64_t N, int64_t cost, F f) {
-  torch::stable::parallel_for(0, N, kWorthAThread / (cost + 1) + 1, f);
-}
+// How many threads N items of `cost` operations each are worth, at least one.
+int64_t worth(int64_t N, int64_t cost);
 
 }  // namespace dartsfast

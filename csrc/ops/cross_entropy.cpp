@@ -1,11 +1,8 @@
 // cross_entropy_; the contract is in dartsfast/ops/cross_entropy.py.
-#include "../cross_entropy.h"
+#include "cross_entropy.call.h"
 
-#include <cmath>
 #include <optional>
 
-#include "kernels.h"
-#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -28,21 +25,15 @@ void check_arguments(const Tensor& logits, const std::optional<Tensor>& bias, co
 
 Tensor cross_entropy_(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& labels, double scale) {
   check_arguments(logits, bias, labels);
-  const int64_t R = logits.size(0), V = logits.size(1);
-  const std::vector<int64_t> label = values<int64_t>(labels);
-  for (int64_t l : label) check(l >= 0 && l < V, "labels must be from 0 to ", V - 1, ", got ", l);
   return for_dtype(logits, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<T> b = bias ? values<T>(*bias) : std::vector<T>();
-    const CrossEntropy<T> a = {V, bias ? b.data() : nullptr, static_cast<T>(scale)};
+    const int64_t R = logits.size(0), V = logits.size(1);
+    const Tensor classes = dense(labels), added = bias ? dense(*bias) : logits;
     Tensor losses = torch::stable::new_empty(logits, {R});
-    T *rows = static_cast<T*>(logits.mutable_data_ptr()), *loss = static_cast<T*>(losses.mutable_data_ptr());
-    in_parallel(R, V * 30, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const RowLoss<T> found = kernels<T>().cross_entropy_row(a, rows + i * V, label[i]);
-        loss[i] = static_cast<T>(std::log(static_cast<double>(found.sum))) - found.label;
-      }
-    });
+    const CrossEntropy<T> a = {V, bias ? static_cast<const T*>(added.const_data_ptr()) : nullptr, static_cast<T>(scale)};
+    CrossEntropyCall<T> call(a, R, written<T>(logits), static_cast<const int64_t*>(classes.const_data_ptr()),
+                             written<T>(losses));
+    run_section({call.rows()});
     return losses;
   });
 }

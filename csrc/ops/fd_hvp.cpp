@@ -1,15 +1,10 @@
 // fd_hvp; the contract is in dartsfast/ops/fd_hvp.py.
-#include "../fd_hvp.h"
+#include "fd_hvp.call.h"
 
-#include <algorithm>
-#include <cmath>
 #include <functional>
 #include <optional>
 
 #include "cache.h"
-#include "kernels.h"
-#include "packing.h"
-#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -18,11 +13,6 @@ namespace {
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T scalar(const Tensor& t) {
-  return *data<T>(t);
 }
 
 void check_vector(const Tensor& v, const char* name) {
@@ -55,17 +45,10 @@ Tensor fd_norm(const Tensor& v) {
   check_vector(v, "v");
   return for_dtype(v, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t n = v.size(0), chunks = (n + kNormChunk - 1) / kNormChunk;
-    const Memory<double> sums = memory<double>(chunks);
-    in_parallel(chunks, kNormChunk, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        const int64_t first = k * kNormChunk;
-        sums[k] = kernels<T>().fd_norm_chunk(data<T>(v) + first, std::min(kNormChunk, n - first));
-      }
-    });
-    kernels<double>().tree_sum(sums.get(), chunks, 1, 1);
     Tensor norm = torch::stable::new_empty(v, std::vector<int64_t>());
-    *static_cast<T*>(norm.mutable_data_ptr()) = static_cast<T>(std::sqrt(sums[0]));
+    FdNormCall<T> call(data<T>(v), v.size(0), written<T>(norm));
+    run_section({call.parts()});
+    run_section({call.finish()});
     return norm;
   });
 }
@@ -80,14 +63,9 @@ void fd_perturb(const Tensor& w, const Tensor& w0, const Tensor& v, const Tensor
   check(r > 0, "r must be positive, got ", r);
   for_dtype(w, [&](auto zero) {
     using T = decltype(zero);
-    const T R = static_cast<T>(r) / scalar<T>(norm);
-    T* out = static_cast<T*>(w.mutable_data_ptr());
-    if (!std::isfinite(R) || R == 0) {  // nowhere to step; v may not be finite
-      std::memmove(out, data<T>(w0), w.size(0) * sizeof(T));
-      return;
-    }
-    const FdPerturb<T> a{out, data<T>(w0), data<T>(v), static_cast<T>(sign) * R};
-    in_parallel(w.size(0), 1, [&](int64_t begin, int64_t end) { kernels<T>().fd_perturb(a, begin, end); });
+    FdPerturbCall<T> call(w.size(0), written<T>(w), data<T>(w0), data<T>(v), data<T>(norm), static_cast<T>(r),
+                          static_cast<T>(sign));
+    run_section({call.elements()});
   });
 }
 
@@ -103,14 +81,10 @@ void fd_virtual_step(const Tensor& w, const Tensor& g, const std::optional<Tenso
   }
   for_dtype(w, [&](auto zero) {
     using T = decltype(zero);
-    const FdVirtualStep<T> a{static_cast<T*>(w.mutable_data_ptr()),
-                             data<T>(g),
-                             momentum_buffer ? data<T>(*momentum_buffer) : nullptr,
-                             scalar<T>(scale),
-                             static_cast<T>(lr),
-                             static_cast<T>(momentum),
-                             static_cast<T>(weight_decay)};
-    in_parallel(w.size(0), 1, [&](int64_t begin, int64_t end) { kernels<T>().fd_virtual_step(a, begin, end); });
+    FdVirtualStepCall<T> call(w.size(0), written<T>(w), data<T>(g),
+                              momentum_buffer ? data<T>(*momentum_buffer) : nullptr, data<T>(scale),
+                              static_cast<T>(lr), static_cast<T>(momentum), static_cast<T>(weight_decay));
+    run_section({call.elements()});
   });
 }
 
@@ -122,9 +96,9 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
   return for_dtype(plus, [&](auto zero) {
     using T = decltype(zero);
     Tensor out = empty(plus, {plus.size(0)});
-    const FdQuotient<T> a{static_cast<T*>(out.mutable_data_ptr()), data<T>(plus), data<T>(minus),
-                          T(2) * (static_cast<T>(r) / scalar<T>(norm))};
-    in_parallel(plus.size(0), 1, [&](int64_t begin, int64_t end) { kernels<T>().fd_quotient(a, begin, end); });
+    FdQuotientCall<T> call(plus.size(0), written<T>(out), data<T>(plus), data<T>(minus), data<T>(norm),
+                           static_cast<T>(r));
+    run_section({call.elements()});
     return out;
   });
 }

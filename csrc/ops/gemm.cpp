@@ -1,19 +1,10 @@
 // gemm_; the contract is in dartsfast/ops/gemm.py.
-#include "../gemm.h"
+#include "gemm.call.h"
 
-#include <algorithm>
-
-#include "kernels.h"
-#include "packing.h"
-#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {
 namespace {
-
-// Threads share the side of the result with more units: as many rows or columns as tiles have on every instruction set,
-// or by half as many columns: rather an idle register than a thread with more to do.
-constexpr int64_t kRowUnit = 12, kColumnUnit = 16;
 
 void check_arguments(const Tensor& out, const Tensor& a, const Tensor& b) {
   check_ours(out, "out");
@@ -42,21 +33,9 @@ void gemm_(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate)
   check_arguments(out, a, b);
   for_dtype(out, [&](auto zero) {
     using T = decltype(zero);
-    const Gemm<T> all = {out.size(0), out.size(1), a.size(1), matrix<T>(a), matrix<T>(b),
-                         {static_cast<T*>(out.mutable_data_ptr()), out.stride(0), 1}, accumulate};
-    // A part packs what it needs of the other side, all of it, for itself.
-    const int64_t row_units = (all.M + kRowUnit - 1) / kRowUnit, column_units = (all.N + kColumnUnit - 1) / kColumnUnit;
-    const bool by_rows = row_units >= column_units;
-    const int64_t units = by_rows ? row_units : column_units, unit = by_rows ? kRowUnit : kColumnUnit;
-    const int64_t length = by_rows ? all.M : all.N, other = by_rows ? all.N : all.M;
-    in_parallel(units, 2 * all.K * other * unit, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * unit, size = std::min(end * unit, length) - first;
-      Gemm<T> part = all;
-      (by_rows ? part.M : part.N) = size;
-      (by_rows ? part.a : part.b) = by_rows ? all.a.at(first, 0) : all.b.at(0, first);
-      part.out = by_rows ? all.out.at(first, 0) : all.out.at(0, first);
-      kernels<T>().gemm(part, scratch<T>(kGemmScratch));
-    });
+    GemmCall<T> call({out.size(0), out.size(1), a.size(1), matrix<T>(a), matrix<T>(b),
+                      {written<T>(out), out.stride(0), 1}, accumulate});
+    run_section({call.parts()});
   });
 }
 

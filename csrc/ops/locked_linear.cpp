@@ -1,18 +1,14 @@
 // locked_linear_ and its gradients; the contract is in dartsfast/ops/locked_linear.py.
-#include "../locked_linear.h"
+#include "locked_linear.call.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
-#include "kernels.h"
-#include "packing.h"
-#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {
 namespace {
-
-constexpr int64_t kOutColumns = 1024, kWeightColumns = 512;  // of a part
-constexpr int64_t kSteps = 36;                               // of a part of the inputs' gradient
 
 struct Sizes {
   int64_t steps, batch, features, columns;
@@ -55,61 +51,11 @@ void check_distinct(const Tensor& t, const char* name) {
   }
 }
 
-// The features of batch element n that dropout left.
 template <class T>
-std::vector<int64_t> kept(const Tensor& mask, int64_t n) {
-  const T* row = static_cast<const T*>(mask.const_data_ptr()) + n * mask.stride(0);
-  std::vector<int64_t> features;
-  for (int64_t k = 0; k < mask.size(1); ++k) {
-    if (row[k * mask.stride(1)] != 0) features.push_back(k);
-  }
-  return features;
-}
-
-// x * mask [T, features] of batch element n.
-template <class T>
-std::vector<T> masked(const Tensor& x, const Tensor& mask, int64_t n, const std::vector<int64_t>& features) {
-  const T* row = static_cast<const T*>(x.const_data_ptr()) + n * x.stride(1);
-  const T* factor = static_cast<const T*>(mask.const_data_ptr()) + n * mask.stride(0);
-  std::vector<T> values;
-  values.reserve(x.size(0) * features.size());
-  for (int64_t t = 0; t < x.size(0); ++t, row += x.stride(0)) {
-    for (int64_t k : features) values.push_back(row[k * x.stride(2)] * factor[k * mask.stride(1)]);
-  }
-  return values;
-}
-
-// The inputs of a batch element that dropout left.
-template <class T>
-struct Kept {
-  std::vector<int64_t> features;
-  std::vector<T> values;  // [T, features]
-
-  Kept(const Tensor& x, const Tensor& mask, int64_t n)
-      : features(kept<T>(mask, n)), values(masked<T>(x, mask, n, features)) {}
-};
-
-template <class T>
-std::vector<Kept<T>> all_kept(const Tensor& x, const Tensor& mask) {
-  std::vector<Kept<T>> all;
-  for (int64_t n = 0; n < mask.size(0); ++n) all.emplace_back(x, mask, n);
-  return all;
-}
-
-// Rows `indices` of a matrix.
-template <class T>
-std::vector<T*> rows(T* matrix, int64_t pitch, const std::vector<int64_t>& indices) {
-  std::vector<T*> found;
-  for (int64_t i : indices) found.push_back(matrix + i * pitch);
-  return found;
-}
-
-// Rows [first, first + count) of a matrix.
-template <class T>
-std::vector<T*> rows(T* matrix, int64_t pitch, int64_t first, int64_t count) {
-  std::vector<T*> found;
-  for (int64_t i = first; i < first + count; ++i) found.push_back(matrix + i * pitch);
-  return found;
+LockedLinear<T> arguments(const Sizes& s, const Tensor& x, const Tensor& mask, const Tensor& weight, const Tensor& y) {
+  const auto data = [](const Tensor& t) { return static_cast<T*>(const_cast<void*>(t.const_data_ptr())); };
+  return {s.steps, s.batch, s.features, s.columns, data(x), {x.stride(0), x.stride(1), x.stride(2)},
+          data(mask), {mask.stride(0), mask.stride(1)}, data(weight), data(y)};
 }
 
 void locked_linear(const Tensor& out, const Tensor& x, const Tensor& mask, const Tensor& weight) {
@@ -117,20 +63,8 @@ void locked_linear(const Tensor& out, const Tensor& x, const Tensor& mask, const
   check_apart(out, "out", {&x, &mask, &weight});
   for_dtype(out, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<Kept<T>> all = all_kept<T>(x, mask);
-    T* results = static_cast<T*>(out.mutable_data_ptr());
-    const T* w = static_cast<const T*>(weight.const_data_ptr());
-    const int64_t blocks = (s.columns + kOutColumns - 1) / kOutColumns;
-    in_parallel(s.batch * blocks, s.steps * s.features * kOutColumns, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / blocks, first = i % blocks * kOutColumns, depth = all[n].features.size();
-        const auto b = rows(w, s.columns, all[n].features);
-        const auto to = rows(results, s.columns, n * s.steps, s.steps);
-        const RowProduct<T> p{s.steps, depth, {all[n].values.data(), depth, 1}, b.data(), to.data(), false};
-        kernels<T>().row_product(p, first, std::min(first + kOutColumns, s.columns),
-                                 scratch<T>(row_product_scratch(s.steps, depth)));
-      }
-    });
+    LockedLinearCall<T> call(arguments<T>(s, x, mask, weight, out));
+    run_section({call.parts()});
   });
 }
 
@@ -140,29 +74,8 @@ void locked_linear_input_gradient(const Tensor& d_x, const Tensor& g, const Tens
   check_apart(d_x, "d_x", {&g, &mask, &weight});
   for_dtype(g, [&](auto zero) {
     using T = decltype(zero);
-    const T *gradients = static_cast<const T*>(g.const_data_ptr()), *w = static_cast<const T*>(weight.const_data_ptr());
-    T* results = static_cast<T*>(d_x.mutable_data_ptr());
-    const int64_t parts = (s.steps + kSteps - 1) / kSteps;
-    in_parallel(s.batch * parts, kSteps * s.features * s.columns, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / parts, first = i % parts * kSteps, steps = std::min(kSteps, s.steps - first);
-        const std::vector<int64_t> features = kept<T>(mask, n);
-        const int64_t count = features.size();
-        const auto a = rows(gradients, s.columns, n * s.steps + first, steps);
-        const auto b = rows(w, s.columns, features);
-        std::vector<T> sums(steps * count);
-        kernels<T>().row_dots({steps, count, s.columns, a.data(), b.data(), sums.data()},
-                              scratch<T>(row_dots_scratch(steps, count)));
-        const T* factor = static_cast<const T*>(mask.const_data_ptr()) + n * mask.stride(0);
-        for (int64_t t = 0; t < steps; ++t) {
-          T* row = results + (first + t) * d_x.stride(0) + n * d_x.stride(1);
-          for (int64_t k = 0; k < s.features; ++k) row[k * d_x.stride(2)] = 0;
-          for (int64_t k = 0; k < count; ++k) {
-            row[features[k] * d_x.stride(2)] = sums[t * count + k] * factor[features[k] * mask.stride(1)];
-          }
-        }
-      }
-    });
+    LockedInputGradientCall<T> call(arguments<T>(s, d_x, mask, weight, g));
+    run_section({call.parts()});
   });
 }
 
@@ -171,23 +84,8 @@ void locked_linear_weight_gradient(const Tensor& d_weight, const Tensor& g, cons
   check_apart(d_weight, "d_weight", {&g, &x, &mask});
   for_dtype(g, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<Kept<T>> all = all_kept<T>(x, mask);
-    T* results = static_cast<T*>(d_weight.mutable_data_ptr());
-    const T* gradients = static_cast<const T*>(g.const_data_ptr());
-    const int64_t blocks = (s.columns + kWeightColumns - 1) / kWeightColumns;
-    in_parallel(blocks, s.batch * s.steps * s.features * kWeightColumns, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i * kWeightColumns;
-        for (int64_t n = 0; n < s.batch; ++n) {
-          const int64_t count = all[n].features.size();
-          const auto b = rows(gradients, s.columns, n * s.steps, s.steps);
-          const auto to = rows(results, s.columns, all[n].features);
-          const RowProduct<T> p{count, s.steps, {all[n].values.data(), 1, count}, b.data(), to.data(), true};
-          kernels<T>().row_product(p, first, std::min(first + kWeightColumns, s.columns),
-                                   scratch<T>(row_product_scratch(count, s.steps)));
-        }
-      }
-    });
+    LockedWeightGradientCall<T> call(arguments<T>(s, x, mask, d_weight, g));
+    run_section({call.parts()});
   });
 }
 

@@ -1,14 +1,10 @@
 // rnn_node; the contract is in dartsfast/ops/rnn_node.py.
-#include "../rnn_node.h"
+#include "rnn_node.call.h"
 
-#include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "cache.h"
-#include "kernels.h"
-#include "packing.h"
-#include "section.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -31,72 +27,42 @@ void check_arguments(const Tensor& gates, const Tensor& states, const Tensor& we
   check(eps >= 0, "eps must not be negative, got ", eps);
 }
 
-// The argument struct and everything that it points to.
-template <class T>
-struct Call {
-  RnnNode<T> args{};
-  Tensors dense;
-  std::vector<T> weights, norm;
+// The tensors that are read, with copies of those that the kernels cannot read as they are.
+struct Given {
+  Tensors kept;
 
-  Call(const Tensor& gates, const Tensor& states, const Tensor& mixing) {
-    args.P = states.size(0), args.B = states.size(1), args.H = states.size(2);
-    args.gates = keep(gates), args.states = keep(states);
-    const std::vector<T> w = values<T>(mixing);
-    for (int64_t j = 0; j < args.P; ++j) {
-      T sum = w[j * kActivations];
-      for (int64_t k = 0; k < kActivations; ++k) {
-        weights.push_back(w[j * kActivations + k]);
-        if (k) sum += w[j * kActivations + k];
-      }
-      weights.push_back(sum);
-    }
-    args.weights = weights.data();
+  // [P, B, C] or [B, C] with adjacent channels.
+  Array rows(const Tensor& t) {
+    const int64_t last = t.dim() - 1;
+    return array(kept.emplace_back(t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t)));
   }
-  // [P, B, C] or [B, C].
-  Image<const T> keep(const Tensor& t) {
-    const int64_t rows = t.dim() - 2;
-    const Tensor& d = dense.emplace_back(t.stride(rows + 1) == 1 || t.size(rows + 1) == 1 ? t : torch::stable::contiguous(t));
-    return {static_cast<const T*>(d.const_data_ptr()), rows ? d.stride(0) : 0, d.stride(rows), 0};
+  Array rows(const std::optional<Tensor>& t) { return t ? rows(*t) : Array(); }
+  template <class T>
+  const T* all(const Tensor& t) {
+    return static_cast<const T*>(kept.emplace_back(dense(t)).const_data_ptr());
   }
-  int64_t parts() const { return chunks(args.B, 1) * blocks(args); }
-  int64_t cost() const { return kChunkPixels * kBlockChannels * args.P * 40; }
+  template <class T>
+  RnnNodeInputs<T> inputs(const Tensor& gates, const Tensor& states, const Tensor& weights, double eps) {
+    return {rows(gates), rows(states), all<T>(weights), static_cast<T>(eps)};
+  }
 };
 
-// rstd [H'] of the variance [H].
 template <class T>
-void write_rstd(const T* variance, int64_t H, double eps, T* out) {
-  for (int64_t c = 0; c < H; ++c) out[c] = T(1) / std::sqrt(variance[c] + static_cast<T>(eps));
+void run(const RnnNodeInputs<T>& inputs, const RnnNodeOutputs<T>& outputs) {
+  RnnNodeCall<T> call(inputs, outputs);
+  run_section({call.sums()});
+  run_section({call.moments()});
+  run_section({call.normalise()});
 }
 
-// Fills a.out, what is made of it, and, where they are the batch's `own`, mean and variance: stats [2, H].
 template <class T>
-void fill(Call<T>& call, T* stats, bool own, double eps) {
-  RnnNode<T>& a = call.args;
-  const int64_t count = chunks(a.B, 1), C = padded(a.H), block = count * 2 * kBlockChannels;
-  const Memory<T> moments = memory<T>(own ? blocks(a) * block : 0);
-  a.moments = own ? moments.get() : nullptr;
-  in_parallel(call.parts(), call.cost(), [&](int64_t begin, int64_t end) {
-    T* sums = scratch<T>(kRnnNodeScratch);
-    std::memset(sums, 0, kRnnNodeScratch * sizeof(T));
-    for (int64_t i = begin; i < end; ++i) kernels<T>().rnn_node(a, i, sums);
-  });
-  for (int64_t i = 0; i < (own ? blocks(a) : 0); ++i) {
-    std::vector<int64_t> rows(count, chunk_rows(1));
-    rows.back() = a.B - (count - 1) * chunk_rows(1);
-    T* part = a.moments + i * block;
-    kernels<T>().tree_moments(part, rows.data(), count, kBlockChannels);
-    for (int64_t c = 0; c < kBlockChannels && i * kBlockChannels + c < a.H; ++c) {
-      stats[i * kBlockChannels + c] = part[c];
-      stats[a.H + i * kBlockChannels + c] = part[kBlockChannels + c] / static_cast<T>(a.B);
-    }
-  }
-  std::vector<T> table(2 * C, T(0));
-  std::memcpy(table.data(), stats, a.H * sizeof(T));
-  write_rstd(stats + a.H, a.H, eps, table.data() + C);
-  a.norm = table.data();
-  in_parallel(a.B, a.H * 2, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) kernels<T>().rnn_node_normalise(a, b);
-  });
+void run_backward(const RnnNodeInputs<T>& inputs, const RnnNodeGradients<T>& gradients) {
+  RnnNodeBackwardCall<T> call(inputs, gradients);
+  run_section({call.arriving()});
+  run_section({call.sums()});
+  run_section({call.means()});
+  run_section({call.gradients()});
+  run_section({call.finish()});
 }
 
 std::tuple<Tensor, Tensor> rnn_node(const Tensor& gates, const Tensor& states, const Tensor& weights,
@@ -108,12 +74,16 @@ std::tuple<Tensor, Tensor> rnn_node(const Tensor& gates, const Tensor& states, c
   }
   return for_dtype(states, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(gates, states, weights);
+    Given given;
     const int64_t B = states.size(1), H = states.size(2);
     Tensor out = empty(states, {B, H}), stats = torch::stable::new_empty(states, {norm ? 0 : 2, H});
-    std::vector<T> given = norm ? values<T>(*norm) : std::vector<T>();
-    call.args.out = written<T>(out);
-    fill(call, norm ? given.data() : written<T>(stats), !norm, eps);
+    RnnNodeOutputs<T> outputs{written<T>(out)};
+    if (norm) {
+      outputs.given = given.all<T>(*norm);
+    } else {
+      outputs.stats = written<T>(stats);
+    }
+    run(given.inputs<T>(gates, states, weights, eps), outputs);
     return std::make_tuple(out, stats);
   });
 }
@@ -146,56 +116,13 @@ void rnn_node_(const Tensor& out, const Tensor& masked, const Tensors& mean, con
   check_written(stats, states, {2, H}, "stats", gates, states, weights, factors, out, masked);
   for_dtype(states, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(gates, states, weights);
-    RnnNode<T>& a = call.args;
-    if (mask) a.mask = call.keep(*mask);
-    a.out = written<T>(out), a.masked = written<T>(masked), a.mean = mean.empty() ? nullptr : written<T>(mean[0]);
-    fill(call, written<T>(stats), own, eps);
+    Given given;
+    RnnNodeOutputs<T> outputs{written<T>(out), mean.empty() ? nullptr : written<T>(mean[0]), written<T>(masked),
+                              given.rows(mask)};
+    outputs.stats = own ? written<T>(stats) : nullptr;
+    outputs.given = own ? nullptr : written<T>(stats);
+    run(given.inputs<T>(gates, states, weights, eps), outputs);
   });
-}
-
-// The means [2, H'] of g and of g * out over the batch.
-template <class T>
-std::vector<T> gradient_means(RnnNode<T>& a, int64_t parts) {
-  const int64_t count = chunks(a.B, 1), block = count * 2 * kBlockChannels, C = padded(a.H);
-  std::vector<T> means(2 * C, T(0));
-  const Memory<T> sums = memory<T>(blocks(a) * block);
-  std::memset(sums.get(), 0, blocks(a) * block * sizeof(T));
-  a.sums = sums.get();
-  in_parallel(parts, kChunkPixels * kBlockChannels * 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernels<T>().rnn_node_sums(a, i);
-  });
-  for (int64_t i = 0; i < blocks(a); ++i) {
-    T* part = a.sums + i * block;
-    kernels<T>().tree_sum(part, count, 2 * kBlockChannels, 2 * kBlockChannels);
-    for (int64_t c = 0; c < kBlockChannels && i * kBlockChannels + c < a.H; ++c) {
-      means[i * kBlockChannels + c] = part[c] / static_cast<T>(a.B);
-      means[C + i * kBlockChannels + c] = part[kBlockChannels + c] / static_cast<T>(a.B);
-    }
-  }
-  return means;
-}
-
-// Fills the gradients of gates and states and hands those of the weights [P, 4] over: take(index, gradient).
-template <class T, class Take>
-void fill_backward(Call<T>& call, const Tensor& variance, double eps, bool own, Take take) {
-  RnnNode<T>& a = call.args;
-  const int64_t count = chunks(a.B, 1), C = padded(a.H), width = a.P * kWeightSums * C;
-  const std::vector<T> means = own ? gradient_means(a, call.parts()) : std::vector<T>(2 * C, T(0));
-  std::vector<T> rstd(C, T(0));
-  write_rstd(values<T>(variance).data(), a.H, eps, rstd.data());
-  const Memory<T> sums = memory<T>(count * width);
-  a.means = means.data(), a.rstd = rstd.data(), a.weight_sums = sums.get();
-  in_parallel(call.parts(), 2 * call.cost(), [&](int64_t begin, int64_t end) {
-    T* ds = scratch<T>(kRnnNodeScratch);
-    for (int64_t i = begin; i < end; ++i) kernels<T>().rnn_node_backward(a, i, ds);
-  });
-  kernels<T>().tree_sum(a.weight_sums, count, width, width);
-  for (int64_t j = 0; j < a.P; ++j) {
-    T* rows = a.weight_sums + j * kWeightSums * C;
-    for (int64_t i = 0; i < kWeightSums; ++i) kernels<T>().tree_sum(rows + i * C, a.H, 1, 1);
-    for (int64_t k = 0; k < kActivations; ++k) take(j * kActivations + k, rows[k * C] + rows[kActivations * C]);
-  }
 }
 
 void check_variance(const Tensor& variance, const Tensor& states) {
@@ -217,15 +144,14 @@ std::tuple<Tensor, Tensor, Tensor> rnn_node_backward(const Tensor& g, const Tens
   }
   return for_dtype(states, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(gates, states, weights);
-    RnnNode<T>& a = call.args;
-    a.g = call.keep(g), a.normal = call.keep(out);
-    if (base) a.base = call.keep(*base);
+    Given given;
     Tensor d_gates = empty(states, {P, B, 2 * H}), d_states = empty(states, {P, B, H});
     Tensor d_weights = torch::stable::new_empty(states, {P, kActivations});
-    a.d_gates = written<T>(d_gates), a.d_states = written<T>(d_states);
-    T* d = written<T>(d_weights);
-    fill_backward(call, variance, eps, own, [&](int64_t i, T gradient) { d[i] = gradient; });
+    RnnNodeGradients<T> gradients{given.rows(g), given.rows(out), given.all<T>(variance), own};
+    gradients.base = given.rows(base);
+    gradients.d_gates = written<T>(d_gates), gradients.d_states = written<T>(d_states);
+    gradients.d_weights = written<T>(d_weights);
+    run_backward(given.inputs<T>(gates, states, weights, eps), gradients);
     return std::make_tuple(d_gates, d_states, d_weights);
   });
 }
@@ -254,22 +180,13 @@ void rnn_node_backward_(const Tensor& d_gates, const Tensor& d_states, const Ten
         "d_weights must have adjacent parts, got ", shape{d_weights});
   for_dtype(states, [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(gates, states, weights);
-    RnnNode<T>& a = call.args;
-    const Memory<T> sum = memory<T>(B * H);
-    a.g = call.keep(g), a.through = call.keep(through), a.normal = call.keep(out), a.arriving = sum.get();
-    if (of_mean) a.of_mean = call.keep(*of_mean);
-    if (mask) a.mask = call.keep(*mask);
-    in_parallel(B, H * 4, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) kernels<T>().rnn_node_arriving(a, b);
-    });
-    a.g = {a.arriving, 0, H, 0};
-    a.d_gates = written<T>(d_gates), a.d_states = written<T>(d_states);
-    // The mean's share in every state but the first is the node's own.
-    if (of_mean) a.base = a.g, a.base_from = 1;
-    if (accumulate) a.base = {a.d_states, B * H, H, 0};
-    T* d = written<T>(d_weights);
-    fill_backward(call, variance, eps, own, [&](int64_t i, T gradient) { d[i] += gradient; });
+    Given given;
+    RnnNodeGradients<T> gradients{given.rows(g), given.rows(out), given.all<T>(variance), own,
+                                  given.rows(through), given.rows(of_mean), given.rows(mask)};
+    if (accumulate) gradients.base = array(d_states);
+    gradients.d_gates = written<T>(d_gates), gradients.d_states = written<T>(d_states);
+    gradients.d_weights = written<T>(d_weights), gradients.accumulate = true;
+    run_backward(given.inputs<T>(gates, states, weights, eps), gradients);
   });
 }
 
