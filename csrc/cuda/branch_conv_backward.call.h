@@ -60,6 +60,7 @@ class BranchConvBackwardCall {
   }
 
   void give_scratch() {
+    if (cuda::resident(args_)) return;
     const cuda::ConvShape& s = args_.shape;
     const int64_t branches = static_cast<int64_t>(args_.branches.size()), Ci = cuda::scratch_channels(s.Ci);
     bool needed = args_.dx.data;

@@ -278,9 +278,12 @@ void depthwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, S
 
 template <class T>
 void branch_conv_backward(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
-  pointwise_adjoint(calls, stream);
-  depthwise_adjoint(calls, stream);
-  branch_conv_weight_grads(calls, stream);
+  std::vector<const BranchConvBackward<T>*> small, others;
+  for (const auto* call : calls) (resident(*call) ? small : others).push_back(call);
+  branch_conv_backward_resident(small, stream);
+  pointwise_adjoint(others, stream);
+  depthwise_adjoint(others, stream);
+  branch_conv_weight_grads(others, stream);
 }
 
 template void branch_conv_backward(const std::vector<const BranchConvBackward<float>*>&, Stream);

@@ -68,9 +68,23 @@ struct PartialSums {
 
 template <class T>
 void branch_conv_backward(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream);
+// Whether a call is one for the kernels that keep an image in shared memory. They need no scratch memory.
+template <class T>
+bool resident(const BranchConvBackward<T>& call);
+template <class T>
+void branch_conv_backward_resident(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream);
 template <class T>
 void branch_conv_weight_grads(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream);
 template <class T>
 void add_partial_sums(const std::vector<const PartialSums<T>*>& calls, Stream stream);
+
+template <>
+bool resident(const BranchConvBackward<float>& call);
+template <>
+bool resident(const BranchConvBackward<double>& call);
+template <>
+void branch_conv_backward_resident(const std::vector<const BranchConvBackward<float>*>& calls, Stream stream);
+template <>
+void branch_conv_backward_resident(const std::vector<const BranchConvBackward<double>*>& calls, Stream stream);
 
 }  // namespace dartsfast::cuda

@@ -1,0 +1,411 @@
+// branch_conv's whole backward with an image in shared memory: the convolutions of a DARTS cell (3x3 and 5x5, dilation 1
+// and 2, stride 1, as many channels out as in) at its three sizes, 32x32x16, 16x16x32 and 8x8x64, in float.
+//
+// A block has an image of a call and goes through its branches one after the other: dz, formed as it is loaded, takes the
+// whole image's place; the pointwise adjoint replaces it by the gradient of the depthwise output, pixel by pixel; from
+// there the adjoint depthwise adds to sums that stay in registers, and after the last branch relu's mask and all
+// additions are made where the sums are. A thread has 8 pixels of a row (4 where C = 64) by 4 channels in every step, so
+// that a load from shared memory serves up to 20 fma. The gradients of weights are chains over the image's pixels: the
+// depthwise ones have a thread a row of taps and a channel, the pointwise ones a thread 2x2 or 4x4 of them, from
+// depthwise outputs that their owners hand over four rows at a time.
+//
+// Against the kernels for any shape: x, g, z and dx pass through memory once, where those read g and z twice and carry the
+// gradient of the depthwise output to memory and back two or three times: for four branches with gradients of weights 11
+// images instead of 40, without 11 instead of 20. Beyond that are weights, and sums of images, 2 % at most.
+// Bound by the chains of the weights' gradients where they are asked for, else by loads from shared memory.
+//
+// Rows are a halo of 4 zero pixels apart, which serves both; beyond the first and the last row a row of zeros is read.
+// With 16 channels, two rows are an odd number of pixels apart, so that the 8 lanes of a load of 16 bytes, 4 groups of
+// channels of two rows, meet all banks.
+#include <algorithm>
+
+#include "branch_conv_load.h"
+
+namespace dartsfast::cuda {
+namespace {
+
+constexpr int kMost = 4;  // branches
+
+struct ResidentBranch {
+  OutputGradient<float> dz;
+  const float *taps, *pointwise;
+  float *taps_grad, *pointwise_grad;
+  int32_t kernel, dilation;
+};
+
+struct ResidentImages {
+  Activated<float> in;
+  Image<float> dx;
+  Image<const float> base, onto;
+  float* norm_sums;
+  int32_t N, H, branches;
+  bool weights;  // whether gradients of any are asked for
+  ResidentBranch branch[kMost];
+};
+
+template <int CHANNELS, int WIDTH>
+struct Size {
+  static constexpr int C = CHANNELS, W = WIDTH, G = C / 4, U = C == 64 ? 4 : 8;  // groups of channels; pixels of a thread
+  static constexpr int threads = W * W / U * G, blocks = threads == 512 ? 1 : 2;  // of a multiprocessor
+  static constexpr int halo = 4, pitch = (W + halo + (C == 16 ? 1 : 0)) * C, rows = 4;  // rows of t handed over
+  static constexpr int image = halo * C + W * pitch, zeros = (W + 2 * halo) * C, taps = 25 * C, product = C * C;
+  static constexpr int bytes(bool weights) {
+    return (2 * image + zeros + taps + product + (weights ? rows * W * C : 0)) * sizeof(float);
+  }
+};
+
+// What a block has in shared memory; images and zeros from pixel 0 on.
+template <class S>
+struct Room {
+  float *x, *d, *zeros, *taps, *product, *t;
+  __device__ explicit Room(float* all)
+      : x(all + S::halo * S::C),
+        d(x + S::image),
+        zeros(all + 2 * S::image + S::halo * S::C),
+        taps(all + 2 * S::image + S::zeros),
+        product(taps + S::taps),
+        t(product + S::product) {}
+};
+
+// A thread's pixels (y, x) to (y, x + U - 1) and channels q to q + 3.
+template <class S>
+struct Place {
+  int y, x, q;
+  __device__ Place() {
+    const int i = threadIdx.x / S::G, across = S::W / S::U;
+    q = threadIdx.x % S::G * 4;
+    // Neighbouring rows where two of them fill a load.
+    if (S::C == 16) y = i / (2 * across) * 2 + i % 2, x = i / 2 % across * S::U;
+    else y = i / across, x = i % across * S::U;
+  }
+  __device__ int offset() const { return y * S::pitch + x * S::C + q; }
+};
+
+template <class F>
+__device__ __forceinline__ void each_kernel(const ResidentBranch& b, F f) {
+  if (b.kernel == 3) b.dilation == 1 ? f(std::integral_constant<int, 3>(), std::integral_constant<int, 1>())
+                                     : f(std::integral_constant<int, 3>(), std::integral_constant<int, 2>());
+  else b.dilation == 1 ? f(std::integral_constant<int, 5>(), std::integral_constant<int, 1>())
+                       : f(std::integral_constant<int, 5>(), std::integral_constant<int, 2>());
+}
+
+template <class S>
+using Pixels = Four<float>[S::U];
+
+// The depthwise convolution of a thread's pixels, or its adjoint. A pixel that is loaded goes to all sums that it
+// reaches, in the order in which each takes its taps.
+template <class S, int K, int D, bool ADJOINT>
+__device__ __forceinline__ void depthwise(const float* image, const Room<S>& room, const Place<S>& at, int H,
+                                          Four<float> (&sum)[S::U]) {
+  constexpr int P = D * (K - 1) / 2, span = S::U + 2 * P;
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) sum[u] = Four<float>{};
+#pragma unroll 1
+  for (int ky = 0; ky < K; ++ky) {
+    const int y = at.y + (ADJOINT ? P - ky * D : ky * D - P);
+    const float* const row = (y >= 0 && y < H ? image + y * S::pitch : room.zeros) + (at.x - P) * S::C + at.q;
+    Four<float> w[K];
+#pragma unroll
+    for (int kx = 0; kx < K; ++kx) w[kx] = load_four(room.taps + (ky * K + kx) * S::C + at.q);
+#pragma unroll
+    for (int i = 0; i < span; ++i) {
+      const int j = ADJOINT ? span - 1 - i : i;
+      const auto v = load_four(row + j * S::C);
+#pragma unroll
+      for (int kx = 0; kx < K; ++kx) {
+        const int u = ADJOINT ? j - 2 * P + kx * D : j - kx * D;
+        if (u >= 0 && u < S::U) sum[u] = four<float>([&](int c) { return fused(v.v[c], w[kx].v[c], sum[u].v[c]); });
+      }
+    }
+  }
+}
+
+// The gradients of the taps, a thread a row of taps and a channel.
+template <class S, int K, int D>
+__device__ __forceinline__ void taps_grad(const Room<S>& room, int H, float* to) {
+  constexpr int P = D * (K - 1) / 2, step = S::W % 8 ? S::W : 8;
+  for (int task = threadIdx.x; task < K * S::C; task += S::threads) {
+    const int c = task % S::C, ky = task / S::C;
+    float sum[K] = {};
+#pragma unroll 1
+    for (int oy = 0; oy < H; ++oy) {
+      const int y = oy + ky * D - P;
+      const float* x = (y >= 0 && y < H ? room.x + y * S::pitch : room.zeros) + c - P * S::C;
+      const float* d = room.d + oy * S::pitch + c;
+#pragma unroll 1
+      for (int u = 0; u < S::W; u += step, x += step * S::C, d += step * S::C) {
+        float v[step + 2 * P];
+#pragma unroll
+        for (int i = 0; i < step + 2 * P; ++i) v[i] = x[i * S::C];
+#pragma unroll
+        for (int i = 0; i < step; ++i) {
+          const float dv = d[i * S::C];
+#pragma unroll
+          for (int kx = 0; kx < K; ++kx) sum[kx] = fused(v[i + kx * D], dv, sum[kx]);
+        }
+      }
+    }
+#pragma unroll
+    for (int kx = 0; kx < K; ++kx) to[(ky * K + kx) * S::C + c] = sum[kx];
+  }
+}
+
+// The gradient of the pointwise product from dz and the depthwise outputs `t`.
+template <class S>
+__device__ __forceinline__ void pointwise_grad(const Room<S>& room, const Place<S>& at, int H, const Four<float> (&t)[S::U],
+                                               float* to) {
+  constexpr int B = S::C == 64 ? 4 : 2, across = S::C / B;
+  const int i = threadIdx.x / across * B, o = threadIdx.x % across * B;
+  float sum[B][B] = {};
+  for (int y0 = 0; y0 < H; y0 += S::rows) {
+    if (at.y >= y0 && at.y < y0 + S::rows && at.y < H) {
+#pragma unroll
+      for (int u = 0; u < S::U; ++u) store_four(t[u], room.t + ((at.y - y0) * S::W + at.x + u) * S::C + at.q);
+    }
+    __syncthreads();
+    const int rows = H - y0 < S::rows ? H - y0 : S::rows;
+    for (int y = 0; y < (i < S::C ? rows : 0); ++y) {
+      const float *const left = room.t + y * S::W * S::C + i, *const right = room.d + (y0 + y) * S::pitch + o;
+#pragma unroll 8
+      for (int x = 0; x < S::W; ++x) {
+        const auto a = Pack<float, B>::load(left + x * S::C), b = Pack<float, B>::load(right + x * S::C);
+#pragma unroll
+        for (int k = 0; k < B * B; ++k) sum[k / B][k % B] = fused(a.v[k / B], b.v[k % B], sum[k / B][k % B]);
+      }
+    }
+    __syncthreads();
+  }
+  if (i >= S::C) return;
+#pragma unroll
+  for (int k = 0; k < B * B; ++k) to[(i + k / B) * S::C + o + k % B] = sum[k / B][k % B];
+}
+
+// dz of a thread's pixels to their place.
+template <class S>
+__device__ __forceinline__ void load_gradient(const OutputGradient<float>& dz, const Room<S>& room, const Place<S>& at, int n) {
+  const GradientChannels<float, true> gradient(dz, at.q, S::C);
+  // Four at a time: more would not fit registers beside the sums.
+#pragma unroll 1
+  for (int first = 0; first < S::U; first += 4) {
+    Four<float> v[4];
+#pragma unroll
+    for (int u = 0; u < 4; ++u) v[u] = gradient.at(n, at.y, at.x + first + u);
+#pragma unroll
+    for (int u = 0; u < 4; ++u) store_four(v[u], room.d + at.offset() + (first + u) * S::C);
+  }
+}
+
+// dz to what the pointwise adjoint makes of it, in place: the lanes that share a pixel are of one warp.
+template <class S>
+__device__ __forceinline__ void pointwise_adjoint(const Room<S>& room, const Place<S>& at, bool here) {
+  float* const mine = room.d + at.offset() - at.q;
+  Pixels<S> sum = {};
+#pragma unroll 1
+  for (int o = 0; o < (here ? S::C : 0); o += 4) {
+    Four<float> w[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) w[j] = load_four(room.product + (o + j) * S::C + at.q);
+#pragma unroll
+    for (int u = 0; u < S::U; ++u) {
+      const auto v = load_four(mine + u * S::C + o);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[u] = four<float>([&](int c) { return fused(v.v[j], w[j].v[c], sum[u].v[c]); });
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) {
+    if (here) store_four(sum[u], mine + u * S::C + at.q);
+  }
+}
+
+// Zeros wherever no pixel will be, and relu(norm(x)).
+template <class S>
+__device__ __forceinline__ void load_image(const ResidentImages& a, const Room<S>& room, const Place<S>& at, int n, bool here) {
+  const int gap = S::pitch - S::W * S::C;
+  for (int i = threadIdx.x; i < S::zeros; i += S::threads) room.zeros[i - S::halo * S::C] = 0;
+  for (int i = threadIdx.x; i < S::halo * S::C; i += S::threads) {
+    room.x[i - S::halo * S::C] = room.d[i - S::halo * S::C] = 0;
+  }
+  for (int i = threadIdx.x; i < a.H * gap; i += S::threads) {
+    const int to = i / gap * S::pitch + S::W * S::C + i % gap;
+    room.x[to] = room.d[to] = 0;
+  }
+  if (!here) return;
+  const InputChannels<float, true> in(a.in, at.q, S::C);
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) store_four(in.at(n, at.y, at.x + u), room.x + at.offset() + u * S::C);
+}
+
+// relu's mask, which stays in `sum`, and what dx is added to.
+template <class S>
+__device__ __forceinline__ void finish(const ResidentImages& a, const Room<S>& room, const Place<S>& at, int n,
+                                       Four<float> (&sum)[S::U]) {
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) {
+    if (a.in.relu) {
+      const auto x = load_four(room.x + at.offset() + u * S::C);
+      sum[u] = four<float>([&](int c) { return x.v[c] > 0 ? sum[u].v[c] : 0.f; });
+    }
+    auto v = sum[u];
+    for (const auto* image : {&a.base, &a.onto}) {
+      if (!image->data) continue;
+      const auto there = load_four(image->at(n, at.y) + (at.x + u) * image->w + at.q);
+      v = four<float>([&](int c) { return there.v[c] + v.v[c]; });
+    }
+    store_four(v, a.dx.at(n, at.y) + (at.x + u) * a.dx.w + at.q);
+  }
+}
+
+// The sums over chunks of the gradient of norm(x), which lies where d was, and of its product with norm(x): 8 lanes
+// have every eighth pixel.
+template <class S>
+__device__ __forceinline__ void norm_sums(const ResidentImages& a, const Room<S>& room, int n) {
+  constexpr int rows = 64 / S::W;
+  const int count = (a.H + rows - 1) / rows, q = threadIdx.x / 8 % S::G * 4, chunk = threadIdx.x / 8 / S::G;
+  const int first = chunk * rows, end = first + rows < a.H ? first + rows : a.H;
+  Four<float> sum{}, product{};
+  for (int y = first; y < end; ++y) {
+    for (int x = threadIdx.x % 8; x < S::W; x += 8) {
+      const int from = y * S::pitch + x * S::C + q;
+      const auto s = load_four(room.d + from), v = load_four(room.x + from);
+      sum = four<float>([&](int c) { return sum.v[c] + s.v[c]; });
+      product = four<float>([&](int c) { return fused(s.v[c], v.v[c], product.v[c]); });
+    }
+  }
+#pragma unroll
+  for (int other = 1; other < 8; other *= 2) {
+    sum = four<float>([&](int c) { return sum.v[c] + __shfl_xor_sync(~0u, sum.v[c], other); });
+    product = four<float>([&](int c) { return product.v[c] + __shfl_xor_sync(~0u, product.v[c], other); });
+  }
+  if (threadIdx.x % 8 || chunk >= count) return;
+  float* const to = a.norm_sums + (static_cast<int64_t>(n) * count + chunk) * 2 * S::C + q;
+  store_four(sum, to), store_four(product, to + S::C);
+}
+
+template <class S, bool WEIGHTS>
+__device__ __forceinline__ void branch_weights(const ResidentBranch& b, const Room<S>& room, const Place<S>& at, int H, int n,
+                                               bool here) {
+  if constexpr (!WEIGHTS) return;
+  if (!b.pointwise_grad) return;
+  Pixels<S> t = {};
+  if (here) {
+    each_kernel(b, [&](auto K, auto D) {
+      depthwise<S, decltype(K)::value, decltype(D)::value, false>(room.x, room, at, H, t);
+    });
+  }
+  pointwise_grad(room, at, H, t, b.pointwise_grad + static_cast<int64_t>(n) * S::C * S::C);
+}
+
+template <class S, bool WEIGHTS>
+__global__ void __launch_bounds__(S::threads, S::blocks) resident_kernel(const __grid_constant__ Group<ResidentImages> group) {
+  SHARED(float, all);
+  const ResidentImages& a = group.member[blockIdx.y];
+  const int n = blockIdx.x;
+  if (n >= a.N) return;
+  const Room<S> room(all);
+  const Place<S> at;
+  const bool here = at.y < a.H;
+  load_image(a, room, at, n, here);
+  Pixels<S> sum = {};
+  for (int i = 0; i < a.branches; ++i) {
+    const ResidentBranch& b = a.branch[i];
+    __syncthreads();
+    const int taps = b.kernel * b.kernel;
+    for (int k = threadIdx.x; k < taps * S::C; k += S::threads) room.taps[k] = b.taps[k % S::C * taps + k / S::C];
+    for (int k = threadIdx.x; k < S::product; k += S::threads) room.product[k] = b.pointwise[k];
+    if (here) load_gradient(b.dz, room, at, n);
+    __syncthreads();
+    branch_weights<S, WEIGHTS>(b, room, at, a.H, n, here);
+    pointwise_adjoint(room, at, here);
+    __syncthreads();
+    each_kernel(b, [&](auto K, auto D) {
+      constexpr int k = decltype(K)::value, d = decltype(D)::value;
+      if (WEIGHTS && b.taps_grad) taps_grad<S, k, d>(room, a.H, b.taps_grad + static_cast<int64_t>(n) * taps * S::C);
+      if (!a.dx.data || !here) return;
+      Pixels<S> v;
+      depthwise<S, k, d, true>(room.d, room, at, a.H, v);
+#pragma unroll
+      for (int u = 0; u < S::U; ++u) {
+        sum[u] = i == 0 ? v[u] : four<float>([&](int c) { return sum[u].v[c] + v[u].v[c]; });
+      }
+    });
+  }
+  if (a.dx.data && here) finish(a, room, at, n, sum);
+  if (!a.norm_sums) return;
+  __syncthreads();
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) {
+    if (here) store_four(sum[u], room.d + at.offset() + u * S::C);
+  }
+  __syncthreads();
+  norm_sums(a, room, n);
+}
+
+// Most shared memory of a block.
+int shared_limit() {
+#ifdef __CUDACC__
+  int device, bytes;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+#else
+  return 163 << 10;  // of an A100
+#endif
+}
+
+bool asked_for_weights(const BranchConvBackward<float>& a) {
+  return std::any_of(a.branches.begin(), a.branches.end(), [](const auto& b) { return b.taps_grad || b.pointwise_grad; });
+}
+
+template <class S>
+void launch_resident(const std::vector<const BranchConvBackward<float>*>& calls, Stream stream) {
+  std::vector<ResidentImages> all;
+  for (const auto* call : calls) {
+    if (call->shape.Ci != S::C) continue;
+    ResidentImages& images = all.emplace_back(ResidentImages{call->in, call->dx, call->base, call->onto, call->norm_sums});
+    images.N = call->shape.N, images.H = call->shape.H, images.weights = asked_for_weights(*call);
+    for (const auto& b : call->branches) {
+      images.branch[images.branches++] = {b.dz, b.taps, b.pointwise, b.taps_grad, b.pointwise_grad, b.kernel, b.dilation};
+    }
+  }
+  const auto kind = [](const ResidentImages& a) { return a.weights ? 1 : 0; };
+  each_kind(all, kind, [=](int k, const Group<ResidentImages>& group, int count) {
+    int64_t most = 0;
+    for (int i = 0; i < count; ++i) most = std::max(most, int64_t{group.member[i].N});
+    launch(k ? resident_kernel<S, true> : resident_kernel<S, false>, dim3(most, count), dim3(S::threads), S::bytes(k), stream,
+           group);
+  });
+}
+
+}  // namespace
+
+template <>
+bool resident(const BranchConvBackward<float>& a) {
+  const ConvShape& s = a.shape;
+  const bool sized = (s.Ci == 16 && s.W == 32) || (s.Ci == 32 && s.W == 16) || (s.Ci == 64 && s.W == 8);
+  if (!sized || s.Co != s.Ci || s.stride != 1 || s.H > s.W || a.branches.size() > kMost) return false;
+  if (!a.dx.data && !asked_for_weights(a)) return false;
+  if (!wide(a.in.x) || !wide(a.dx) || !wide(a.base) || !wide(a.onto)) return false;
+  for (const auto& b : a.branches) {
+    const bool known = (b.kernel == 3 || b.kernel == 5) && (b.dilation == 1 || b.dilation == 2);
+    if (!b.taps || !known || !wide(b.dz, s.Co)) return false;
+  }
+  const int bytes = s.Ci == 16 ? Size<16, 32>::bytes(true) : s.Ci == 32 ? Size<32, 16>::bytes(true) : Size<64, 8>::bytes(true);
+  return bytes <= shared_limit();
+}
+template <>
+bool resident(const BranchConvBackward<double>&) {
+  return false;
+}
+
+template <>
+void branch_conv_backward_resident(const std::vector<const BranchConvBackward<float>*>& calls, Stream stream) {
+  launch_resident<Size<16, 32>>(calls, stream);
+  launch_resident<Size<32, 16>>(calls, stream);
+  launch_resident<Size<64, 8>>(calls, stream);
+}
+template <>
+void branch_conv_backward_resident(const std::vector<const BranchConvBackward<double>*>&, Stream) {}
+
+}  // namespace dartsfast::cuda
