@@ -19,7 +19,7 @@ void check_arguments(const Tensor& logits, const std::optional<Tensor>& bias, co
     check_like(*bias, logits, "bias");
     check_shape(*bias, {V}, "bias");
   }
-  check(is_ours(labels) && labels.scalar_type() == ScalarType::Long, "labels must be int64 on ", kDevice);
+  check(is_ours(labels) && labels.scalar_type() == ScalarType::Long, "labels must be int64 on the ", kDevice);
   check_shape(labels, {R}, "labels");
 }
 

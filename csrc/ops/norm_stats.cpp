@@ -36,7 +36,7 @@ void check_running(const Tensors& running, const Tensor& stats, const char* name
 void check_batches(const Tensors& batches, int64_t norms) {
   check_count(batches, norms, "batches");
   for (const Tensor& t : batches) {
-    check(is_ours(t) && t.scalar_type() == ScalarType::Long, "batches must be int64 on ", kDevice);
+    check(is_ours(t) && t.scalar_type() == ScalarType::Long, "batches must be int64 on the ", kDevice);
     check_shape(t, {}, "batches");
   }
 }

@@ -214,7 +214,7 @@ Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& 
   for (const Tensor& t : given) {
     const int64_t count = code.number();
     const bool whole = code.number() != 0;
-    check(is_ours(t) && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on ", kDevice);
+    check(is_ours(t) && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on the ", kDevice);
     check(t.scalar_type() == (whole ? ScalarType::Long : like.scalar_type()), "a program's tensors are of one dtype");
     bases.push_back(base(t, whole ? sizeof(int64_t) : sizeof(T)));
   }
