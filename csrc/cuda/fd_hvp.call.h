@@ -3,7 +3,7 @@
 
 #include "../fd_hvp.h"
 #include "fd_hvp.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "section.h"
 
 namespace dartsfast {
