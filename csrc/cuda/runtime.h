@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(DARTSFAST_ON_CUDA)  // the second: host code beside kernels
 
 #include <cuda_runtime.h>
 
