@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiling
 import instruction_sets
 import pytest
 import torch
@@ -215,4 +216,4 @@ def test_the_portable_kernels_have_the_same_bits_on_aarch64(tmp_path):
         ).stdout.splitlines()
 
     there = run(CROSS, "-O1", EMULATOR)
-    assert len(there) == 12 and there == run(instruction_sets.COMPILER, "-O0")
+    assert len(there) == 12 and there == run(compiling.COMPILER, "-O0")

@@ -7,20 +7,17 @@ shape.
 
 import ctypes
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
+import compiling
 import torch
+from compiling import UnavailableError
 
 from dartsfast.backends import native
 from dartsfast.backends.instruction_set import names
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-COMPILER = os.environ.get("CXX", "g++")
 EMULATED, PORTABLE_WIDE = "avx512-emulated", "portable-wide"
 ALL = ("avx512", "avx2", "portable", PORTABLE_WIDE)
 RAN = "instruction set"
@@ -30,10 +27,6 @@ SOURCES = {EMULATED: "avx512.cpp", PORTABLE_WIDE: "wide.cpp"}
 FLAGS = ("-std=c++20", "-shared", "-fPIC", "-g0", "-w", "-ffp-contract=off")
 # Without -fno-tree-sra g++ 12 fails on SIMDe's types.
 OPTIMISED = {EMULATED: ("-O1", "-fno-tree-sra"), PORTABLE_WIDE: ("-O1",)}
-
-
-class UnavailableError(Exception):
-    """An instruction set cannot be run here in any way; the reason."""
 
 
 def way(name: str) -> str:
@@ -62,21 +55,11 @@ def added(name: str) -> str:
 
 def build(source: Path, csrc: Path, to: Path, flags: tuple[str, ...]) -> Path:
     """Compile the kernels of ``csrc`` as ``source`` says, into ``to`` under a name of their contents."""
-    if shutil.which(COMPILER) is None:
-        raise UnavailableError(f"no compiler {COMPILER}")
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):  # what SIMDe is fast and fused with
         flags += ("-mavx2", "-mfma")
-    digest = hashlib.sha256(" ".join(flags).encode())
-    for path in sorted([*csrc.rglob("*.[hi]*"), *source.parent.glob("*.[hc]*")]):
-        digest.update(path.read_bytes())
-    library = to / f"{source.stem}-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        to.mkdir(parents=True, exist_ok=True)
-        partial = library.with_suffix(f".{os.getpid()}")
-        includes = f"-I{csrc / 'cpu'}", f"-I{source.parent}"
-        subprocess.run([COMPILER, *FLAGS, *flags, *includes, str(source), "-o", str(partial)], check=True)
-        os.replace(partial, library)
-    return library
+    includes = f"-I{csrc / 'cpu'}", f"-I{source.parent}"
+    watched = [*csrc.rglob("*.[hi]*"), *source.parent.glob("*.[hc]*")]
+    return compiling.made(to, f"{source.stem}.so", [*FLAGS, *flags], [*includes, str(source)], watched)
 
 
 def add(library: Path) -> None:

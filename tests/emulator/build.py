@@ -1,0 +1,65 @@
+"""Compiles CUDA C++ against the emulator, into a shared library."""
+
+import platform
+from pathlib import Path
+
+import compiling
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+TO = ROOT / "build" / "emulator"
+
+# -g1 and symbols let findings name lines and kernels.
+FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
+# Every access of the code calls a function of the emulator. One of 16 bytes must stay one, and
+# several must stay several, so what would split or join them is off.
+CHECKED = (
+    "-fsanitize=thread,bounds",
+    "-fno-tree-sra",
+    "-fno-ipa-sra",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
+    "-fno-store-merging",
+)
+CLANG_LACKS = ("-fno-tree-sra", "-fno-ipa-sra", "-fno-store-merging")
+
+
+def library(
+    name: str,
+    sources: list[Path],
+    checked: bool = False,
+    flags: tuple[str, ...] = (),
+    link: tuple[str, ...] = (),
+    folder: Path = TO,
+) -> Path:
+    """Return the shared library of ``sources`` and the emulator.
+
+    Args:
+        name: The library's, without suffix.
+        sources: CUDA C++ (``.cu``) and C++.
+        checked: Whether all accesses of the ``.cu`` files are checked.
+        flags: More flags of the compiler for all sources.
+        link: More flags of the linker.
+        folder: Where libraries are kept, by a hash of sources and flags.
+    """
+    objects = [_object(source, checked and source.suffix == ".cu", flags, folder) for source in sources]
+    objects += [_object(source, False, (), folder) for source in sorted(HERE.glob("*.cpp"))]
+    inputs = [*map(str, objects), *link]
+    return compiling.made(folder, f"{name}.so", ["-shared", "-g1", *link], [*inputs, "-ldl"], objects)
+
+
+def _object(source: Path, checked: bool, flags: tuple[str, ...], folder: Path) -> Path:
+    """Compile one source; all headers are taken to be part of it."""
+    every = [*FLAGS, *(_checked() if checked else ()), *flags, "-c"]
+    if platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        every.append("-mfma")  # an fma is one instruction, not a call
+    includes = [f"-I{HERE}", f"-I{CSRC / 'cuda'}", f"-I{CSRC}"]
+    watched = [source, *CSRC.rglob("*.[hi]*"), *HERE.glob("*.h"), *source.parent.glob("*.h")]
+    return compiling.made(folder, f"{source.stem}.o", every, [*includes, "-x", "c++", str(source)], watched)
+
+
+def _checked() -> tuple[str, ...]:
+    clang = "clang" in compiling.COMPILER
+    return tuple(flag for flag in CHECKED if not (clang and flag in CLANG_LACKS))
