@@ -13,9 +13,12 @@ TO = ROOT / "build" / "emulator"
 
 # -g1 and symbols let findings name lines and kernels.
 FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
+# Static memory of templates would be one in all libraries of the process.
+GCC = ("-fno-gnu-unique",)
 # Every access of the code calls a function of the emulator. One of 16 bytes must stay one, and
 # several must stay several, so what would split or join them is off.
-CHECKED = (
+CLANG_CHECKED = ("-fsanitize=thread,bounds", "-fno-vectorize", "-fno-slp-vectorize")
+GCC_CHECKED = (
     "-fsanitize=thread,bounds",
     "-fno-tree-sra",
     "-fno-ipa-sra",
@@ -23,7 +26,6 @@ CHECKED = (
     "-fno-tree-slp-vectorize",
     "-fno-store-merging",
 )
-CLANG_LACKS = ("-fno-tree-sra", "-fno-ipa-sra", "-fno-store-merging")
 
 
 def library(
@@ -52,14 +54,13 @@ def library(
 
 def _object(source: Path, checked: bool, flags: tuple[str, ...], folder: Path) -> Path:
     """Compile one source; all headers are taken to be part of it."""
-    every = [*FLAGS, *(_checked() if checked else ()), *flags, "-c"]
+    clang = "clang" in compiling.COMPILER
+    every = [*FLAGS, *(() if clang else GCC), *flags, "-c"]
+    if checked:
+        every += CLANG_CHECKED if clang else GCC_CHECKED
     if platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         every.append("-mfma")  # an fma is one instruction, not a call
     includes = [f"-I{HERE}", f"-I{CSRC / 'cuda'}", f"-I{CSRC}"]
     watched = [source, *CSRC.rglob("*.[hi]*"), *HERE.glob("*.h"), *source.parent.glob("*.h")]
     return compiling.made(folder, f"{source.stem}.o", every, [*includes, "-x", "c++", str(source)], watched)
 
-
-def _checked() -> tuple[str, ...]:
-    clang = "clang" in compiling.COMPILER
-    return tuple(flag for flag in CHECKED if not (clang and flag in CLANG_LACKS))

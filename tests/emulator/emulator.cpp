@@ -14,11 +14,9 @@
 #include "fiber.h"
 #include "running.h"
 
-uint3 threadIdx, blockIdx;
-dim3 blockDim, gridDim;
-
 namespace emulator {
 
+Position position;
 Running running;
 
 namespace {
@@ -73,9 +71,7 @@ void leave() { current().fiber.switch_to(scheduler); }
 
 [[noreturn]] void stop(const std::string& what) {
   found(Kind::synchronisation, what);
-  stopped = true;
-  leave();
-  __builtin_unreachable();
+  abandon();
 }
 
 std::string at(Where where) {
@@ -130,6 +126,7 @@ void run_round() {
   for (int t : round) {
     running.thread = t;
     threadIdx = threads[t].index;
+    running.stack = stacks() + t * kStack, running.stack_bytes = kStack;
     scheduler.switch_to(threads[t].fiber);
     if (stopped) return;
   }
@@ -232,6 +229,12 @@ void run(void (*thread)(void*), void* closure, size_t closure_bytes, const void*
 uint3 thread_index(int thread) {
   const unsigned t = static_cast<unsigned>(thread);
   return {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+}
+
+void abandon() {
+  stopped = true;
+  leave();
+  __builtin_unreachable();
 }
 
 void* dynamic_shared() { return running.shared; }

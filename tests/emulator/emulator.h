@@ -29,8 +29,19 @@
 // memory, so what it reaches is checked as shared. The alignment leaves gaps, in which an access is out of bounds.
 #define __shared__ static __attribute__((aligned(1024)))
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
+namespace emulator {
+
+// Where the running thread stands.
+struct Position {
+  uint3 thread, block;
+  dim3 threads, blocks;
+};
+extern Position position;
+
+}  // namespace emulator
+
+inline constexpr uint3 &threadIdx = emulator::position.thread, &blockIdx = emulator::position.block;
+inline constexpr dim3 &blockDim = emulator::position.threads, &gridDim = emulator::position.blocks;
 constexpr int warpSize = 32;
 
 namespace emulator {

@@ -1,11 +1,12 @@
-// Findings, and how they are read from outside.
-#include <cstring>
+// Findings and counters, and how they are set and read from outside.
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "emulator.h"
 #include "running.h"
+#include "symbols.h"
+#include "traffic.h"
 
 namespace emulator {
 
@@ -17,7 +18,7 @@ constexpr size_t kMostKept = 100;
 struct Finding {
   Kind kind;
   std::string text;
-  const void *kernel, *pc;
+  const void* pc;
 };
 
 std::vector<Finding> findings;
@@ -29,13 +30,18 @@ std::string words(uint3 i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
-void found(Kind kind, const std::string& what, const void* pc) {
-  if (findings.size() >= kMostKept) return;
+bool is_new(Kind kind, const void* pc) {
+  if (findings.size() >= kMostKept) return false;
   for (const Finding& f : findings) {
-    if (pc && f.pc == pc && f.kind == kind) return;  // once a place in the code
+    if (pc && f.pc == pc && f.kind == kind) return false;
   }
-  const std::string thread = running.thread < 0 ? "" : "thread " + words(thread_index(running.thread)) + " of ";
-  findings.push_back({kind, thread + "block " + words(blockIdx) + ": " + what, running.kernel, pc});
+  return true;
+}
+
+void found(Kind kind, const std::string& what, const void* pc) {
+  if (!is_new(kind, pc)) return;
+  findings.push_back({kind, symbols::function(running.kernel) + ", thread " + words(thread_index(running.thread)) + " of block " +
+                                words(blockIdx) + ": " + what, pc});
 }
 
 void throw_found() {
@@ -53,6 +59,18 @@ void emulator_collect(int collect) { collected = collect, findings.clear(); }
 int emulator_findings() { return static_cast<int>(findings.size()); }
 const char* emulator_finding_kind(int i) { return kNames[static_cast<int>(findings[i].kind)]; }
 const char* emulator_finding_text(int i) { return findings[i].text.c_str(); }
+// Of the access in the library's file, as addr2line takes it; 0: none.
+uint64_t emulator_finding_place(int i) {
+  return findings[i].pc ? reinterpret_cast<uintptr_t>(findings[i].pc) - 1 - symbols::base() : 0;
+}
+
+void emulator_memory(const void* pointer, uint64_t bytes, const char* name, int initialised) {
+  memory(pointer, bytes, name, initialised);
+}
+void emulator_forget_memory() { forget_memory(); }
+
+const traffic::Counters* emulator_counters() { return &traffic::counters; }
+void emulator_clear_counters() { traffic::counters = {}; }
 }
 
 }  // namespace emulator

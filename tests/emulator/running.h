@@ -7,9 +7,6 @@
 
 #include "vectors.h"
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
-
 namespace emulator {
 
 struct Running {
@@ -22,6 +19,8 @@ struct Running {
   size_t shared_bytes = 0;
   const char* closure = nullptr;  // the launch's arguments
   size_t closure_bytes = 0;
+  const char* stack = nullptr;  // of the thread
+  size_t stack_bytes = 0;
 };
 extern Running running;
 
@@ -29,10 +28,14 @@ extern Running running;
 uint3 thread_index(int thread);
 std::string words(uint3 index);
 
-// Findings: what a kernel does wrong. Named by the launch's kernel, the running thread, if any, and its block.
+// Findings: what a kernel does wrong. With the kernel, the running thread and its block.
 enum class Kind { synchronisation, bounds, uninitialised, race };
+// A place in the code is found once.
+bool is_new(Kind kind, const void* pc);
 void found(Kind kind, const std::string& what, const void* pc = nullptr);
 // Throws what was found since the last call, unless findings are collected.
 void throw_found();
+// Ends the launch from within a thread of it.
+[[noreturn]] void abandon();
 
 }  // namespace emulator
