@@ -46,8 +46,9 @@ def library(
         link: More flags of the linker.
         folder: Where libraries are kept, by a hash of sources and flags.
     """
-    objects = [_object(source, checked and source.suffix == ".cu", flags, folder) for source in sources]
-    objects += [_object(source, False, (), folder) for source in sorted(HERE.glob("*.cpp"))]
+    # Of an inline function the linker takes the first: what the emulator uses must be without checks.
+    objects = [_object(source, False, flags, folder) for source in sorted(HERE.glob("*.cpp"))]
+    objects += [_object(source, checked and source.suffix == ".cu", flags, folder) for source in sources]
     inputs = [*map(str, objects), *link]
     return compiling.made(folder, f"{name}.so", ["-shared", "-g1", *link], [*inputs, "-ldl"], objects)
 
@@ -63,4 +64,3 @@ def _object(source: Path, checked: bool, flags: tuple[str, ...], folder: Path) -
     includes = [f"-I{HERE}", f"-I{CSRC / 'cuda'}", f"-I{CSRC}"]
     watched = [source, *CSRC.rglob("*.[hi]*"), *HERE.glob("*.h"), *source.parent.glob("*.h")]
     return compiling.made(folder, f"{source.stem}.o", every, [*includes, "-x", "c++", str(source)], watched)
-
