@@ -1,6 +1,8 @@
 """Compiles CUDA C++ against the emulator, into a shared library."""
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import compiling
@@ -47,8 +49,10 @@ def library(
         folder: Where libraries are kept, by a hash of sources and flags.
     """
     # Of an inline function the linker takes the first: what the emulator uses must be without checks.
-    objects = [_object(source, False, flags, folder) for source in sorted(HERE.glob("*.cpp"))]
-    objects += [_object(source, checked and source.suffix == ".cu", flags, folder) for source in sources]
+    every = [(source, False) for source in sorted(HERE.glob("*.cpp"))]
+    every += [(source, checked and source.suffix == ".cu") for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        objects = list(compilers.map(lambda each: _object(*each, flags, folder), every))
     inputs = [*map(str, objects), *link]
     return compiling.made(folder, f"{name}.so", ["-shared", "-g1", *link], [*inputs, "-ldl"], objects)
 
