@@ -13,6 +13,7 @@
 // A load from the first-level cache a tap bounds it, 4 fma at 16 bytes; without depthwise the product's fma do.
 #include "branch_conv.h"
 
+#include "branch_conv_tile.h"
 #include "group.h"
 #include "pack.h"
 #include "../alpha_softmax.h"
@@ -343,10 +344,14 @@ void launch_columns(const std::vector<const Single<T>*>& calls, Stream stream) {
 
 template <class T>
 void branch_conv(const std::vector<const BranchConv<T>*>& calls, Stream stream) {
+  TileCalls tiles;
   std::vector<Single<T>> all;
   for (const BranchConv<T>* call : calls) {
-    for (const ConvBranch<T>& branch : call->branches) all.push_back(single(*call, branch));
+    for (const ConvBranch<T>& branch : call->branches) {
+      if (!tiles.take(*call, branch)) all.push_back(single(*call, branch));
+    }
   }
+  tiles.launch(stream);
   std::vector<const Single<T>*> narrow, middle, broad;
   for (const Single<T>& one : all) (one.Co <= 16 ? narrow : one.Co <= 32 ? middle : broad).push_back(&one);
   launch_columns<T, 16>(narrow, stream);

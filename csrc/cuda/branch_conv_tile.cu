@@ -1,0 +1,351 @@
+// branch_conv's forward of all branches of an edge from one tile of its input: kernels of 3 and 5, dilation 1 and 2,
+// stride 1, as many output as input channels. The bits are those of csrc/cuda/branch_conv.cu.
+//
+// A block has a few whole rows of an image, up to 4096 outputs of a branch, with all channels, and the rows around
+// them, after norm and relu, in shared memory. Half of the block has the branches without dilation, half the dilated
+// ones (either may be missing). A thread has 8 pixels of a row by 4 channels, for a 3x3 and a 5x5 at once: a pixel of
+// the window is loaded once for all outputs of both that it reaches, so that a row of taps is 12 + 8 loads for 64 fma of
+// four channels (branch by branch it were 22 for the 5x5 and 3x3 of 64; tap by tap, as in the general kernel, 64).
+// The depthwise results replace the window in shared memory, where the threads of a chunk read each other's channels:
+// per 4 input channels 12 loads for 128 fma, 8 pixels by 4 output channels a thread. z goes to memory from registers,
+// 16 bytes at a time, and through shared memory to the lanes that are the 8 interleaved sums of csrc/order.h.
+//
+// Places in shared memory are such that the 8 lanes that a phase of a 16-byte access serves are in 32 banks: 16 floats
+// are left free after 8 pixels. What is right of a row is what is left of the next, so zeros are kept once.
+//
+// Bytes: x is read with its halo, (rows + 2 * halo) / rows times (twice at 8 rows and dilation 2 away from an image's
+// ends; 1.4 times on average in an image of 32 rows, once in one of 8), mostly from the second-level cache; z written once:
+// 5.4 to 5 images for the ideal 5 of four branches. At C = 16 it is bound by memory (132 fma for 20 bytes), at C = 64 by
+// fma (324 for 20). The block's loads from shared memory take about as long as its fma.
+#include "branch_conv_tile.h"
+
+#include "group.h"
+#include "pack.h"
+
+namespace dartsfast::cuda {
+namespace {
+
+using Four = Pack<float, 4>;
+constexpr int kWindow = 8;   // pixels of a thread; a group
+constexpr int kRowTaps = 8;  // five of a 5x5, then three of a 3x3 in the middle rows
+
+// Sizes of a block, in floats. HALO: of a 5x5 with the largest dilation. PAIRS: of branches of equal dilation.
+template <int C, int W, int HALO, int PAIRS>
+struct Tile {
+  static constexpr int ROWS = 4096 / (C * W) < 8 ? 4096 / (C * W) : 8;
+  static constexpr int INPUT_ROWS = ROWS + 2 * HALO, WIDTH = W + HALO, PIXELS = ROWS * W, CHUNKS = PIXELS / 64;
+  static constexpr int PITCH = WIDTH * C + W / 8 * 16, WINDOW = INPUT_ROWS * PITCH + HALO * C;
+  static constexpr int WARPS = C / 16;             // of a chunk
+  static constexpr int SLAB = 8 * (8 * 16 + 16);   // a warp's z
+  static constexpr int T = 64 * C + 8 * 18;        // depthwise results of a chunk
+  static constexpr int CHUNK = WARPS * SLAB > T ? WARPS * SLAB : T;
+  static constexpr int FIRST = WINDOW > PAIRS * CHUNKS * CHUNK ? WINDOW : PAIRS * CHUNKS * CHUNK;
+  static constexpr int PAIR_TAPS = 5 * kRowTaps * C, SLICE = C < 64 ? C : 16;  // input channels of staged weights
+  static constexpr int WEIGHTS = FIRST + PAIRS * PAIR_TAPS, BYTES = (WEIGHTS + PAIRS * SLICE * C) * 4;
+  static constexpr int PAIR_THREADS = PIXELS * C / 32, THREADS = PAIRS * PAIR_THREADS;
+  static constexpr int BLOCKS = 512 / THREADS;  // of a multiprocessor: 128 registers a thread
+
+  __device__ static unsigned place(unsigned x) { return x * C + x / 8 * 16; }  // of a column of the window
+  // Of a group of 8 pixels in depthwise results: 16 floats from its even neighbour, for stores of 8 lanes, and 8 groups
+  // in 8 different sets of 4 banks, for loads of 4 channels of one pixel each.
+  __device__ static unsigned group(unsigned g) { return g * (8 * C + 18) - g % 2 * 2; }
+};
+
+__device__ inline void fma_each(const Four& a, const Four& b, Four& sum) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.v[i] = fmaf(a.v[i], b.v[i], sum.v[i]);
+}
+
+// A block's rows of the input with what is around them.
+template <class S, int C, int W, int HALO>
+__device__ void load_window(const TileCall& a, int n, int y0, float* window) {
+  const int c = threadIdx.x % (C / 4) * 4;
+  Four mean{}, rstd{};
+  if (a.norm) mean = Four::load(a.norm + c), rstd = Four::load(a.norm + C + c);
+#pragma unroll 4
+  for (int i = threadIdx.x / (C / 4); i < S::INPUT_ROWS * S::WIDTH + HALO; i += S::THREADS / (C / 4)) {
+    const int row = i / S::WIDTH, column = i % S::WIDTH, y = y0 + row - HALO, x = column - HALO;
+    auto v = Four::zero();
+    if (y >= 0 && y < a.H && x >= 0 && row < S::INPUT_ROWS) {
+      v = Four::load(a.x.at(n, y) + x * a.x.w + c);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (a.norm) v.v[k] = (v.v[k] - mean.v[k]) * rstd.v[k];
+        if (a.relu) v.v[k] = v.v[k] < 0 ? 0.f : v.v[k];
+      }
+    }
+    v.store(window + row * S::PITCH + S::place(column) + c);
+  }
+}
+
+// Taps of the pairs, [pair][row][kRowTaps][C].
+template <class S, int C, int FIRST, int PAIRS>
+__device__ void load_taps(const TileCall& a, float* taps) {
+#pragma unroll
+  for (int b = 0; b < 2 * PAIRS; ++b) {
+    const int K = b % 2 ? 5 : 3, first = b % 2 ? 0 : kRowTaps + 5;
+    if (!(a.there & TileCall::bit(FIRST + b / 2, b % 2))) continue;
+    const float* const from = a.branch[FIRST - 1 + b / 2][b % 2].taps;
+    for (int i = threadIdx.x; i < C * K * K; i += S::THREADS) {
+      const int tap = i / C, c = i % C;
+      taps[b / 2 * S::PAIR_TAPS + (first + tap / K * kRowTaps + tap % K) * C + c] = from[c * K * K + tap];
+    }
+  }
+}
+
+// SLICE input channels from c on of the pairs' product weights, [pair][SLICE][C].
+template <class S, int C, int FIRST, int PAIRS>
+__device__ void load_weights(const TileCall& a, int half, int c, float* weights) {
+#pragma unroll 1
+  for (int pair = 0; pair < PAIRS; ++pair) {
+    if (!(a.there & TileCall::bit(FIRST + pair, half))) continue;
+    const float* const from = a.branch[FIRST - 1 + pair][half].pointwise + c;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < S::SLICE / 4 * C; i += S::THREADS) {
+      const int o = i % C, k = i / C * 4;
+      const auto w = Four::load(from + o * C + k);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) weights[(pair * S::SLICE + k + j) * C + o] = w.v[j];
+    }
+  }
+}
+
+// Row `row` of a 5x5's window, for it and for a 3x3. `line` is where the row starts in a window that begins FROM pixels
+// before.
+template <int C, int D, int FROM, bool THREE, bool FIVE>
+__device__ __forceinline__ void depthwise_row(int row, const float* line, const float* taps, Four (&t)[2][kWindow]) {
+  const bool three = THREE && row > 0 && row < 4;
+  Four w5[5], w3[3];
+#pragma unroll
+  for (int k = 0; k < 5; ++k) {
+    if (FIVE) w5[k] = Four::load(taps + k * C);
+    if (three && k < 3) w3[k] = Four::load(taps + (5 + k) * C);
+  }
+  // A pixel goes to all outputs that it reaches; an output's taps still come from left to right.
+#pragma unroll
+  for (int i = FIVE ? 0 : D; i < kWindow + (FIVE ? 4 : 3) * D; ++i) {
+    const int j = FROM + i;
+    const auto v = Four::load(line + j * C + j / 8 * 16);
+#pragma unroll
+    for (int k = 0; k < 5; ++k) {
+      const int u5 = i - k * D, u3 = i - (k + 1) * D;
+      if (FIVE && u5 >= 0 && u5 < kWindow) fma_each(v, w5[k], t[1][u5]);
+      if (three && k < 3 && u3 >= 0 && u3 < kWindow) fma_each(v, w3[k], t[0][u3]);
+    }
+  }
+}
+
+// Both kernels of dilation D, or one of them. `line` is where the first pixel's window of HALO pixels to the left starts.
+// All unrolled: places are constants, for which there is no register to spare.
+template <class S, int C, int HALO, int D, bool THREE, bool FIVE>
+__device__ void depthwise(const float* line, const float* taps, Four (&t)[2][kWindow]) {
+#pragma unroll
+  for (int row = FIVE ? 0 : 1; row < (FIVE ? 5 : 4); ++row) {
+    const float* const at = line + (row - 2) * D * S::PITCH;
+    depthwise_row<C, D, HALO - 2 * D, THREE, FIVE>(row, at, taps + row * kRowTaps * C, t);
+  }
+}
+
+template <class S, int C, int HALO, int D>
+__device__ void depthwise(uint32_t there, const float* window, const float* taps, Four (&t)[2][kWindow]) {
+  const bool three = there & TileCall::bit(D, 0), five = there & TileCall::bit(D, 1);
+  if (three && five) return depthwise<S, C, HALO, D, true, true>(window, taps, t);
+  if (three) return depthwise<S, C, HALO, D, true, false>(window, taps, t);
+  if (five) depthwise<S, C, HALO, D, false, true>(window, taps, t);
+}
+
+// z += what SLICE input channels of t, at `t` 8 pixels of them, give.
+template <int C, int SLICE>
+__device__ void product(const float* t, const float* weights, Four (&z)[kWindow]) {
+#pragma unroll 1
+  for (int c = 0; c < SLICE; c += 4) {
+    Four w[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) w[k] = Four::load(weights + (c + k) * C);
+#pragma unroll
+    for (int u = 0; u < kWindow; ++u) {
+      const auto v = Four::load(t + u * C + c);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) z[u].v[i] = fmaf(v.v[k], w[k].v[i], z[u].v[i]);
+      }
+    }
+  }
+}
+
+// ((0+1)+(2+3))+((4+5)+(6+7)) over bits 2, 3, 4 of the lane.
+__device__ inline void fold(Four& sum) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int other = 4; other < 32; other *= 2) sum.v[k] = sum.v[k] + __shfl_xor_sync(~0u, sum.v[k], other);
+  }
+}
+
+// The moments of a warp's chunk by 16 channels; the lane's are 8 neighbouring pixels, number `lane / 4`.
+template <int C>
+__device__ void moments(const Four (&z)[kWindow], float* slab, float* part) {
+  const int lane = threadIdx.x % 32, group = lane / 4, q = lane % 4 * 4;
+  constexpr int apart = 8 * 16 + 16;
+#pragma unroll
+  for (int u = 0; u < kWindow; ++u) z[u].store(slab + group * apart + u * 16 + q);
+  __syncwarp();
+  Four pixel[8], mean{}, squares{};
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+    pixel[g] = Four::load(slab + g * apart + group * 16 + q);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) mean.v[k] = mean.v[k] + pixel[g].v[k];
+  }
+  fold(mean);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) mean.v[k] = mean.v[k] / 64.f;
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float d = pixel[g].v[k] - mean.v[k];
+      squares.v[k] = fmaf(d, d, squares.v[k]);
+    }
+  }
+  fold(squares);
+  if (group == 0) mean.store(part + q), squares.store(part + C + q);
+}
+
+// What a thread of a block has: 8 pixels of a tile, group `group` of its chunk, and 4 channels from q on, in part `part`
+// of 16.
+template <class S, int C>
+struct Thread {
+  unsigned pair, chunk, part, group, q, pixel;
+  __device__ Thread() {
+    const unsigned warp = threadIdx.x % S::PAIR_THREADS / 32;
+    pair = S::THREADS == S::PAIR_THREADS ? 0 : threadIdx.x / S::PAIR_THREADS;
+    chunk = warp / S::WARPS, part = warp % S::WARPS, group = threadIdx.x % 32 / 4;
+    q = part * 16 + threadIdx.x % 4 * 4, pixel = chunk * 64 + group * kWindow;
+  }
+};
+
+// FIRST: the dilation of the first pair.
+template <int C, int W, int FIRST, int PAIRS>
+__global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::THREADS,
+                                  Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::BLOCKS)
+    branch_conv_tile_kernel(const __grid_constant__ Group<TileCall> group) {
+  constexpr int HALO = 2 * (FIRST + PAIRS - 1);
+  using S = Tile<C, W, HALO, PAIRS>;
+  SHARED(float, shared);
+  const TileCall& a = group.member[blockIdx.z];
+  const int tiles = a.H / S::ROWS, n = blockIdx.x / tiles, y0 = blockIdx.x % tiles * S::ROWS;
+  if (n >= a.N) return;
+  load_window<S, C, W, HALO>(a, n, y0, shared);
+  load_taps<S, C, FIRST, PAIRS>(a, shared + S::FIRST);
+  __syncthreads();
+
+  const Thread<S, C> own;
+  const unsigned y = own.pixel / W, x = own.pixel % W;
+  const float* const window = shared + (y + HALO) * S::PITCH + S::place(x) + own.q;
+  const float* const taps = shared + S::FIRST + own.pair * S::PAIR_TAPS + own.q;
+  Four t[2][kWindow] = {};
+  if (own.pair == 0) depthwise<S, C, HALO, FIRST>(a.there, window, taps, t);
+  else depthwise<S, C, HALO, FIRST + PAIRS - 1>(a.there, window, taps, t);
+
+  float* const tile = shared + (own.pair * S::CHUNKS + own.chunk) * S::CHUNK;
+  float* const group_t = tile + S::group(own.group);
+  float* const weights = shared + S::WEIGHTS;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const bool here = a.there & TileCall::bit(FIRST + own.pair, half);
+    if (!(a.there & (TileCall::bit(FIRST, half) | TileCall::bit(FIRST + PAIRS - 1, half)))) continue;
+    Four z[kWindow] = {};
+    __syncthreads();  // the window, or the half before, is read
+#pragma unroll
+    for (int u = 0; u < kWindow; ++u) t[half][u].store(group_t + u * C + own.q);
+#pragma unroll 1
+    for (int c = 0; c < C; c += S::SLICE) {
+      if (c > 0) __syncthreads();  // the slice before is read
+      load_weights<S, C, FIRST, PAIRS>(a, half, c, weights);
+      __syncthreads();
+      if (here) product<C, S::SLICE>(group_t + c, weights + own.pair * S::SLICE * C + own.q, z);
+    }
+    __syncthreads();
+    if (!here) continue;
+    const TileBranch& b = a.branch[FIRST - 1 + own.pair][half];
+#pragma unroll
+    for (int u = 0; u < kWindow; ++u) {
+      z[u].store(b.z + (static_cast<int64_t>(blockIdx.x) * S::PIXELS + own.pixel + u) * b.z_pitch + own.q);
+    }
+    float* const part = b.parts + (static_cast<int64_t>(blockIdx.x) * S::CHUNKS + own.chunk) * 2 * C + own.part * 16;
+    if (b.parts) moments<C>(z, tile + own.part * S::SLAB, part);
+  }
+}
+
+// Whether a call's branches, or a kernel's, are of dilation 1, and of 2.
+struct Dilations {
+  bool one, two;
+  bool operator==(const Dilations&) const = default;
+};
+Dilations dilations(const TileCall& a) { return {(a.there & 3) != 0, (a.there & 12) != 0}; }
+
+template <int C, int W, int FIRST, int PAIRS>
+void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
+  using S = Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>;
+  static_assert(S::BYTES <= 99 << 10);
+  each_group(calls, [=](const Group<TileCall>& group, int count) {
+    int64_t blocks = 0;
+    for (int k = 0; k < count; ++k) {
+      blocks = std::max<int64_t>(blocks, static_cast<int64_t>(group.member[k].N) * (group.member[k].H / S::ROWS));
+    }
+    launch(branch_conv_tile_kernel<C, W, FIRST, PAIRS>, dim3(blocks, 1, count), dim3(S::THREADS), S::BYTES, stream, group);
+  });
+}
+
+// The kernels that there are.
+struct Kernel {
+  int C, W, rows;
+  Dilations dilations;
+  void (*launch)(const std::vector<const TileCall*>& calls, Stream stream);
+};
+template <int C, int W, int FIRST, int PAIRS>
+constexpr Kernel kernel() {
+  return {C, W, Tile<C, W, 2, 1>::ROWS, {FIRST == 1, FIRST + PAIRS == 3}, launch_tiles<C, W, FIRST, PAIRS>};
+}
+constexpr Kernel kKernels[] = {
+    kernel<16, 32, 1, 2>(), kernel<16, 32, 1, 1>(), kernel<16, 32, 2, 1>(),
+    kernel<32, 16, 1, 2>(), kernel<32, 16, 1, 1>(), kernel<32, 16, 2, 1>(),
+    kernel<64, 8, 1, 2>(),  kernel<64, 8, 1, 1>(),  kernel<64, 8, 2, 1>(),
+};
+
+}  // namespace
+
+bool TileCalls::take(const BranchConv<float>& call, const ConvBranch<float>& b) {
+  const bool fits = std::any_of(std::begin(kKernels), std::end(kKernels), [&](const Kernel& kernel) {
+    return kernel.C == call.Ci && kernel.W == call.W && call.H % kernel.rows == 0;
+  });
+  const bool usual = b.taps && (b.kernel == 3 || b.kernel == 5) && (b.dilation == 1 || b.dilation == 2);
+  if (!fits || !usual || call.stride != 1 || call.Co != call.Ci) return false;
+  const Image<const float>& x = call.x;
+  if (!wide<float>(x.data, x.n, x.h, x.w) || !wide<float>(call.norm) || !wide<float>(b.pointwise)) return false;
+  if (!wide<float>(b.z, b.z_pitch) || !wide<float>(b.parts)) return false;
+  const int half = b.kernel / 2 - 1;
+  const uint32_t bit = TileCall::bit(b.dilation, half);
+  if (calls_.empty() || calls_.back().of != &call || calls_.back().call.there & bit) {
+    calls_.push_back({&call, {call.N, call.H, call.relu, x, call.norm, 0, {}}});
+  }
+  TileCall& tile = calls_.back().call;
+  tile.there |= bit;
+  tile.branch[b.dilation - 1][half] = {b.taps, b.pointwise, b.z, b.z_pitch, b.parts};
+  return true;
+}
+
+void TileCalls::launch(Stream stream) const {
+  for (const Kernel& kernel : kKernels) {
+    std::vector<const TileCall*> calls;
+    for (const Sized& one : calls_) {
+      const bool its = one.of->Ci == kernel.C && one.of->W == kernel.W && dilations(one.call) == kernel.dilations;
+      if (its) calls.push_back(&one.call);
+    }
+    kernel.launch(calls, stream);
+  }
+}
+
+}  // namespace dartsfast::cuda
