@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dartsfast.backends import native, triton
+from dartsfast.backends import cuda, native, triton
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, MEMORY_MODES
 
 PREFERENCE = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("triton", "cuda", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
     "xpu": ("triton", "reference"),
 }
 KERNEL_DTYPES = (torch.float32, torch.float64)
@@ -56,22 +56,22 @@ def availability(
         return Availability(backend, True, "nothing is computed on it")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
-    if backend == "cuda":
-        return Availability(backend, False, "this version of dartsfast has no cuda kernels yet")
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return Availability(backend, False, NOT_TRACED)
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
-    missing = native.load() if backend == "cpu" else triton.missing()
+    missing = {"cpu": native.load, "cuda": cuda.load, "triton": triton.missing}[backend]()
     if missing is not None:
         return Availability(backend, False, missing)
-    served = ("cpu",) if backend == "cpu" else triton.DEVICES
+    served = triton.DEVICES if backend == "triton" else (backend,)
     if device is not None and torch.device(device).type not in served:
         return Availability(
             backend, False, f"its kernels take tensors on {' or '.join(served)}, not {device}"
         )
     if backend == "triton":
         return Availability(backend, True, f"Triton kernels, {triton.description()}")
+    if backend == "cuda":
+        return Availability(backend, True, f"C++ kernels, {cuda.description()}")
     return Availability(backend, True, f"C++ kernels, {torch.ops.dartsfast.cpu_instruction_set()}")
 
 
@@ -131,7 +131,7 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
     resolve_backend(backend)
     if storage_dtype not in (None, torch.float32, *STORAGE_DTYPES):
         raise InputError(f"storage_dtype must be None, bfloat16 or float16, got {storage_dtype}")
-    if storage_dtype in STORAGE_DTYPES and backend in ("cpu", "reference"):
+    if storage_dtype in STORAGE_DTYPES and backend in ("cpu", "cuda", "reference"):
         raise InputError(
             f"backend {backend!r} keeps images in the network's own dtype: "
             f"storage_dtype={storage_dtype} needs the triton backend"

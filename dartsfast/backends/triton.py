@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dartsfast.backends import selfcheck
+from dartsfast.backends import cuda, selfcheck
 from dartsfast.backends.contracts import CONTRACTS
 from dartsfast.errors import InputError
 
@@ -33,8 +33,10 @@ def load() -> str | None:
         return f"Triton cannot be imported ({error}): it comes with torch's builds for GPUs"
     from dartsfast.kernels import OPERATORS
 
+    # On NVIDIA's GPUs what is written in C++ serves where it was built.
+    devices = [device for device in DEVICES if device != "cuda" or cuda.load() is not None]
     for name, fill in OPERATORS.items():
-        for device in DEVICES:
+        for device in devices:
             torch.library.impl(f"dartsfast::{name}", device)(_operator(name, fill))
     return None
 
@@ -43,6 +45,8 @@ def missing() -> str | None:
     """Return None where a device for the kernels is at hand and they load, else why they cannot be used."""
     if not INTERPRETED and not torch.cuda.is_available() and not torch.xpu.is_available():
         return "no GPU is at hand (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to check them)"
+    if not INTERPRETED and not torch.xpu.is_available() and cuda.load() is None:
+        return "the kernels for CUDA in C++ serve this process (DARTSFAST_BACKEND=triton has these serve)"
     return load()
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from dartsfast.backends import native, triton
+from dartsfast.backends import cuda, native, triton
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
 from dartsfast.fused.build import Builder, Placed
@@ -60,10 +60,11 @@ class Setting:
 
     @property
     def native(self) -> bool:
-        """Whether the CPU's runner computes, whose images may lie in larger ones."""
+        """Whether a runner in C++ computes, whose images may lie in larger ones."""
         if self.part is not None:
             return self.part.plan.native
-        return self.device.type == "cpu" and not self.traced and native.load() is None
+        libraries = {"cpu": native.load, "cuda": cuda.load}
+        return not self.traced and self.device.type in libraries and libraries[self.device.type]() is None
 
     @property
     def grouped(self) -> bool:

@@ -4,7 +4,7 @@ Images are [N, H, W, C]. Every operator on them is differentiable once; a second
 Once all are defined, the kernels of the backends that can run here are loaded.
 """
 
-from dartsfast.backends import instruction_set, native, triton
+from dartsfast.backends import cuda, instruction_set, native, triton
 from dartsfast.ops.alpha_softmax import alpha_softmax
 from dartsfast.ops.branch_conv import branch_conv
 from dartsfast.ops.cross_entropy import cross_entropy_
@@ -22,6 +22,7 @@ from dartsfast.ops.rnn_node import rnn_node, rnn_node_, rnn_node_backward_
 
 if native.load() is None:
     instruction_set.choose(native.LIBRARY)
+cuda.load()
 triton.missing()  # loads them where there is a device for them
 
 __all__ = [
