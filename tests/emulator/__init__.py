@@ -63,7 +63,7 @@ class Emulated:
         self.library.emulator_order(ORDERS.index(order), ctypes.c_uint64(seed))
 
     def memory(self, initialised: bool = True, **tensors: torch.Tensor):
-        """Let kernels use these dense tensors, under these names; what is not initialised must be written first."""
+        """Let kernels use dense tensors under these names; what is not initialised must be written first."""
         for name, tensor in tensors.items():
             nbytes = ctypes.c_uint64(tensor.numel() * tensor.element_size())
             self.library.emulator_memory(pointer(tensor), nbytes, name.encode(), int(initialised))

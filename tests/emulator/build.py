@@ -1,6 +1,8 @@
 """Compiles CUDA C++ against the emulator, into a shared library."""
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import compiling
@@ -46,8 +48,11 @@ def library(
         link: More flags of the linker.
         folder: Where libraries are kept, by a hash of sources and flags.
     """
-    objects = [_object(source, checked and source.suffix == ".cu", flags, folder) for source in sources]
-    objects += [_object(source, False, (), folder) for source in sorted(HERE.glob("*.cpp"))]
+    # Of an inline function the linker takes the first: what the emulator uses must be without checks.
+    every = [(source, False) for source in sorted(HERE.glob("*.cpp"))]
+    every += [(source, checked and source.suffix == ".cu") for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        objects = list(compilers.map(lambda each: _object(*each, flags, folder), every))
     inputs = [*map(str, objects), *link]
     return compiling.made(folder, f"{name}.so", ["-shared", "-g1", *link], [*inputs, "-ldl"], objects)
 
@@ -63,4 +68,3 @@ def _object(source: Path, checked: bool, flags: tuple[str, ...], folder: Path) -
     includes = [f"-I{HERE}", f"-I{CSRC / 'cuda'}", f"-I{CSRC}"]
     watched = [source, *CSRC.rglob("*.[hi]*"), *HERE.glob("*.h"), *source.parent.glob("*.h")]
     return compiling.made(folder, f"{source.stem}.o", every, [*includes, "-x", "c++", str(source)], watched)
-

@@ -1,8 +1,4 @@
-// Every access of checked code, through the functions that -fsanitize=thread and -fsanitize=bounds call.
 #include "checks.h"
-
-#include <cstdio>
-#include <cstdlib>
 
 #include "emulator.h"
 #include "history.h"
@@ -12,16 +8,15 @@
 
 namespace emulator {
 
+using checks::Access;
+
 namespace {
 
-enum class Access { read, write, atomic };
+bool checked_code = false;
+
+bool checks_run() { return checked_code && regions::any(); }
 
 constexpr const char* kWhat[] = {"reads", "writes", "atomic on"};
-
-[[noreturn]] void out_of_bounds(const std::string& what, const void* pc) {
-  found(Kind::bounds, "out of bounds: " + what, pc);
-  abandon();  // before it is done
-}
 
 template <class T>
 bool lies_in(uintptr_t address, const T* begin, size_t bytes) {
@@ -36,7 +31,7 @@ Region* region_of(uintptr_t address, size_t bytes, Access access, const void* pc
   if (lies_in(address, running.closure, running.closure_bytes)) return nullptr;
   if (access == Access::read && regions::constant(address)) return nullptr;
   const uintptr_t first = region ? region->end : address;  // that is outside
-  out_of_bounds(std::string(kWhat[static_cast<int>(access)]) + " " + std::to_string(bytes) + " bytes, " + regions::place(first), pc);
+  checks::out_of_bounds(std::string(kWhat[static_cast<int>(access)]) + " " + std::to_string(bytes) + " bytes, " + regions::place(first), pc);
 }
 
 struct Checked {
@@ -76,12 +71,13 @@ struct Checked {
   }
 
   void check_readers() const {
-    const Event& read = cell.read;
-    if (read.block == running.block && read.epoch == history::now().epoch) {
-      const bool same_warp = read.thread / 32 == running.thread / 32;
-      const bool ordered = cell.several_warps ? false : same_warp ? history::lanes_before(read, cell.readers) : history::before(read);
-      if (!ordered) race("reads", read);
-    } else if (!before(read)) {
+    Event read = cell.read;
+    if (read.block == running.block && read.epoch == history::now().epoch && !cell.several_warps &&
+        read.thread / 32 == running.thread / 32) {
+      const unsigned beside = history::lanes_beside(read, cell.readers);
+      read.thread = static_cast<uint16_t>(running.thread / 32 * 32 + std::countr_zero(beside));
+      if (beside) race("reads", read);
+    } else if (!before(read) || (cell.several_warps && read.epoch == history::now().epoch)) {
       race("reads", read);
     }
     if (!region.shared && cell.foreign_reader != running.block && !history::knows(cell.foreign_reader)) {
@@ -95,7 +91,7 @@ struct Checked {
     if (read.block == now.block && read.epoch == now.epoch) {
       const bool same_warp = read.thread / 32 == running.thread / 32;
       if (!same_warp) cell.several_warps = true;
-      cell.readers = same_warp && !history::lanes_before(read, cell.readers) ? cell.readers | me : me;
+      cell.readers = same_warp && history::lanes_beside(read, cell.readers) ? cell.readers | me : me;
     } else {
       if (read.block != now.block && read.block >= running.first_block) cell.foreign_reader = read.block;
       cell.readers = me, cell.several_warps = false;
@@ -117,8 +113,12 @@ struct Checked {
   }
 };
 
-void check(const void* pointer, size_t bytes, Access access, const void* pc) {
-  if (running.thread < 0 || !regions::any()) return;
+}  // namespace
+
+namespace checks {
+
+void access(const void* pointer, size_t bytes, Access access, const void* pc) {
+  if (running.thread < 0 || !checks_run()) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   Region* region = region_of(address, bytes, access, pc);
   if (!region) return;
@@ -131,30 +131,42 @@ void check(const void* pointer, size_t bytes, Access access, const void* pc) {
   for (size_t i = 0; i < region->count(bytes); ++i) Checked{*region, cells[i], address + (i << region->shift), access, pc}();
 }
 
-}  // namespace
+void out_of_bounds(const std::string& what, const void* pc) {
+  found(Kind::bounds, "out of bounds: " + what, pc);
+  abandon();  // before it is done
+}
 
-namespace checks {
+
+void on() { checked_code = true; }
 
 void launch_begins() {
   ++traffic::counters.launches;
+  if (!checks_run()) return;
   history::launch_begins();
   regions::launch_begins();
 }
 
 void block_begins() {
+  if (!checks_run()) return;
   history::block_begins();
   regions::block_begins();
 }
 
-void block_synchronised() { history::block_synchronised(); }
+void block_synchronised() {
+  if (checks_run()) history::block_synchronised();
+}
 
-void warp_synchronised(int warp, unsigned mask) { history::warp_synchronised(warp, mask); }
+void warp_synchronised(int warp, unsigned mask) {
+  if (checks_run()) history::warp_synchronised(warp, mask);
+}
 
-void fence() { history::fence(); }
+void fence() {
+  if (checks_run()) history::fence();
+}
 
 void atomic(void* pointer, size_t bytes, const void* pc) {
-  if (!regions::any()) return;
-  check(pointer, bytes, Access::atomic, pc);
+  if (!checks_run()) return;
+  access(pointer, bytes, Access::atomic, pc);
   history::atomic(reinterpret_cast<uintptr_t>(pointer));
 }
 
@@ -163,49 +175,5 @@ void block_ends() { traffic::block_ends(); }
 void launch_ends() { regions::launch_ends(); }
 
 }  // namespace checks
-
-extern "C" {
-
-#define EMULATOR_PC __builtin_return_address(0)
-#define EMULATOR_HOOKS(bytes)                                                                               \
-  void __tsan_read##bytes(void* p) { check(p, bytes, Access::read, EMULATOR_PC); }                          \
-  void __tsan_write##bytes(void* p) { check(p, bytes, Access::write, EMULATOR_PC); }                        \
-  void __tsan_unaligned_read##bytes(void* p) { check(p, bytes, Access::read, EMULATOR_PC); }                \
-  void __tsan_unaligned_write##bytes(void* p) { check(p, bytes, Access::write, EMULATOR_PC); }              \
-  void __tsan_volatile_read##bytes(void* p) { check(p, bytes, Access::read, EMULATOR_PC); }                 \
-  void __tsan_volatile_write##bytes(void* p) { check(p, bytes, Access::write, EMULATOR_PC); }
-EMULATOR_HOOKS(1)
-EMULATOR_HOOKS(2)
-EMULATOR_HOOKS(4)
-EMULATOR_HOOKS(8)
-EMULATOR_HOOKS(16)
-void __tsan_read_range(void* p, size_t bytes) { check(p, bytes, Access::read, EMULATOR_PC); }
-void __tsan_write_range(void* p, size_t bytes) { check(p, bytes, Access::write, EMULATOR_PC); }
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_init() {}
-void __tsan_vptr_read(void**) {}
-void __tsan_vptr_update(void**, void*) {}
-void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
-  if (bytes) check(from, bytes, Access::read, EMULATOR_PC), check(to, bytes, Access::write, EMULATOR_PC);
-  return std::memcpy(to, from, bytes);
-}
-void* __tsan_memset(void* to, int value, size_t bytes) {
-  if (bytes) check(to, bytes, Access::write, EMULATOR_PC);
-  return std::memset(to, value, bytes);
-}
-
-struct SourceLocation {
-  const char* file;
-  uint32_t line, column;
-};
-void __ubsan_handle_out_of_bounds(SourceLocation* where, void* index) {
-  const std::string what = "index " + std::to_string(static_cast<long>(reinterpret_cast<uintptr_t>(index))) + " of an array, " +
-                           where->file + ":" + std::to_string(where->line);
-  if (running.thread >= 0) out_of_bounds(what, EMULATOR_PC);
-  std::fprintf(stderr, "out of bounds: %s\n", what.c_str());
-  std::abort();
-}
-}
 
 }  // namespace emulator

@@ -50,7 +50,7 @@ struct Random {
   }
   template <class V>
   void shuffle(V& v) {
-    for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[(*this)() % i]);
+    for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[((*this)() >> 32) * i >> 32]);
   }
 };
 
@@ -64,6 +64,7 @@ int waiting, first_waiting, exited;  // at the block's barrier; of the block
 unsigned in_warp[kMostThreads / 32];     // the lanes that wait there
 bool stopped;            // threads wait for one another: the launch ends
 void (*body)(void*);
+alignas(128) char dynamic[kMostShared];
 
 Thread& current() { return threads[running.thread]; }
 
@@ -119,7 +120,7 @@ void run_round() {
   if (order == random_order) {
     generator.shuffle(round);
   } else if (order == forward) {
-    std::sort(round.begin(), round.end());
+    if (!std::is_sorted(round.begin(), round.end())) std::sort(round.begin(), round.end());
   } else {
     std::sort(round.begin(), round.end(), std::greater<>());
   }
@@ -209,7 +210,6 @@ void run(void (*thread)(void*), void* closure, size_t closure_bytes, const void*
          size_t shared) {
   check_launch(grid, block, shared);
   const std::lock_guard lock(busy);
-  alignas(128) static char dynamic[kMostShared];
   if (!threads) {
     threads = std::make_unique<Thread[]>(kMostThreads);
     for (int t = 0; t < kMostThreads; ++t) threads[t].fresh = false;
@@ -250,16 +250,13 @@ void block_barrier(Where where) {
     stop("divergent barrier: __syncthreads at " + at(where) + ", and thread " + words(threads[first_waiting].index) +
          " waits in another at " + at(first));
   }
-  if (++waiting < running.threads) {
-    me.state = State::at_block_barrier;
-    leave();
-    return;
+  me.state = State::at_block_barrier;
+  if (++waiting == running.threads) {
+    waiting = 0;
+    checks::block_synchronised();
+    for (int t = 0; t < running.threads; ++t) threads[t].state = State::ready, ready.push_back(t);
   }
-  waiting = 0;
-  checks::block_synchronised();
-  for (int t = 0; t < running.threads; ++t) {
-    if (t != running.thread) threads[t].state = State::ready, ready.push_back(t);
-  }
+  leave();
 }
 
 namespace {

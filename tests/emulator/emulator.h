@@ -145,14 +145,18 @@ template <class T>
 constexpr bool has_atomics = std::is_same_v<T, int> || std::is_same_v<T, unsigned> ||
                              std::is_same_v<T, unsigned long long> || std::is_same_v<T, float> || std::is_same_v<T, double>;
 
-// *p = next(*p); returns what was there.
 template <class T, class Next>
-__attribute__((no_sanitize("thread"))) T update(T* p, Next next) {
-  static_assert(has_atomics<T>, "CUDA has no atomics of this type");
-  atomic(p, sizeof(T));
+__attribute__((no_sanitize("thread"))) T unchecked_update(T* p, Next next) {
   const T old = *p;
   *p = next(old);
   return old;
+}
+// *p = next(*p); returns what was there.
+template <class T, class Next>
+__forceinline__ T update(T* p, Next next) {
+  static_assert(has_atomics<T>, "CUDA has no atomics of this type");
+  atomic(p, sizeof(T));
+  return unchecked_update(p, next);
 }
 template <class T>
 using Same = std::type_identity_t<T>;
@@ -160,38 +164,38 @@ using Same = std::type_identity_t<T>;
 }  // namespace emulator
 
 template <class T>
-T atomicAdd(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicAdd(T* p, emulator::Same<T> v) {
   return emulator::update(p, [v](T old) { return old + v; });
 }
 template <class T>
-T atomicMax(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicMax(T* p, emulator::Same<T> v) {
   static_assert(std::is_integral_v<T>, "CUDA has atomicMax of integers only");
   return emulator::update(p, [v](T old) { return std::max(old, v); });
 }
 template <class T>
-T atomicMin(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicMin(T* p, emulator::Same<T> v) {
   static_assert(std::is_integral_v<T>, "CUDA has atomicMin of integers only");
   return emulator::update(p, [v](T old) { return std::min(old, v); });
 }
 template <class T>
-T atomicExch(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicExch(T* p, emulator::Same<T> v) {
   return emulator::update(p, [v](T) { return v; });
 }
 template <class T>
-T atomicCAS(T* p, emulator::Same<T> compare, emulator::Same<T> v) {
+__forceinline__ T atomicCAS(T* p, emulator::Same<T> compare, emulator::Same<T> v) {
   static_assert(std::is_integral_v<T>, "CUDA has atomicCAS of integers only");
   return emulator::update(p, [compare, v](T old) { return old == compare ? v : old; });
 }
 template <class T>
-T atomicOr(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicOr(T* p, emulator::Same<T> v) {
   return emulator::update(p, [v](T old) { return old | v; });
 }
 template <class T>
-T atomicAnd(T* p, emulator::Same<T> v) {
+__forceinline__ T atomicAnd(T* p, emulator::Same<T> v) {
   return emulator::update(p, [v](T old) { return old & v; });
 }
 // Counts to `most`, then from 0 again.
-inline unsigned atomicInc(unsigned* p, unsigned most) {
+__forceinline__ unsigned atomicInc(unsigned* p, unsigned most) {
   return emulator::update(p, [most](unsigned old) { return old >= most ? 0 : old + 1; });
 }
 

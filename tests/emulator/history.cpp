@@ -42,7 +42,7 @@ struct Variable {
 };
 
 struct Acquired {
-  Event event;  // the atomic, then the fence after it
+  Event event;  // the atomic or the fence
   Known known;
 };
 
@@ -52,7 +52,7 @@ uint32_t epoch;
 std::vector<WarpClock> warps;
 std::vector<ThreadFences> fences;
 bool any_fence;
-std::vector<Acquired> pending, acquired;
+std::vector<Acquired> pending, acquired;  // by an atomic; by a fence after it
 
 bool in_block_before(const Event& event) {
   if (event.block != running.block) return false;
@@ -143,9 +143,9 @@ void fence() {
   std::copy_n(warps[running.thread / 32].seen[running.thread % 32], 32, mine.last.seen);
   any_fence = true;
   for (const Acquired& a : pending) {
-    if (in_block_before(a.event)) acquired.push_back({now(), a.known});
+    const auto same = [&](const Acquired& b) { return in_block_before(b.event) && b.known == a.known; };
+    if (in_block_before(a.event) && std::none_of(acquired.begin(), acquired.end(), same)) acquired.push_back({now(), a.known});
   }
-  std::erase_if(pending, [](const Acquired& a) { return a.event.thread == running.thread; });
 }
 
 void atomic(uintptr_t address) {
@@ -154,6 +154,7 @@ void atomic(uintptr_t address) {
   if (found == variables.end()) return;
   Known known{{&found->second, found->second.releases.size()}};
   for (const Release& r : found->second.releases) join(known, r.known);
+  std::erase_if(pending, [&](const Acquired& a) { return a.event.thread == running.thread && a.known.count(&found->second); });
   pending.push_back({now(), std::move(known)});
 }
 
@@ -167,12 +168,13 @@ bool before(const Event& event) {
   return knows_release([&](const Release& r) { return r.block == event.block && published(r, event); });
 }
 
-bool lanes_before(const Event& event, unsigned lanes) {
+unsigned lanes_beside(const Event& event, unsigned lanes) {
   const uint32_t* seen = warps[running.thread / 32].seen[running.thread % 32];
-  for (unsigned m = lanes & ~(1u << (running.thread % 32)); m; m &= m - 1) {
-    if (event.time > seen[std::countr_zero(m)]) return false;
+  unsigned beside = lanes & ~(1u << (running.thread % 32));
+  for (unsigned m = beside; m; m &= m - 1) {
+    if (event.time <= seen[std::countr_zero(m)]) beside &= ~(m & -m);
   }
-  return true;
+  return beside;
 }
 
 bool knows(uint32_t block) {

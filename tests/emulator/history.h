@@ -23,8 +23,8 @@ void atomic(uintptr_t address);
 Event now();
 // Whether what happened comes before what the running thread does now.
 bool before(const Event& event);
-// The same of lanes of the running thread's warp, of the last of which `event` is, in the same epoch.
-bool lanes_before(const Event& event, unsigned lanes);
+// Of lanes of the running thread's warp, of the last of which `event` is, in the same epoch: those not before it.
+unsigned lanes_beside(const Event& event, unsigned lanes);
 // Whether the running thread knows of something that a block has released.
 bool knows(uint32_t block);
 

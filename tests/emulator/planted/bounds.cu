@@ -3,30 +3,31 @@
 
 namespace {
 
-__global__ void global_write(const float*, float* y) { y[blockIdx.x * 64 + threadIdx.x] = 1; }
+__global__ void global_write(const float*, float* y) { y[blockIdx.x * 64 + threadIdx.x] = 1; }  // found
 
-__global__ void global_read(const float* x, float* y) { y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1]; }
+__global__ void global_read(const float* x, float* y) { y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1]; }  // found
 
 __global__ void wide_read(const float* x, float* y) {
-  y[threadIdx.x] = reinterpret_cast<const float4*>(x + 2)[threadIdx.x].x;  // the last one is half outside
+  const float4 v = reinterpret_cast<const float4*>(x)[threadIdx.x];  // found: the last one is half outside
+  y[threadIdx.x] = v.x + v.y + v.z + v.w;
 }
 
 __global__ void dynamic_write(const float*, float*) {
   SHARED(float, s);
-  s[threadIdx.x + 1] = 1;
+  s[threadIdx.x + 1] = 1;  // found
 }
 
 __global__ void dynamic_read(const float*, float* y) {
   SHARED(float, s);
   s[threadIdx.x] = 1;
   __syncthreads();
-  y[threadIdx.x] = s[2 * threadIdx.x];
+  y[threadIdx.x] = s[2 * threadIdx.x];  // found
 }
 
 template <class T>
 __global__ void static_write(const T*, T*) {
   __shared__ T s[60];
-  s[threadIdx.x] = 1;
+  s[threadIdx.x] = 1;  // found
 }
 
 template <class T>
@@ -34,14 +35,14 @@ __global__ void static_row(const T*, T* y) {
   __shared__ T s[8][8];
   s[threadIdx.x / 8][threadIdx.x % 8] = 1;
   __syncthreads();
-  y[threadIdx.x] = s[threadIdx.x / 16][threadIdx.x % 16];
+  y[threadIdx.x] = s[threadIdx.x / 16][threadIdx.x % 16];  // found
 }
 
 __global__ void static_pointer(const float*, float* y) {
   __shared__ float s[60];
   float* p = s;
   asm volatile("" : "+r"(p));  // what the compiler does not see
-  p[threadIdx.x] = 1;
+  p[threadIdx.x] = 1;  // found
   y[threadIdx.x] = p[0];
 }
 
@@ -50,7 +51,7 @@ __global__ void another_threads_local(const float*, float* y) {
   float mine = 1;
   if (threadIdx.x == 0) local = &mine;
   __syncthreads();
-  y[threadIdx.x] = *local;
+  y[threadIdx.x] = *local;  // found
   __syncthreads();
 }
 
@@ -58,7 +59,7 @@ __global__ void uninitialised_dynamic(const float*, float* y) {
   SHARED(float, s);
   if (threadIdx.x < 63) s[threadIdx.x] = 1;
   __syncthreads();
-  y[threadIdx.x] = s[threadIdx.x];
+  y[threadIdx.x] = s[threadIdx.x];  // found
 }
 
 // Shared memory does not last from block to block.
@@ -66,15 +67,15 @@ __global__ void uninitialised_static(const float* x, float* y) {
   __shared__ float s[64];
   if (blockIdx.x == 0) s[threadIdx.x] = x[threadIdx.x];
   __syncthreads();
-  y[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x];
+  y[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x];  // found
 }
 
-__global__ void uninitialised_global(const float*, float* y) { y[threadIdx.x] += 1; }
+__global__ void uninitialised_global(const float*, float* y) { y[threadIdx.x] += 1; }  // found
 
 __global__ void half_of_a_word(const float*, float* y) {
   unsigned short* halves = reinterpret_cast<unsigned short*>(y);
   halves[2 * threadIdx.x] = 1;
-  halves[256 + threadIdx.x] = halves[2 * threadIdx.x + 1];
+  halves[256 + threadIdx.x] = halves[2 * threadIdx.x + 1];  // found
 }
 
 }  // namespace

@@ -5,17 +5,17 @@ namespace {
 
 __global__ void no_barrier(const float* x, float* y) {
   __shared__ float s[64];
-  s[threadIdx.x] = x[threadIdx.x];
-  y[threadIdx.x] = s[63 - threadIdx.x];
+  s[threadIdx.x] = x[threadIdx.x];  // found
+  y[threadIdx.x] = s[63 - threadIdx.x];  // found
 }
 
 __global__ void no_barrier_before_the_next(const float* x, float* y) {
   SHARED(float, s);
   float sum = 0;
   for (int i = 0; i < 3; ++i) {
-    s[threadIdx.x] = x[threadIdx.x + i];
+    s[threadIdx.x] = x[threadIdx.x + i];  // found
     __syncthreads();
-    sum += s[63 - threadIdx.x];
+    sum += s[63 - threadIdx.x];  // found
   }
   y[threadIdx.x] = sum;
 }
@@ -27,35 +27,35 @@ __global__ void shuffle_as_a_barrier(const float* x, float* y) {
   __syncwarp();
   float v = s;
   v = __shfl_sync(~0u, v, 3);
-  if (threadIdx.x == 1) s = v;
+  if (threadIdx.x == 1) s = v;  // found
   y[threadIdx.x] = v;
 }
 
 __global__ void warp_barrier_for_a_block(const float* x, float* y) {
   __shared__ float s[64];
-  s[threadIdx.x] = x[threadIdx.x];
+  s[threadIdx.x] = x[threadIdx.x];  // found
   __syncwarp();
-  y[threadIdx.x] = s[threadIdx.x ^ 32];
+  y[threadIdx.x] = s[threadIdx.x ^ 32];  // found
 }
 
 __global__ void blocks_add(const float* x, float* y) {
-  if (threadIdx.x == 0) y[0] = y[0] + x[blockIdx.x];
+  if (threadIdx.x == 0) y[0] = y[0] + x[blockIdx.x];  // found
 }
 
-__global__ void blocks_write(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }
+__global__ void blocks_write(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }  // found
 
 __global__ void block_writes_what_another_read(const float*, float* y) {
-  y[blockIdx.x * 32 + threadIdx.x] = y[(blockIdx.x + 1) % gridDim.x * 32 + threadIdx.x];
+  y[blockIdx.x * 32 + threadIdx.x] = y[(blockIdx.x + 1) % gridDim.x * 32 + threadIdx.x];  // found
 }
 
 __global__ void threads_in_global_memory(const float* x, float* y) {
-  y[threadIdx.x] = x[threadIdx.x];
-  y[64 + threadIdx.x] = y[63 - threadIdx.x];
+  y[threadIdx.x] = x[threadIdx.x];  // found
+  y[64 + threadIdx.x] = y[63 - threadIdx.x];  // found
 }
 
 __global__ void atomic_and_not(const float* x, float* y) {
-  atomicAdd(&y[0], x[threadIdx.x]);
-  if (threadIdx.x == 7) y[0] = 1;
+  atomicAdd(&y[0], x[threadIdx.x]);  // found
+  if (threadIdx.x == 7) y[0] = 1;  // found
 }
 
 // y[1023] is the ticket, an integer.
@@ -70,7 +70,7 @@ __global__ void ticket(const float* x, float* y) {
   if (!last) return;
   if (ACQUIRE) __threadfence();
   float sum = 0;
-  for (unsigned block = 0; block < gridDim.x; ++block) sum += y[block * 64 + threadIdx.x];
+  for (unsigned block = 0; block < gridDim.x; ++block) sum += y[block * 64 + threadIdx.x];  // found
   y[512 + threadIdx.x] = sum;
 }
 

@@ -120,6 +120,19 @@ __global__ void warp_operations(const double* x, double* y) {
   y[192 + lane] = lane < 16 ? __shfl_xor_sync(0x0000ffffu, v, 1) : __shfl_xor_sync(0xffff0000u, v, 2);
 }
 
+// When each thread comes, of all.
+__global__ void arrivals(int* count, int* y) { y[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1); }
+
+// Parameters by value, and an array of the thread's own.
+struct Table {
+  float values[64];
+};
+__global__ void by_value(const __grid_constant__ Table table, float* y) {
+  float local[64];
+  for (int i = 0; i < 64; ++i) local[i] = table.values[i] * 2;
+  y[threadIdx.x] = local[63 - threadIdx.x];
+}
+
 }  // namespace
 
 extern "C" {
@@ -137,5 +150,11 @@ void ticket_rows(const float* x, float* partial, unsigned* tickets, float* y) {
 void turned_lanes(const float* x, float* y) { launch(turned, 1, 128, 0, Stream{}, x, y); }
 void scaled(float4* x, float k, int n) { launch(scale, (n + 63) / 64, 64, 0, Stream{}, x, k, n); }
 void counted(const int* x, int* counts, int n) { launch(histogram, (n + 63) / 64, 64, 0, Stream{}, x, counts, n); }
+void arrived(int* count, int* y) { launch(arrivals, 3, 50, 0, Stream{}, count, y); }
+void parameters(const float* x, float* y) {
+  Table table;
+  std::copy_n(x, 64, table.values);
+  launch(by_value, 1, 64, 0, Stream{}, table, y);
+}
 void warp_values(const double* x, double* y) { launch(warp_operations, 1, 32, 0, Stream{}, x, y); }
 }
