@@ -44,6 +44,18 @@ void forget_contents(Region& region) {
   for (Cell& cell : region.cells) cell.initialised = false;
 }
 
+Region of_static(const symbols::Symbol& object) {
+  const void* begin = reinterpret_cast<const void*>(object.begin);
+  return {begin, object.end - object.begin, "shared " + symbols::last_name(object), false, true, true};
+}
+
+std::string beside(uintptr_t address, const Region& region) {
+  const std::string name = region.name + " (" + std::to_string(region.end - region.begin) + " bytes)";
+  if (address < region.begin) return std::to_string(region.begin - address) + " bytes before " + name;
+  if (address < region.end) return "offset " + std::to_string(address - region.begin) + " of " + name;
+  return std::to_string(address - region.end) + " bytes after the end of " + name;
+}
+
 }  // namespace
 
 void memory(const void* pointer, size_t bytes, const char* name, bool initialised) {
@@ -67,10 +79,9 @@ Region* at(uintptr_t address) {
   if (last && address >= last->begin && address < last->end) return last;
   auto after = std::upper_bound(all.begin(), all.end(), address, [](uintptr_t a, const auto& r) { return a < r->begin; });
   if (after != all.begin() && address < after[-1]->end) return last = after[-1].get();
-  const symbols::Symbol* object = symbols::static_object(address);
-  if (!object) return nullptr;
-  const void* begin = reinterpret_cast<const void*>(object->begin);
-  add(std::make_unique<Region>(begin, object->end - object->begin, "shared " + symbols::last_name(*object), false, true, true));
+  const symbols::Symbol* object = symbols::static_before(address);
+  if (!object || address >= object->end) return nullptr;
+  add(std::make_unique<Region>(of_static(*object)));
   forget_contents(*last);
   return last;
 }
@@ -78,18 +89,16 @@ Region* at(uintptr_t address) {
 bool constant(uintptr_t address) { return symbols::constant(address); }
 
 std::string place(uintptr_t address) {
+  constexpr uintptr_t kNear = 1 << 20;
   const Region* nearest = nullptr;
-  uintptr_t least = ~uintptr_t{0};
+  uintptr_t least = kNear;
   for (const auto& r : all) {
     const uintptr_t distance = address < r->begin ? r->begin - address : address < r->end ? 0 : address - r->end;
     if (distance < least) nearest = r.get(), least = distance;
   }
-  if (!nearest || least > (1 << 20)) return "far from all memory";
-  const bool inside = address >= nearest->begin && address < nearest->end;
-  const std::string offset = inside ? "offset " + std::to_string(address - nearest->begin) + " of "
-                             : address < nearest->begin ? std::to_string(least) + " bytes before "
-                                                        : std::to_string(least) + " bytes after the end of ";
-  return offset + nearest->name + " (" + std::to_string(nearest->end - nearest->begin) + " bytes)";
+  const symbols::Symbol* object = symbols::static_before(address);
+  if (object && address >= object->end && address - object->end < least) return beside(address, of_static(*object));
+  return nearest ? beside(address, *nearest) : "far from all memory";
 }
 
 void launch_begins() {

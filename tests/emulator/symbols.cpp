@@ -64,9 +64,9 @@ const Table& table() {
   return made;
 }
 
-const Symbol* find(const std::vector<Symbol>& symbols, uintptr_t address) {
+const Symbol* last_before(const std::vector<Symbol>& symbols, uintptr_t address) {
   auto after = std::upper_bound(symbols.begin(), symbols.end(), address, [](uintptr_t a, const Symbol& s) { return a < s.begin; });
-  return after != symbols.begin() && address < after[-1].end ? &after[-1] : nullptr;
+  return after != symbols.begin() ? &after[-1] : nullptr;
 }
 
 std::string demangled(const std::string& name) {
@@ -79,7 +79,7 @@ std::string demangled(const std::string& name) {
 
 }  // namespace
 
-const Symbol* static_object(uintptr_t address) { return find(table().objects, address); }
+const Symbol* static_before(uintptr_t address) { return last_before(table().objects, address); }
 
 std::string last_name(const Symbol& symbol) {
   const std::string name = demangled(symbol.name);
@@ -88,7 +88,7 @@ std::string last_name(const Symbol& symbol) {
 }
 
 std::string function(const void* address) {
-  const Symbol* symbol = find(table().functions, reinterpret_cast<uintptr_t>(address));
+  const Symbol* symbol = last_before(table().functions, reinterpret_cast<uintptr_t>(address));
   return symbol ? demangled(symbol->name) : "a kernel";
 }
 

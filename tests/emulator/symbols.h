@@ -11,8 +11,8 @@ struct Symbol {
   std::string name;  // mangled
 };
 
-// The static variable of a function that an address lies in and that can be written, or null.
-const Symbol* static_object(uintptr_t address);
+// The last static variable of a function, one that can be written, that begins at an address or before it, or null.
+const Symbol* static_before(uintptr_t address);
 // "tile" of void f<float>(float*)::tile.
 std::string last_name(const Symbol& symbol);
 // The function at an address, as C++ writes it.
