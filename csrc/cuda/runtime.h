@@ -15,8 +15,8 @@
 #include <utility>
 
 // T* name: the block's dynamic shared memory, at least on 16 bytes.
-#define SHARED(T, name)                                            \
-  extern __shared__ __align__(16) unsigned char dynamic_shared[];  \
+#define SHARED(T, name)                                           \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(dynamic_shared)
 
 namespace dartsfast {

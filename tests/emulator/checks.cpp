@@ -25,13 +25,16 @@ bool lies_in(uintptr_t address, const T* begin, size_t bytes) {
 
 // The region of an access; null where there is nothing to check, in memory of the thread itself and constants.
 Region* region_of(uintptr_t address, size_t bytes, Access access, const void* pc) {
-  if (lies_in(address, running.stack, running.stack_bytes) || lies_in(address, &position, sizeof position)) return nullptr;
+  if (lies_in(address, running.stack, running.stack_bytes) || lies_in(address, &position, sizeof position))
+    return nullptr;
   Region* region = regions::at(address);
   if (region && bytes <= region->end - address) return region;
   if (lies_in(address, running.closure, running.closure_bytes)) return nullptr;
   if (access == Access::read && regions::constant(address)) return nullptr;
   const uintptr_t first = region ? region->end : address;  // that is outside
-  checks::out_of_bounds(std::string(kWhat[static_cast<int>(access)]) + " " + std::to_string(bytes) + " bytes, " + regions::place(first), pc);
+  checks::out_of_bounds(
+      std::string(kWhat[static_cast<int>(access)]) + " " + std::to_string(bytes) + " bytes, " + regions::place(first),
+      pc);
 }
 
 struct Checked {
@@ -48,10 +51,13 @@ struct Checked {
   void race(const char* earlier, const Event& event) const {
     const bool other_block = event.block != running.block;
     const std::string who = other_block ? "another block" : "thread " + words(thread_index(event.thread));
-    const char* hint = other_block ? "; no ticket with a __threadfence on both sides orders them" : "; no barrier is between them";
+    const char* hint =
+        other_block ? "; no ticket with a __threadfence on both sides orders them" : "; no barrier is between them";
     if (is_new(Kind::race, pc)) {
-      found(Kind::race, std::string("race: ") + kWhat[static_cast<int>(access)] + " what " + who + " " + earlier + ", " +
-                            regions::place(address) + hint, pc);
+      found(Kind::race,
+            std::string("race: ") + kWhat[static_cast<int>(access)] + " what " + who + " " + earlier + ", " +
+                regions::place(address) + hint,
+            pc);
     }
   }
 
@@ -128,14 +134,14 @@ void access(const void* pointer, size_t bytes, Access access, const void* pc) {
     traffic::access(address - region->begin, bytes, region->shared, access == Access::write, pc);
   }
   Cell* cells = region->cells_of(address, bytes);
-  for (size_t i = 0; i < region->count(bytes); ++i) Checked{*region, cells[i], address + (i << region->shift), access, pc}();
+  for (size_t i = 0; i < region->count(bytes); ++i)
+    Checked{*region, cells[i], address + (i << region->shift), access, pc}();
 }
 
 void out_of_bounds(const std::string& what, const void* pc) {
   found(Kind::bounds, "out of bounds: " + what, pc);
   abandon();  // before it is done
 }
-
 
 void on() { checked_code = true; }
 

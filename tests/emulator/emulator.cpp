@@ -31,15 +31,15 @@ struct Thread {
   Fiber fiber;
   State state = State::exited;
   uint3 index;
-  bool fresh = true;  // its fiber is at its beginning
-  Where where;        // it waits
-  Warp operation;     // it waits for, with what follows
+  bool prepared = false;  // the fiber is at its beginning, or where a thread has exited
+  Where where;            // it waits
+  Warp operation;         // it waits for, with what follows
   unsigned mask;
   uint64_t value, result;
   int source;
 };
 
-// SplitMix64: the same numbers everywhere.
+// SplitMix64: the same numbers everywhere, which std::shuffle does not promise.
 struct Random {
   uint64_t state = 1;
   uint64_t operator()() {
@@ -59,10 +59,10 @@ Order order = forward;
 Random generator;
 Fiber scheduler;
 std::unique_ptr<Thread[]> threads;
-std::vector<int> ready;  // threads that may go on in the next round
-int waiting, first_waiting, exited;  // at the block's barrier; of the block
-unsigned in_warp[kMostThreads / 32];     // the lanes that wait there
-bool stopped;            // threads wait for one another: the launch ends
+std::vector<int> ready;               // threads that may go on in the next round
+int waiting, first_waiting, exited;   // at the block's barrier; of the block
+unsigned in_warp[kMostThreads / 32];  // the lanes that wait there
+bool stopped;                         // the launch ends
 void (*body)(void*);
 alignas(128) char dynamic[kMostShared];
 
@@ -96,7 +96,8 @@ void fiber_main() {
 
 char* stacks() {
   static char* const memory = [] {
-    void* p = mmap(nullptr, kStack * kMostThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p = mmap(nullptr, kStack * kMostThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     for (int t = 0; t < kMostThreads; ++t) mprotect(static_cast<char*>(p) + t * kStack, 4096, PROT_NONE);
     return static_cast<char*>(p);
@@ -106,11 +107,11 @@ char* stacks() {
 
 void prepare(int t) {
   Thread& thread = threads[t];
-  if (thread.fresh) return;
+  if (thread.prepared) return;
   // Tops of stacks lie on different cache sets.
   char* bottom = stacks() + t * kStack;
   thread.fiber.prepare(bottom, bottom + kStack - t % 32 * 256, fiber_main);
-  thread.fresh = true;
+  thread.prepared = true;
 }
 
 void run_round() {
@@ -136,16 +137,19 @@ void run_round() {
 // Why a thread waits for ever, or nothing where it waits only for others that do.
 std::string blocked(const Thread& me, int warp) {
   if (me.state == State::at_block_barrier) {
-    return exited ? "divergent barrier: waits in __syncthreads at " + at(me.where) + ", and threads of the block have exited" : "";
+    return exited ? "divergent barrier: waits in __syncthreads at " + at(me.where) +
+                        ", and threads of the block have exited"
+                  : "";
   }
   for (unsigned m = me.state == State::in_warp ? me.mask : 0; m; m &= m - 1) {
     const int t = warp + std::countr_zero(m);
     const Thread& other = threads[t];
     if (other.state == State::in_warp && other.mask == me.mask && other.operation == me.operation) continue;
-    const std::string what = other.state == State::exited             ? "has exited"
-                             : other.state == State::at_block_barrier ? "waits in __syncthreads at " + at(other.where)
-                                                                      : std::string("waits in ") + name(other.operation) +
-                                                        " with another mask or operation at " + at(other.where);
+    const std::string what = other.state == State::exited ? "has exited"
+                             : other.state == State::at_block_barrier
+                                 ? "waits in __syncthreads at " + at(other.where)
+                                 : std::string("waits in ") + name(other.operation) +
+                                       " with another mask or operation at " + at(other.where);
     return std::string("wrong mask: waits in ") + name(me.operation) + " at " + at(me.where) + " for thread " +
            words(other.index) + ", which " + what;
   }
@@ -177,14 +181,15 @@ void run_block(uint32_t index) {
   if (!stopped && exited < running.threads) find_deadlock();
   running.thread = -1;
   if (stopped) {  // in the middle of a kernel
-    for (int t = 0; t < running.threads; ++t) threads[t].fresh = false;
+    for (int t = 0; t < running.threads; ++t) threads[t].prepared = false;
   }
   checks::block_ends();
 }
 
 void check_launch(dim3 grid, dim3 block, size_t shared) {
   const size_t T = size_t{block.x} * block.y * block.z;
-  if (T == 0 || T > kMostThreads || block.z > 64) throw std::runtime_error("invalid configuration argument: block " + words(block));
+  if (T == 0 || T > kMostThreads || block.z > 64)
+    throw std::runtime_error("invalid configuration argument: block " + words(block));
   if (size_t{grid.x} * grid.y * grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     throw std::runtime_error("invalid configuration argument: grid " + words(grid));
   }
@@ -210,10 +215,7 @@ void run(void (*thread)(void*), void* closure, size_t closure_bytes, const void*
          size_t shared) {
   check_launch(grid, block, shared);
   const std::lock_guard lock(busy);
-  if (!threads) {
-    threads = std::make_unique<Thread[]>(kMostThreads);
-    for (int t = 0; t < kMostThreads; ++t) threads[t].fresh = false;
-  }
+  if (!threads) threads = std::make_unique<Thread[]>(kMostThreads);
   gridDim = grid, blockDim = block, body = thread, stopped = false;
   running.kernel = kernel, running.threads = static_cast<int>(block.x * block.y * block.z);
   running.shared = dynamic, running.shared_bytes = shared;
@@ -283,7 +285,8 @@ void check_mask(Warp operation, unsigned mask, unsigned there, int source, Where
   };
   if (!(mask >> lane() & 1)) wrong("that is without its own lane " + std::to_string(lane()));
   if (operation == Warp::shuffle && !((mask & there) >> source & 1)) {
-    wrong("reads from lane " + std::to_string(source) + (mask >> source & 1 ? ", which does not exist" : ", which is not in it"));
+    wrong("reads from lane " + std::to_string(source) +
+          (mask >> source & 1 ? ", which does not exist" : ", which is not in it"));
   }
 }
 

@@ -1,6 +1,6 @@
 // CUDA C++ on the CPU, for .cu files that no CUDA compiler sees: a fiber a CUDA thread, all on one thread of the CPU,
-// block after block, so that a run is the same every time. What is here is what CUDA C++ supplies to a kernel; what would
-// differ from a GPU in bits (rsqrtf, __expf, ...) is not.
+// block after block, so that a run is the same every time. What is here is what CUDA C++ supplies to a kernel; what
+// would differ from a GPU in bits (rsqrtf, __expf, ...) is not.
 //
 // Where the code was compiled with -fsanitize=thread,bounds every access to memory is checked, too: checks.h.
 #pragma once
@@ -25,8 +25,9 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// Static memory stands for static shared memory, since blocks run one after the other. A kernel can reach no other static
-// memory, so what it reaches is checked as shared. The alignment leaves gaps, in which an access is out of bounds.
+// Static memory stands for static shared memory, since blocks run one after the other. A kernel can reach no other
+// static memory, so what it reaches is checked as shared. The alignment leaves gaps, in which an access is out of
+// bounds.
 #define __shared__ static __attribute__((aligned(1024)))
 
 namespace emulator {
@@ -56,7 +57,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A&&... a
 // Dynamic shared memory of the block, on 128 bytes.
 void* dynamic_shared();
 
-// Memory that kernels of checked code may use from now on; what overlaps it is forgotten. Without any nothing is checked.
+// Memory that kernels of checked code may use from now on; what overlaps it is forgotten. Without any nothing is
+// checked.
 void memory(const void* pointer, size_t bytes, const char* name, bool initialised);
 void forget_memory();
 
@@ -131,7 +133,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int width = 32, EMULA
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_WHERE) {
   return static_cast<unsigned>(emulator::exchange(emulator::Warp::vote, mask, predicate != 0, 0, where));
 }
-inline int __any_sync(unsigned mask, int predicate, EMULATOR_WHERE) { return __ballot_sync(mask, predicate, where) != 0; }
+inline int __any_sync(unsigned mask, int predicate, EMULATOR_WHERE) {
+  return __ballot_sync(mask, predicate, where) != 0;
+}
 inline int __all_sync(unsigned mask, int predicate, EMULATOR_WHERE) {
   return __ballot_sync(mask, !predicate, where) == 0;
 }
@@ -142,8 +146,9 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_WHERE) {
 namespace emulator {
 
 template <class T>
-constexpr bool has_atomics = std::is_same_v<T, int> || std::is_same_v<T, unsigned> ||
-                             std::is_same_v<T, unsigned long long> || std::is_same_v<T, float> || std::is_same_v<T, double>;
+constexpr bool has_atomics =
+    std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long> ||
+    std::is_same_v<T, float> || std::is_same_v<T, double>;
 
 template <class T, class Next>
 __attribute__((no_sanitize("thread"))) T unchecked_update(T* p, Next next) {
@@ -201,15 +206,25 @@ __forceinline__ unsigned atomicInc(unsigned* p, unsigned most) {
 
 // ------------------------------------------------------------------------------------------ loads and stores
 template <class T>
-__forceinline__ T __ldg(const T* p) { return *p; }
+__forceinline__ T __ldg(const T* p) {
+  return *p;
+}
 template <class T>
-__forceinline__ T __ldcs(const T* p) { return *p; }
+__forceinline__ T __ldcs(const T* p) {
+  return *p;
+}
 template <class T>
-__forceinline__ T __ldcg(const T* p) { return *p; }
+__forceinline__ T __ldcg(const T* p) {
+  return *p;
+}
 template <class T>
-__forceinline__ void __stcs(T* p, emulator::Same<T> v) { *p = v; }
+__forceinline__ void __stcs(T* p, emulator::Same<T> v) {
+  *p = v;
+}
 template <class T>
-__forceinline__ void __stcg(T* p, emulator::Same<T> v) { *p = v; }
+__forceinline__ void __stcg(T* p, emulator::Same<T> v) {
+  *p = v;
+}
 
 // ------------------------------------------------------------------------------------------------ arithmetic
 using std::max;

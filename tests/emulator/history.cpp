@@ -30,8 +30,8 @@ struct ThreadFences {
 struct Variable;
 using Known = std::map<const Variable*, size_t>;  // how many releases of each variable
 
-// What an atomic publishes of its block: what came before a fence that came before it. All of epochs before `epoch`, and of
-// `epoch` what is before one of `fences`, which are in order of their threads.
+// What an atomic publishes of its block: what came before a fence that came before it. All of epochs before `epoch`,
+// and of `epoch` what is before one of `fences`, which are in order of their threads.
 struct Release {
   uint32_t block, epoch;
   std::vector<Fence> fences;
@@ -66,7 +66,8 @@ bool published(const Release& release, const Event& event) {
   auto fence = std::lower_bound(release.fences.begin(), release.fences.end(), event.thread / 32,
                                 [](const Fence& f, int warp) { return f.event.thread / 32 < warp; });
   for (; fence != release.fences.end() && fence->event.thread / 32 == event.thread / 32; ++fence) {
-    if (fence->event.thread == event.thread ? event.fences < fence->event.fences : event.time <= fence->seen[event.thread % 32]) {
+    if (fence->event.thread == event.thread ? event.fences < fence->event.fences
+                                            : event.time <= fence->seen[event.thread % 32]) {
       return true;
     }
   }
@@ -79,7 +80,8 @@ bool knows_release(Condition condition) {
   for (const Acquired& a : acquired) {
     if (!in_block_before(a.event)) continue;
     for (const auto& [variable, count] : a.known) {
-      if (std::any_of(variable->releases.begin(), variable->releases.begin() + static_cast<int64_t>(count), condition)) return true;
+      if (std::any_of(variable->releases.begin(), variable->releases.begin() + static_cast<int64_t>(count), condition))
+        return true;
     }
   }
   return false;
@@ -144,7 +146,8 @@ void fence() {
   any_fence = true;
   for (const Acquired& a : pending) {
     const auto same = [&](const Acquired& b) { return in_block_before(b.event) && b.known == a.known; };
-    if (in_block_before(a.event) && std::none_of(acquired.begin(), acquired.end(), same)) acquired.push_back({now(), a.known});
+    if (in_block_before(a.event) && std::none_of(acquired.begin(), acquired.end(), same))
+      acquired.push_back({now(), a.known});
   }
 }
 
@@ -154,7 +157,8 @@ void atomic(uintptr_t address) {
   if (found == variables.end()) return;
   Known known{{&found->second, found->second.releases.size()}};
   for (const Release& r : found->second.releases) join(known, r.known);
-  std::erase_if(pending, [&](const Acquired& a) { return a.event.thread == running.thread && a.known.count(&found->second); });
+  std::erase_if(pending,
+                [&](const Acquired& a) { return a.event.thread == running.thread && a.known.count(&found->second); });
   pending.push_back({now(), std::move(known)});
 }
 

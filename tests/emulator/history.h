@@ -2,8 +2,9 @@
 // promises no order of memory for it), and atomics with fences everything else.
 //
 // A write of one block comes before a read of another where both saw the same variable of atomics (a ticket):
-// the write, then a __threadfence, then the atomic of the one; the atomic, then a __threadfence, then the read of the other.
-// "Then" is program order, a barrier or a __syncwarp, so the fences may be those of all threads or of the one with the ticket.
+// the write, then a __threadfence, then the atomic of the one; the atomic, then a __threadfence, then the read of the
+// other. "Then" is program order, a barrier or a __syncwarp, so the fences may be those of all threads or of the one
+// with the ticket.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The functions that code compiled with -fsanitize=thread and -fsanitize=bounds calls at every access, in the place of the
-// sanitizers' own libraries.
+// The functions that code compiled with -fsanitize=thread and -fsanitize=bounds calls at every access, in the place of
+// the sanitizers' own libraries.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -16,12 +16,12 @@ using emulator::checks::out_of_bounds;
 extern "C" {
 
 #define PC __builtin_return_address(0)
-#define HOOKS(bytes)                                                                               \
-  void __tsan_read##bytes(void* p) { access(p, bytes, Access::read, PC); }                          \
-  void __tsan_write##bytes(void* p) { access(p, bytes, Access::write, PC); }                        \
-  void __tsan_unaligned_read##bytes(void* p) { access(p, bytes, Access::read, PC); }                \
-  void __tsan_unaligned_write##bytes(void* p) { access(p, bytes, Access::write, PC); }              \
-  void __tsan_volatile_read##bytes(void* p) { access(p, bytes, Access::read, PC); }                 \
+#define HOOKS(bytes)                                                                   \
+  void __tsan_read##bytes(void* p) { access(p, bytes, Access::read, PC); }             \
+  void __tsan_write##bytes(void* p) { access(p, bytes, Access::write, PC); }           \
+  void __tsan_unaligned_read##bytes(void* p) { access(p, bytes, Access::read, PC); }   \
+  void __tsan_unaligned_write##bytes(void* p) { access(p, bytes, Access::write, PC); } \
+  void __tsan_volatile_read##bytes(void* p) { access(p, bytes, Access::read, PC); }    \
   void __tsan_volatile_write##bytes(void* p) { access(p, bytes, Access::write, PC); }
 HOOKS(1)
 HOOKS(2)
@@ -47,18 +47,18 @@ void* __tsan_memset(void* to, int value, size_t bytes) {
 }
 
 // Code of the host, such as guards of static variables; a kernel's atomics are emulator.h's.
-#define ATOMICS(bits)                                                                                                         \
-  uint##bits##_t __tsan_atomic##bits##_load(const volatile void* p, int) {                                                    \
-    return __atomic_load_n(static_cast<const volatile uint##bits##_t*>(p), __ATOMIC_SEQ_CST);                                 \
-  }                                                                                                                           \
-  void __tsan_atomic##bits##_store(volatile void* p, uint##bits##_t v, int) {                                                 \
-    __atomic_store_n(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST);                                          \
-  }                                                                                                                           \
-  uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile void* p, uint##bits##_t v, int) {                                   \
-    return __atomic_fetch_add(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST);                                 \
-  }                                                                                                                           \
-  uint##bits##_t __tsan_atomic##bits##_exchange(volatile void* p, uint##bits##_t v, int) {                                    \
-    return __atomic_exchange_n(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST);                                \
+#define ATOMICS(bits)                                                                          \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile void* p, int) {                     \
+    return __atomic_load_n(static_cast<const volatile uint##bits##_t*>(p), __ATOMIC_SEQ_CST);  \
+  }                                                                                            \
+  void __tsan_atomic##bits##_store(volatile void* p, uint##bits##_t v, int) {                  \
+    __atomic_store_n(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST);           \
+  }                                                                                            \
+  uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile void* p, uint##bits##_t v, int) {    \
+    return __atomic_fetch_add(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST);  \
+  }                                                                                            \
+  uint##bits##_t __tsan_atomic##bits##_exchange(volatile void* p, uint##bits##_t v, int) {     \
+    return __atomic_exchange_n(static_cast<volatile uint##bits##_t*>(p), v, __ATOMIC_SEQ_CST); \
   }
 ATOMICS(8)
 ATOMICS(32)
@@ -69,8 +69,8 @@ struct SourceLocation {
   uint32_t line, column;
 };
 void __ubsan_handle_out_of_bounds(SourceLocation* where, void* index) {
-  const std::string what = "index " + std::to_string(static_cast<long>(reinterpret_cast<uintptr_t>(index))) + " of an array, " +
-                           where->file + ":" + std::to_string(where->line);
+  const std::string what = "index " + std::to_string(static_cast<long>(reinterpret_cast<uintptr_t>(index))) +
+                           " of an array, " + where->file + ":" + std::to_string(where->line);
   if (running.thread >= 0) out_of_bounds(what, PC);
   std::fprintf(stderr, "out of bounds: %s\n", what.c_str());
   std::abort();

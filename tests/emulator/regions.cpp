@@ -11,8 +11,12 @@
 namespace emulator {
 
 Region::Region(const void* pointer, size_t bytes, std::string name, bool initialised, bool shared, bool of_launch)
-    : begin(reinterpret_cast<uintptr_t>(pointer)), end(begin + bytes), name(std::move(name)), shared(shared),
-      of_launch(of_launch), cells((bytes + 3) / 4) {
+    : begin(reinterpret_cast<uintptr_t>(pointer)),
+      end(begin + bytes),
+      name(std::move(name)),
+      shared(shared),
+      of_launch(of_launch),
+      cells((bytes + 3) / 4) {
   for (Cell& cell : cells) cell.initialised = initialised;
 }
 
@@ -77,7 +81,8 @@ bool any() { return registered; }
 
 Region* at(uintptr_t address) {
   if (last && address >= last->begin && address < last->end) return last;
-  auto after = std::upper_bound(all.begin(), all.end(), address, [](uintptr_t a, const auto& r) { return a < r->begin; });
+  auto after =
+      std::upper_bound(all.begin(), all.end(), address, [](uintptr_t a, const auto& r) { return a < r->begin; });
   if (after != all.begin() && address < after[-1]->end) return last = after[-1].get();
   const symbols::Symbol* object = symbols::static_before(address);
   if (!object || address >= object->end) return nullptr;

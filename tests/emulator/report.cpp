@@ -40,8 +40,10 @@ bool is_new(Kind kind, const void* pc) {
 
 void found(Kind kind, const std::string& what, const void* pc) {
   if (!is_new(kind, pc)) return;
-  findings.push_back({kind, symbols::function(running.kernel) + ", thread " + words(thread_index(running.thread)) + " of block " +
-                                words(blockIdx) + ": " + what, pc});
+  findings.push_back({kind,
+                      symbols::function(running.kernel) + ", thread " + words(thread_index(running.thread)) +
+                          " of block " + words(blockIdx) + ": " + what,
+                      pc});
 }
 
 void throw_found() {

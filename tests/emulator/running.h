@@ -11,9 +11,9 @@ namespace emulator {
 
 struct Running {
   const void* kernel = nullptr;
-  int thread = -1;     // of the block, in x, then y, then z; -1: none runs
-  int threads = 0;     // of a block
-  uint32_t block = 0;  // in the order in which blocks run, through all launches, from 1
+  int thread = -1;           // of the block, in x, then y, then z; -1: none runs
+  int threads = 0;           // of a block
+  uint32_t block = 0;        // in the order in which blocks run, through all launches, from 1
   uint32_t first_block = 1;  // of the launch
   char* shared = nullptr;    // dynamic shared memory
   size_t shared_bytes = 0;

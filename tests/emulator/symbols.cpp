@@ -65,7 +65,8 @@ const Table& table() {
 }
 
 const Symbol* last_before(const std::vector<Symbol>& symbols, uintptr_t address) {
-  auto after = std::upper_bound(symbols.begin(), symbols.end(), address, [](uintptr_t a, const Symbol& s) { return a < s.begin; });
+  auto after = std::upper_bound(symbols.begin(), symbols.end(), address,
+                                [](uintptr_t a, const Symbol& s) { return a < s.begin; });
   return after != symbols.begin() ? &after[-1] : nullptr;
 }
 
@@ -99,7 +100,9 @@ bool constant(uintptr_t address) {
     for (int i = 0; i < info->dlpi_phnum; ++i) {
       const ElfW(Phdr)& segment = info->dlpi_phdr[i];
       const uintptr_t begin = info->dlpi_addr + segment.p_vaddr, address = *static_cast<uintptr_t*>(a);
-      if (segment.p_type == PT_LOAD && !(segment.p_flags & PF_W) && address >= begin && address < begin + segment.p_memsz) return 1;
+      if (segment.p_type == PT_LOAD && !(segment.p_flags & PF_W) && address >= begin &&
+          address < begin + segment.p_memsz)
+        return 1;
     }
     return 0;
   };

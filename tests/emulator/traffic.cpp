@@ -13,13 +13,14 @@ Counters counters;
 namespace {
 
 // An instruction as a warp executes it once: the sectors or the words that its lanes touch. Threads run one by one, so
-// instructions are those that stand at the same place of the code and that their threads come to the same number of times.
+// instructions are those that stand at the same place of the code and that their threads come to the same number of
+// times.
 struct Instruction {
   std::vector<uint32_t> touched;
 };
 struct Place {
   bool shared, write;
-  std::vector<uint32_t> times;                           // by thread
+  std::vector<uint32_t> times;                    // by thread
   std::vector<std::vector<Instruction>> of_warp;  // by warp, then in the order of time
 };
 std::unordered_map<const void*, Place> places;  // of the block
@@ -70,7 +71,8 @@ void access(uintptr_t offset, size_t bytes, bool shared, bool write, const void*
   if (time >= instructions.size()) instructions.resize(time + 1);
   auto& touched = instructions[time].touched;
   const uint32_t unit = shared ? 4 : kSector, mark = shared ? pass(bytes) << kPassShift : 0;
-  for (uintptr_t i = offset / unit; i <= (offset + bytes - 1) / unit; ++i) touched.push_back(static_cast<uint32_t>(i) | mark);
+  for (uintptr_t i = offset / unit; i <= (offset + bytes - 1) / unit; ++i)
+    touched.push_back(static_cast<uint32_t>(i) | mark);
 }
 
 void block_begins() { places.clear(); }

@@ -7,8 +7,8 @@
 
 namespace emulator::traffic {
 
-// Of the launches since they were cleared. Sectors are 32 bytes of global memory that an instruction of a warp touches; a
-// bank conflict is a further pass that an instruction of a warp needs in shared memory.
+// Of the launches since they were cleared. Sectors are 32 bytes of global memory that an instruction of a warp touches;
+// a bank conflict is a further pass that an instruction of a warp needs in shared memory.
 struct Counters {
   uint64_t launches, bytes_read, bytes_written, sectors_read, sectors_written, shared_accesses, bank_conflicts, atomics;
 };

@@ -3,15 +3,15 @@
 
 #include <cstdint>
 
-#define EMULATOR_VECTOR2(name, T)                      \
-  struct alignas(2 * sizeof(T)) name {                 \
-    T x, y;                                            \
-  };                                                   \
+#define EMULATOR_VECTOR2(name, T)      \
+  struct alignas(2 * sizeof(T)) name { \
+    T x, y;                            \
+  };                                   \
   inline name make_##name(T x, T y) { return {x, y}; }
-#define EMULATOR_VECTOR4(name, T)                                     \
-  struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name {           \
-    T x, y, z, w;                                                     \
-  };                                                                  \
+#define EMULATOR_VECTOR4(name, T)                           \
+  struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name { \
+    T x, y, z, w;                                           \
+  };                                                        \
   inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 EMULATOR_VECTOR2(char2, signed char)

@@ -5,7 +5,9 @@ namespace {
 
 __global__ void global_write(const float*, float* y) { y[blockIdx.x * 64 + threadIdx.x] = 1; }  // found
 
-__global__ void global_read(const float* x, float* y) { y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1]; }  // found
+__global__ void global_read(const float* x, float* y) {
+  y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1];  // found
+}
 
 __global__ void wide_read(const float* x, float* y) {
   const float4 v = reinterpret_cast<const float4*>(x)[threadIdx.x];  // found: the last one is half outside
@@ -40,8 +42,7 @@ __global__ void static_row(const T*, T* y) {
 
 __global__ void static_pointer(const float*, float* y) {
   __shared__ float s[60];
-  float* p = s;
-  asm volatile("" : "+r"(p));  // what the compiler does not see
+  float* p = s;        // of no size that the compiler knows
   p[threadIdx.x] = 1;  // found
   y[threadIdx.x] = p[0];
 }

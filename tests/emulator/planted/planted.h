@@ -6,7 +6,5 @@
 using dartsfast::launch;
 using dartsfast::Stream;
 
-#define LAUNCHER(name, kernel, grid, block, shared)      \
-  extern "C" void name(const float* x, float* y) {       \
-    launch(kernel, grid, block, shared, Stream{}, x, y); \
-  }
+#define LAUNCHER(name, kernel, grid, block, shared) \
+  extern "C" void name(const float* x, float* y) { launch(kernel, grid, block, shared, Stream{}, x, y); }

@@ -5,7 +5,7 @@ namespace {
 
 __global__ void no_barrier(const float* x, float* y) {
   __shared__ float s[64];
-  s[threadIdx.x] = x[threadIdx.x];  // found
+  s[threadIdx.x] = x[threadIdx.x];       // found
   y[threadIdx.x] = s[63 - threadIdx.x];  // found
 }
 
@@ -49,17 +49,19 @@ __global__ void block_writes_what_another_read(const float*, float* y) {
 }
 
 __global__ void threads_in_global_memory(const float* x, float* y) {
-  y[threadIdx.x] = x[threadIdx.x];  // found
+  y[threadIdx.x] = x[threadIdx.x];            // found
   y[64 + threadIdx.x] = y[63 - threadIdx.x];  // found
 }
 
 __global__ void atomic_and_not(const float* x, float* y) {
   atomicAdd(&y[0], x[threadIdx.x]);  // found
-  if (threadIdx.x == 7) y[0] = 1;  // found
+  if (threadIdx.x == 7) y[0] = 1;    // found
 }
 
+enum Fence { NONE, ONE, ALL };  // threads that execute it
+
 // y[1023] is the ticket, an integer.
-template <bool RELEASE, bool ACQUIRE, bool BARRIER>
+template <bool RELEASE, Fence ACQUIRE, bool BARRIER>
 __global__ void ticket(const float* x, float* y) {
   __shared__ bool last;
   y[blockIdx.x * 64 + threadIdx.x] = x[threadIdx.x];
@@ -68,7 +70,7 @@ __global__ void ticket(const float* x, float* y) {
   if (threadIdx.x == 0) last = atomicAdd(reinterpret_cast<unsigned*>(y + 1023), 1u) == gridDim.x - 1;
   __syncthreads();
   if (!last) return;
-  if (ACQUIRE) __threadfence();
+  if (ACQUIRE == ALL || (ACQUIRE == ONE && threadIdx.x == 0)) __threadfence();
   float sum = 0;
   for (unsigned block = 0; block < gridDim.x; ++block) sum += y[block * 64 + threadIdx.x];  // found
   y[512 + threadIdx.x] = sum;
@@ -85,7 +87,8 @@ LAUNCHER(race_blocks_write, blocks_write, 2, 32, 0)
 LAUNCHER(race_block_writes_what_another_read, block_writes_what_another_read, 3, 32, 0)
 LAUNCHER(race_threads_in_global_memory, threads_in_global_memory, 1, 64, 0)
 LAUNCHER(race_atomic_and_not, atomic_and_not, 1, 32, 0)
-LAUNCHER(race_ticket_without_release, (ticket<false, true, true>), 4, 64, 0)
-LAUNCHER(race_ticket_without_acquire, (ticket<true, false, true>), 4, 64, 0)
-LAUNCHER(race_ticket_without_barrier, (ticket<true, true, false>), 4, 64, 0)
-LAUNCHER(right_ticket, (ticket<true, true, true>), 4, 64, 0)
+LAUNCHER(race_ticket_without_release, (ticket<false, ALL, true>), 4, 64, 0)
+LAUNCHER(race_ticket_without_acquire, (ticket<true, NONE, true>), 4, 64, 0)
+LAUNCHER(race_ticket_acquired_by_one, (ticket<true, ONE, true>), 4, 64, 0)
+LAUNCHER(race_ticket_without_barrier, (ticket<true, ALL, false>), 4, 64, 0)
+LAUNCHER(right_ticket, (ticket<true, ALL, true>), 4, 64, 0)

@@ -1,4 +1,6 @@
 // Kernels without a fault.
+#include <algorithm>
+
 #include "planted.h"
 
 namespace {
@@ -42,7 +44,8 @@ __global__ void box(const float* __restrict__ x, float* __restrict__ y, int H, i
   y[h * W + w] = sum;
 }
 
-// The last block adds what the blocks have left, in their order. The fence before the ticket is every thread's or its own.
+// The last block adds what the blocks have left, in their order. The fence before the ticket is every thread's or its
+// own.
 template <bool EVERY_THREAD>
 __global__ void total(const float* x, float* partial, unsigned* ticket, float* y) {
   __shared__ bool last;

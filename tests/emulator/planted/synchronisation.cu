@@ -1,8 +1,8 @@
 // Barriers that not all threads reach, and masks that are not those of the lanes that come.
-#include "planted.h"
-
 #include <stdexcept>
 #include <string>
+
+#include "planted.h"
 
 namespace {
 
@@ -36,7 +36,9 @@ __global__ void exited_lanes(const float* x, float* y) {
   y[threadIdx.x] = __shfl_xor_sync(~0u, x[threadIdx.x], 1);  // found
 }
 
-__global__ void not_in_its_mask(const float* x, float* y) { y[threadIdx.x] = __shfl_sync(0xffu, x[threadIdx.x], 0); }  // found
+__global__ void not_in_its_mask(const float* x, float* y) {
+  y[threadIdx.x] = __shfl_sync(0xffu, x[threadIdx.x], 0);  // found
+}
 
 __global__ void source_not_in_mask(const float* x, float* y) {
   if (threadIdx.x < 16) y[threadIdx.x] = __shfl_down_sync(0xffffu, x[threadIdx.x], 1);  // found
