@@ -38,6 +38,23 @@ __global__ void warp_barrier_for_a_block(const float* x, float* y) {
   y[threadIdx.x] = s[threadIdx.x ^ 32];  // found
 }
 
+// The last to read is ordered before the write, the first is not.
+__global__ void another_warp_reads(const float* x, float* y) {
+  __shared__ float s;
+  if (threadIdx.x == 0) s = x[0];
+  __syncthreads();
+  const float v = s;  // found
+  __syncwarp();
+  if (threadIdx.x == 32) s = v + 1;  // found
+  y[threadIdx.x] = v;
+}
+
+__global__ void another_block_reads(const float*, float* y) {
+  const float v = y[0];  // found
+  __syncthreads();
+  if (blockIdx.x == 1 && threadIdx.x == 0) y[0] = v + 1;  // found
+}
+
 __global__ void blocks_add(const float* x, float* y) {
   if (threadIdx.x == 0) y[0] = y[0] + x[blockIdx.x];  // found
 }
@@ -82,6 +99,8 @@ LAUNCHER(race_no_barrier, no_barrier, 1, 64, 0)
 LAUNCHER(race_no_barrier_before_the_next, no_barrier_before_the_next, 1, 64, 256)
 LAUNCHER(race_shuffle_as_a_barrier, shuffle_as_a_barrier, 1, 32, 0)
 LAUNCHER(race_warp_barrier_for_a_block, warp_barrier_for_a_block, 1, 64, 0)
+LAUNCHER(race_another_warp_reads, another_warp_reads, 1, 64, 0)
+LAUNCHER(race_another_block_reads, another_block_reads, 2, 64, 0)
 LAUNCHER(race_blocks_add, blocks_add, 3, 32, 0)
 LAUNCHER(race_blocks_write, blocks_write, 2, 32, 0)
 LAUNCHER(race_block_writes_what_another_read, block_writes_what_another_read, 3, 32, 0)
