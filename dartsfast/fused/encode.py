@@ -1,4 +1,4 @@
-"""A program as numbers, and the CPU's runner of those (``csrc/cpu/program.cpp``)."""
+"""A program as numbers, and the CPU's runner of those (``csrc/ops/program.cpp``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dartsfast.fused.forward import Setting
 from dartsfast.fused.memory import Arenas, arenas
 from dartsfast.fused.program import Program, Ref
 
-# In the order of csrc/cpu/program.h.
+# In the order of csrc/ops/program.h.
 _OPS = (
     "branch_conv",
     "pool3x3",
