@@ -17,14 +17,15 @@ namespace dartsfast::cuda {
 namespace {
 
 constexpr int kThreads = 256, kPixels = 4, kBranches = 64;
+constexpr int kFew = 4;  // branches of a call that shares a launch with others: the gradients of skips, a cell's inputs
 
-// Some of a call's branches, on top of base.
-template <class T>
+// Some of a call's branches, at most MOST, on top of base.
+template <class T, int MOST>
 struct Some {
   int32_t N, HW, C, branches;
   Pixels<const T> base;
   Pixels<T> out;
-  SummedBranch<T> branch[kBranches];
+  SummedBranch<T> branch[MOST];
 };
 
 template <class T>
@@ -32,8 +33,9 @@ __device__ int64_t place(const Pixels<T>& image, int64_t pixel, int32_t HW) {
   return pixel / HW * image.n + pixel % HW * image.pitch;
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) mixed_sum_kernel(const __grid_constant__ Some<T> a) {
+template <class T, int V, int MOST>
+__global__ void __launch_bounds__(kThreads) mixed_sum_kernel(const __grid_constant__ Group<Some<T, MOST>> group) {
+  const Some<T, MOST>& a = group.member[blockIdx.z];
   const int groups = a.C / V;
   const int64_t pixels = static_cast<int64_t>(a.N) * a.HW, apart = (pixels + kPixels - 1) / kPixels;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, first = i / groups;
@@ -170,20 +172,47 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_finish_kernel(const __grid
 
 }  // namespace
 
+namespace {
+
+// The calls in launches of MOST branches, those that come later on top of what was there.
+template <class T, int V, int MOST>
+void launch_sums(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
+  size_t most = 0;
+  for (const MixedSum<T>* call : calls) most = std::max(most, call->branches.size());
+  for (size_t first = 0; first < most; first += MOST) {
+    std::vector<Some<T, MOST>> all;
+    for (const MixedSum<T>* call : calls) {
+      if (first >= call->branches.size()) continue;
+      Some<T, MOST> some{call->N, call->HW, call->C, 0, call->base, call->out, {}};
+      if (first) some.base = {some.out.data, some.out.n, some.out.pitch};
+      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, MOST));
+      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
+      all.push_back(some);
+    }
+    std::vector<const Some<T, MOST>*> members;
+    for (const auto& some : all) members.push_back(&some);
+    each_group(members, [=](const Group<Some<T, MOST>>& group, int count) {
+      int64_t blocks = 0;
+      for (int i = 0; i < count; ++i) {
+        const auto& a = group.member[i];
+        const int64_t threads = blocks_of(static_cast<int64_t>(a.N) * a.HW, kPixels) * (a.C / V);
+        blocks = std::max(blocks, blocks_of(threads, kThreads));
+      }
+      launch(mixed_sum_kernel<T, V, MOST>, dim3(blocks, 1, count), dim3(kThreads), 0, stream, group);
+    });
+  }
+}
+
+}  // namespace
+
 template <class T>
 void mixed_sum(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
-  for (const MixedSum<T>* call : calls) {
-    Some<T> some{call->N, call->HW, call->C, 0, call->base, call->out, {}};
-    const int V = whole(*call) ? kWide<T> : 1;
-    const auto kernel = V == 1 ? mixed_sum_kernel<T, 1> : mixed_sum_kernel<T, kWide<T>>;
-    const int64_t work = blocks_of(static_cast<int64_t>(call->N) * call->HW, kPixels) * (call->C / V);
-    for (size_t first = 0; first < call->branches.size(); first += kBranches) {
-      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, kBranches));
-      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
-      launch(kernel, dim3(blocks_of(work, kThreads)), dim3(kThreads), 0, stream, some);
-      some.base = {some.out.data, some.out.n, some.out.pitch};
-    }
-  }
+  std::vector<const MixedSum<T>*> sorted[2][2];  // few branches or many, by 16 bytes or not
+  for (const MixedSum<T>* call : calls) sorted[call->branches.size() > kFew][whole(*call)].push_back(call);
+  launch_sums<T, 1, kFew>(sorted[0][0], stream);
+  launch_sums<T, kWide<T>, kFew>(sorted[0][1], stream);
+  launch_sums<T, 1, kBranches>(sorted[1][0], stream);
+  launch_sums<T, kWide<T>, kBranches>(sorted[1][1], stream);
 }
 
 template <class T>
