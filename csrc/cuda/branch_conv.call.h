@@ -12,7 +12,8 @@
 
 namespace dartsfast {
 
-// z [N, Ho, Wo, Co], whose pixels may lie apart at one pitch, and the moments of each branch are written; null: nowhere.
+// z [N, Ho, Wo, Co], whose pixels may lie apart at one pitch, and the moments of each branch are written; null:
+// nowhere.
 template <class T>
 class BranchConvCall {
  public:

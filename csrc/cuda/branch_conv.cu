@@ -36,15 +36,15 @@ struct Single {
 };
 
 // Places in shared memory, in elements: t [pixels, slice] and the weights [slice, CO], or z [pixels, CO]; then taps
-// [K*K, slice]. Pitches are such that neighbouring pixels are in other banks.
+// [K*K, slice]. Rows are 16 bytes longer, so that neighbours in a column are in other banks.
 template <class T, int CO>
 struct Places {
   static constexpr int threads = CO * kPixels / (kQuad * kQuad), slice = 128 / sizeof(T);
-  static constexpr int t_pitch = slice + kWide<T>, z_pitch = CO + kWide<T>;
-  static constexpr int weights = kPixels * t_pitch, product = weights + slice * CO, z = kPixels * z_pitch;
+  static constexpr int pitch = slice + kWide<T>, co_pitch = CO + kWide<T>;
+  static constexpr int weights = kPixels * pitch, product = weights + slice * co_pitch, z = kPixels * co_pitch;
   static constexpr int taps = product > z ? product : z;
   static size_t bytes(const Single<T>& a) {
-    return (taps + (a.taps ? a.kernel * a.kernel * slice : 0)) * sizeof(T);
+    return (taps + (a.taps ? a.kernel * a.kernel * pitch : 0)) * sizeof(T);
   }
 };
 
@@ -107,23 +107,23 @@ struct Input {
   }
 };
 
-// The weights of `left` input channels from c on, to shared memory: pointwise [slice, CO], with zeros beyond Co, and taps.
+// The weights of `left` input channels from c on, to shared memory: pointwise [slice, CO], zeros beyond Co, and taps.
 template <class T, int V, int CO>
 __device__ void load_weights(const Single<T>& a, int c, int left, int co, T* shared) {
   using P = Places<T, CO>;
   for (int i = threadIdx.x; i < P::slice / V * CO; i += P::threads) {
-    const int o = i % CO, k = i / CO * V;
-    if (k >= left) break;
+    const int k = (i / (4 * CO) * 4 + i % 4) * V, o = i / 4 % CO;  // four lanes a row
+    if (k >= left) continue;
     auto w = Pack<T, V>::zero();
     if (co + o < a.Co) w = Pack<T, V>::load(a.pointwise + static_cast<int64_t>(co + o) * a.Ci + c + k);
 #pragma unroll
-    for (int v = 0; v < V; ++v) shared[P::weights + (k + v) * CO + o] = w.v[v];
+    for (int v = 0; v < V; ++v) shared[P::weights + (k + v) * P::co_pitch + o] = w.v[v];
   }
   if (!a.taps) return;
   const int taps = a.kernel * a.kernel;
-  for (int i = threadIdx.x; i < taps * P::slice; i += P::threads) {
-    const int k = i % P::slice;
-    if (k < left) shared[P::taps + i] = a.taps[static_cast<int64_t>(c + k) * taps + i / P::slice];
+  const T* const from = a.taps + static_cast<int64_t>(c) * taps;
+  for (int i = threadIdx.x; i < taps * left; i += P::threads) {
+    shared[P::taps + i % taps * P::pitch + i / taps] = from[i];
   }
 }
 
@@ -142,12 +142,12 @@ __device__ void depthwise(const Single<T>& a, const Chunk& chunk, int first, int
       if (!a.taps) t = input.at(y, x);
       for (int tap = 0; a.taps && tap < K * K; ++tap) {
         const auto v = input.at(y - reach + tap / K * a.dilation, x - reach + tap % K * a.dilation);
-        const auto w = Pack<T, V>::load(shared + P::taps + tap * P::slice + k);
+        const auto w = Pack<T, V>::load(shared + P::taps + tap * P::pitch + k);
 #pragma unroll
         for (int j = 0; j < V; ++j) t.v[j] = fused(v.v[j], w.v[j], t.v[j]);
       }
     }
-    t.store(shared + pixel * P::t_pitch + k);
+    t.store(shared + pixel * P::pitch + k);
   }
 }
 
@@ -170,14 +170,14 @@ __device__ Outputs<T> product(const Single<T>& a, const Chunk& chunk, int first,
     __syncthreads();
     depthwise<T, V, CO>(a, chunk, first, c, left, shared);
     __syncthreads();
-    const T *t = shared + own_pixel<CO>() * P::t_pitch, *w = shared + P::weights + own_channel<CO>();
+    const T *t = shared + own_pixel<CO>() * P::pitch, *w = shared + P::weights + own_channel<CO>();
     for (int k = 0; k < left; k += V) {
       Pack<T, V> in[kQuad];
 #pragma unroll
-      for (int u = 0; u < kQuad; ++u) in[u] = Pack<T, V>::load(t + u * kApart * P::t_pitch + k);
+      for (int u = 0; u < kQuad; ++u) in[u] = Pack<T, V>::load(t + u * kApart * P::pitch + k);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const auto weight = Quad<T>::load(w + (k + v) * CO);
+        const auto weight = Quad<T>::load(w + (k + v) * P::co_pitch);
 #pragma unroll
         for (int u = 0; u < kQuad; ++u) {
 #pragma unroll
@@ -232,7 +232,7 @@ __device__ void share(const Outputs<T>& z, T* shared) {
   __syncthreads();
 #pragma unroll
   for (int u = 0; u < kQuad; ++u) {
-    z.pixel[u].store(shared + (own_pixel<CO>() + u * kApart) * Places<T, CO>::z_pitch + own_channel<CO>());
+    z.pixel[u].store(shared + (own_pixel<CO>() + u * kApart) * Places<T, CO>::co_pitch + own_channel<CO>());
   }
   __syncthreads();
 }
@@ -249,7 +249,7 @@ struct Column {
   __device__ void add(const T* tile, int pixels, F f) {
     for (int p = threadIdx.x % 8; p < pixels && p < kPixels; p += 8) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) sum[j] = f(j, sum[j], tile[p * Places<T, CO>::z_pitch + first() + j * apart]);
+      for (int j = 0; j < 2; ++j) sum[j] = f(j, sum[j], tile[p * Places<T, CO>::co_pitch + first() + j * apart]);
     }
   }
   // ((0+1)+(2+3))+((4+5)+(6+7))

@@ -4,19 +4,22 @@
 // A block has a few whole rows of an image, up to 4096 outputs of a branch, with all channels, and the rows around
 // them, after norm and relu, in shared memory. Half of the block has the branches without dilation, half the dilated
 // ones (either may be missing). A thread has 8 pixels of a row by 4 channels, for a 3x3 and a 5x5 at once: a pixel of
-// the window is loaded once for all outputs of both that it reaches, so that a row of taps is 12 + 8 loads for 64 fma of
-// four channels (branch by branch it were 22 for the 5x5 and 3x3 of 64; tap by tap, as in the general kernel, 64).
-// The depthwise results replace the window in shared memory, where the threads of a chunk read each other's channels:
-// per 4 input channels 12 loads for 128 fma, 8 pixels by 4 output channels a thread. z goes to memory from registers,
-// 16 bytes at a time, and through shared memory to the lanes that are the 8 interleaved sums of csrc/order.h.
+// the window is loaded once for all outputs of both that it reaches, so that a row of taps is 12 + 8 loads for 64 fma
+// of four channels; branch by branch they were 30, tap by tap, as in the general kernel, 64. The depthwise results
+// replace the window in shared memory, where the threads of a chunk read each other's channels: per 4 input channels
+// 12 loads for 128 fma, 8 pixels by 4 output channels a thread. z goes to memory from registers, 16 bytes at a time,
+// and through shared memory to the lanes that are the 8 interleaved sums of csrc/order.h.
 //
 // Places in shared memory are such that the 8 lanes that a phase of a 16-byte access serves are in 32 banks: 16 floats
-// are left free after 8 pixels. What is right of a row is what is left of the next, so zeros are kept once.
+// are left free after 8 pixels. What is right of a row is what is left of the next, so zeros are kept once. 128
+// registers a thread, all of them used, let two blocks of 256 threads run on a multiprocessor. Only weights on their
+// way into shared memory, once a block, meet in a bank: they are read from memory in rows and stored in columns.
 //
-// Bytes: x is read with its halo, (rows + 2 * halo) / rows times (twice at 8 rows and dilation 2 away from an image's
-// ends; 1.4 times on average in an image of 32 rows, once in one of 8), mostly from the second-level cache; z written once:
-// 5.4 to 5 images for the ideal 5 of four branches. At C = 16 it is bound by memory (132 fma for 20 bytes), at C = 64 by
-// fma (324 for 20). The block's loads from shared memory take about as long as its fma.
+// Bytes: x is read with its halo, 1.75 times in an image of 32 rows with dilation 2, 1.5 times in one of 16, once in
+// one of 8, and z written once: 5.75, 5.5 and 5 images for the ideal 5 of four branches, 1.15 times as many at most;
+// what is read again mostly comes from the second-level cache. Weights are read once a block, 5 KiB to 82 KiB, from the
+// caches. At C = 16 it is bound by memory (132 fma for 20 bytes), at C = 64 by fma (324 for 20), if loads from shared
+// memory, which take about as long as the fma of the depthwise, overlap with them.
 #include "branch_conv_tile.h"
 
 #include "group.h"
@@ -40,8 +43,9 @@ struct Tile {
   static constexpr int T = 64 * C + 8 * 18;        // depthwise results of a chunk
   static constexpr int CHUNK = WARPS * SLAB > T ? WARPS * SLAB : T;
   static constexpr int FIRST = WINDOW > PAIRS * CHUNKS * CHUNK ? WINDOW : PAIRS * CHUNKS * CHUNK;
-  static constexpr int PAIR_TAPS = 5 * kRowTaps * C, SLICE = C < 64 ? C : 16;  // input channels of staged weights
-  static constexpr int WEIGHTS = FIRST + PAIRS * PAIR_TAPS, BYTES = (WEIGHTS + PAIRS * SLICE * C) * 4;
+  static constexpr int LINE = C + 4;  // of taps and weights, whose neighbours in memory go to other lines
+  static constexpr int PAIR_TAPS = 5 * kRowTaps * LINE, SLICE = C < 64 ? C : 16;  // input channels of staged weights
+  static constexpr int WEIGHTS = FIRST + PAIRS * PAIR_TAPS, BYTES = (WEIGHTS + PAIRS * SLICE * LINE) * 4;
   static constexpr int PAIR_THREADS = PIXELS * C / 32, THREADS = PAIRS * PAIR_THREADS;
   static constexpr int BLOCKS = 512 / THREADS;  // of a multiprocessor: 128 registers a thread
 
@@ -78,7 +82,7 @@ __device__ void load_window(const TileCall& a, int n, int y0, float* window) {
   }
 }
 
-// Taps of the pairs, [pair][row][kRowTaps][C].
+// Taps of the pairs, [pair][row][kRowTaps][LINE].
 template <class S, int C, int FIRST, int PAIRS>
 __device__ void load_taps(const TileCall& a, float* taps) {
 #pragma unroll
@@ -87,13 +91,13 @@ __device__ void load_taps(const TileCall& a, float* taps) {
     if (!(a.there & TileCall::bit(FIRST + b / 2, b % 2))) continue;
     const float* const from = a.branch[FIRST - 1 + b / 2][b % 2].taps;
     for (int i = threadIdx.x; i < C * K * K; i += S::THREADS) {
-      const int tap = i / C, c = i % C;
-      taps[b / 2 * S::PAIR_TAPS + (first + tap / K * kRowTaps + tap % K) * C + c] = from[c * K * K + tap];
+      const int c = i / (K * K), tap = i % (K * K);
+      taps[b / 2 * S::PAIR_TAPS + (first + tap / K * kRowTaps + tap % K) * S::LINE + c] = from[i];
     }
   }
 }
 
-// SLICE input channels from c on of the pairs' product weights, [pair][SLICE][C].
+// SLICE input channels from c on of the pairs' product weights, [pair][SLICE][LINE]; four lanes have 16 of a row.
 template <class S, int C, int FIRST, int PAIRS>
 __device__ void load_weights(const TileCall& a, int half, int c, float* weights) {
 #pragma unroll 1
@@ -102,24 +106,24 @@ __device__ void load_weights(const TileCall& a, int half, int c, float* weights)
     const float* const from = a.branch[FIRST - 1 + pair][half].pointwise + c;
 #pragma unroll 1
     for (int i = threadIdx.x; i < S::SLICE / 4 * C; i += S::THREADS) {
-      const int o = i % C, k = i / C * 4;
+      const int k = i / (4 * C) * 16 + i % 4 * 4, o = i / 4 % C;
       const auto w = Four::load(from + o * C + k);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) weights[(pair * S::SLICE + k + j) * C + o] = w.v[j];
+      for (int j = 0; j < 4; ++j) weights[(pair * S::SLICE + k + j) * S::LINE + o] = w.v[j];
     }
   }
 }
 
 // Row `row` of a 5x5's window, for it and for a 3x3. `line` is where the row starts in a window that begins FROM pixels
 // before.
-template <int C, int D, int FROM, bool THREE, bool FIVE>
+template <int C, int LINE, int D, int FROM, bool THREE, bool FIVE>
 __device__ __forceinline__ void depthwise_row(int row, const float* line, const float* taps, Four (&t)[2][kWindow]) {
   const bool three = THREE && row > 0 && row < 4;
   Four w5[5], w3[3];
 #pragma unroll
   for (int k = 0; k < 5; ++k) {
-    if (FIVE) w5[k] = Four::load(taps + k * C);
-    if (three && k < 3) w3[k] = Four::load(taps + (5 + k) * C);
+    if (FIVE) w5[k] = Four::load(taps + k * LINE);
+    if (three && k < 3) w3[k] = Four::load(taps + (5 + k) * LINE);
   }
   // A pixel goes to all outputs that it reaches; an output's taps still come from left to right.
 #pragma unroll
@@ -135,14 +139,14 @@ __device__ __forceinline__ void depthwise_row(int row, const float* line, const 
   }
 }
 
-// Both kernels of dilation D, or one of them. `line` is where the first pixel's window of HALO pixels to the left starts.
+// Both kernels of dilation D, or one of them. `line` is where the first pixel's window starts, HALO pixels to its left.
 // All unrolled: places are constants, for which there is no register to spare.
 template <class S, int C, int HALO, int D, bool THREE, bool FIVE>
 __device__ void depthwise(const float* line, const float* taps, Four (&t)[2][kWindow]) {
 #pragma unroll
   for (int row = FIVE ? 0 : 1; row < (FIVE ? 5 : 4); ++row) {
     const float* const at = line + (row - 2) * D * S::PITCH;
-    depthwise_row<C, D, HALO - 2 * D, THREE, FIVE>(row, at, taps + row * kRowTaps * C, t);
+    depthwise_row<C, S::LINE, D, HALO - 2 * D, THREE, FIVE>(row, at, taps + row * kRowTaps * S::LINE, t);
   }
 }
 
@@ -155,13 +159,13 @@ __device__ void depthwise(uint32_t there, const float* window, const float* taps
 }
 
 // z += what SLICE input channels of t, at `t` 8 pixels of them, give.
-template <int C, int SLICE>
+template <class S, int C>
 __device__ void product(const float* t, const float* weights, Four (&z)[kWindow]) {
 #pragma unroll 1
-  for (int c = 0; c < SLICE; c += 4) {
+  for (int c = 0; c < S::SLICE; c += 4) {
     Four w[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) w[k] = Four::load(weights + (c + k) * C);
+    for (int k = 0; k < 4; ++k) w[k] = Four::load(weights + (c + k) * S::LINE);
 #pragma unroll
     for (int u = 0; u < kWindow; ++u) {
       const auto v = Four::load(t + u * C + c);
@@ -213,8 +217,8 @@ __device__ void moments(const Four (&z)[kWindow], float* slab, float* part) {
   if (group == 0) mean.store(part + q), squares.store(part + C + q);
 }
 
-// What a thread of a block has: 8 pixels of a tile, group `group` of its chunk, and 4 channels from q on, in part `part`
-// of 16.
+// What a thread of a block has: 8 pixels of a tile, group `group` of its chunk, and 4 channels from q on, in part
+// `part` of 16.
 template <class S, int C>
 struct Thread {
   unsigned pair, chunk, part, group, q, pixel;
@@ -265,7 +269,7 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
       if (c > 0) __syncthreads();  // the slice before is read
       load_weights<S, C, FIRST, PAIRS>(a, half, c, weights);
       __syncthreads();
-      if (here) product<C, S::SLICE>(group_t + c, weights + own.pair * S::SLICE * C + own.q, z);
+      if (here) product<S, C>(group_t + c, weights + own.pair * S::SLICE * S::LINE + own.q, z);
     }
     __syncthreads();
     if (!here) continue;
@@ -274,8 +278,8 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
     for (int u = 0; u < kWindow; ++u) {
       z[u].store(b.z + (static_cast<int64_t>(blockIdx.x) * S::PIXELS + own.pixel + u) * b.z_pitch + own.q);
     }
-    float* const part = b.parts + (static_cast<int64_t>(blockIdx.x) * S::CHUNKS + own.chunk) * 2 * C + own.part * 16;
-    if (b.parts) moments<C>(z, tile + own.part * S::SLAB, part);
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * S::CHUNKS + own.chunk;
+    if (b.parts) moments<C>(z, tile + own.part * S::SLAB, b.parts + index * 2 * C + own.part * 16);
   }
 }
 
@@ -295,7 +299,8 @@ void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
     for (int k = 0; k < count; ++k) {
       blocks = std::max<int64_t>(blocks, static_cast<int64_t>(group.member[k].N) * (group.member[k].H / S::ROWS));
     }
-    launch(branch_conv_tile_kernel<C, W, FIRST, PAIRS>, dim3(blocks, 1, count), dim3(S::THREADS), S::BYTES, stream, group);
+    const auto kernel = branch_conv_tile_kernel<C, W, FIRST, PAIRS>;
+    launch(kernel, dim3(blocks, 1, count), dim3(S::THREADS), S::BYTES, stream, group);
   });
 }
 
