@@ -24,11 +24,11 @@ Tensors rows_of(const Tensors& in, const Tensors& d) {
     using T = decltype(zero);
     Tensors out, kept;
     std::vector<SoftmaxRows<T>> rows;
-    const auto read = [&](const Tensor& t) { return static_cast<const T*>(kept.emplace_back(dense(t)).const_data_ptr()); };
+    const auto all = [&](const Tensor& t) { return read<T>(kept.emplace_back(dense(t))); };
     for (size_t i = 0; i < in.size(); ++i) {
       const int64_t edges = in[i].size(0), K = in[i].size(1);
       const Tensor& made = out.emplace_back(torch::stable::new_empty(in[i], {edges, K}));
-      rows.push_back({edges, K, read(in[i]), d.empty() ? nullptr : read(d[i]), written<T>(made)});
+      rows.push_back({edges, K, all(in[i]), d.empty() ? nullptr : all(d[i]), written<T>(made)});
     }
     AlphaSoftmaxCall<T> call(rows);
     run_section({call.tensors()});

@@ -30,8 +30,8 @@ Tensor cross_entropy_(const Tensor& logits, const std::optional<Tensor>& bias, c
     const int64_t R = logits.size(0), V = logits.size(1);
     const Tensor classes = dense(labels), added = bias ? dense(*bias) : logits;
     Tensor losses = torch::stable::new_empty(logits, {R});
-    const CrossEntropy<T> a = {V, bias ? static_cast<const T*>(added.const_data_ptr()) : nullptr, static_cast<T>(scale)};
-    CrossEntropyCall<T> call(a, R, written<T>(logits), static_cast<const int64_t*>(classes.const_data_ptr()),
+    const CrossEntropy<T> a = {V, bias ? read<T>(added) : nullptr, static_cast<T>(scale)};
+    CrossEntropyCall<T> call(a, R, written<T>(logits), read<int64_t>(classes),
                              written<T>(losses));
     run_section({call.rows()});
     return losses;

@@ -10,11 +10,6 @@
 namespace dartsfast {
 namespace {
 
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 void check_vector(const Tensor& v, const char* name) {
   check_ours(v, name);
   check(v.scalar_type() == ScalarType::Float || v.scalar_type() == ScalarType::Double, name,
@@ -28,10 +23,10 @@ void check_vector(const Tensor& v, const Tensor& like, const char* name) {
   check_shape(v, {like.size(0)}, name);
 }
 
-// `written` may be `read` itself, but no other part of its memory: threads go through them in any order.
-void check_apart(const Tensor& written, const Tensor& read, const char* name) {
-  const char *w = data<char>(written), *r = data<char>(read);
-  const int64_t bytes = written.size(0) * written.element_size();
+// What is written may be what is read itself, but no other part of its memory: threads go through them in any order.
+void check_apart(const Tensor& to, const Tensor& from, const char* name) {
+  const char *w = read<char>(to), *r = read<char>(from);
+  const int64_t bytes = to.size(0) * to.element_size();
   const std::less_equal<const char*> before;
   check(w == r || before(w + bytes, r) || before(r + bytes, w), "w and ", name, " must not overlap");
 }
@@ -46,7 +41,7 @@ Tensor fd_norm(const Tensor& v) {
   return for_dtype(v, [&](auto zero) {
     using T = decltype(zero);
     Tensor norm = torch::stable::new_empty(v, std::vector<int64_t>());
-    FdNormCall<T> call(data<T>(v), v.size(0), written<T>(norm));
+    FdNormCall<T> call(read<T>(v), v.size(0), written<T>(norm));
     run_section({call.parts()});
     run_section({call.finish()});
     return norm;
@@ -63,7 +58,7 @@ void fd_perturb(const Tensor& w, const Tensor& w0, const Tensor& v, const Tensor
   check(r > 0, "r must be positive, got ", r);
   for_dtype(w, [&](auto zero) {
     using T = decltype(zero);
-    FdPerturbCall<T> call(w.size(0), written<T>(w), data<T>(w0), data<T>(v), data<T>(norm), static_cast<T>(r),
+    FdPerturbCall<T> call(w.size(0), written<T>(w), read<T>(w0), read<T>(v), read<T>(norm), static_cast<T>(r),
                           static_cast<T>(sign));
     run_section({call.elements()});
   });
@@ -81,8 +76,8 @@ void fd_virtual_step(const Tensor& w, const Tensor& g, const std::optional<Tenso
   }
   for_dtype(w, [&](auto zero) {
     using T = decltype(zero);
-    FdVirtualStepCall<T> call(w.size(0), written<T>(w), data<T>(g),
-                              momentum_buffer ? data<T>(*momentum_buffer) : nullptr, data<T>(scale),
+    FdVirtualStepCall<T> call(w.size(0), written<T>(w), read<T>(g),
+                              momentum_buffer ? read<T>(*momentum_buffer) : nullptr, read<T>(scale),
                               static_cast<T>(lr), static_cast<T>(momentum), static_cast<T>(weight_decay));
     run_section({call.elements()});
   });
@@ -96,7 +91,7 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
   return for_dtype(plus, [&](auto zero) {
     using T = decltype(zero);
     Tensor out = empty(plus, {plus.size(0)});
-    FdQuotientCall<T> call(plus.size(0), written<T>(out), data<T>(plus), data<T>(minus), data<T>(norm),
+    FdQuotientCall<T> call(plus.size(0), written<T>(out), read<T>(plus), read<T>(minus), read<T>(norm),
                            static_cast<T>(r));
     run_section({call.elements()});
     return out;

@@ -26,7 +26,7 @@ void check_arguments(const Tensor& out, const Tensor& a, const Tensor& b) {
 
 template <class T>
 Matrix<const T> matrix(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1)};
+  return {read<T>(t), t.stride(0), t.stride(1)};
 }
 
 void gemm_(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {

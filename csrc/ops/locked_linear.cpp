@@ -53,7 +53,7 @@ void check_distinct(const Tensor& t, const char* name) {
 
 template <class T>
 LockedLinear<T> arguments(const Sizes& s, const Tensor& x, const Tensor& mask, const Tensor& weight, const Tensor& y) {
-  const auto data = [](const Tensor& t) { return static_cast<T*>(const_cast<void*>(t.const_data_ptr())); };
+  const auto data = [](const Tensor& t) { return const_cast<T*>(read<T>(t)); };
   return {s.steps, s.batch, s.features, s.columns, data(x), {x.stride(0), x.stride(1), x.stride(2)},
           data(mask), {mask.stride(0), mask.stride(1)}, data(weight), data(y)};
 }

@@ -56,7 +56,7 @@ Tensor norm_stats(const Tensor& stats, const Tensors& running_mean, const Tensor
     using T = decltype(zero);
     const Tensor now = dense(stats);
     Tensor norm = torch::stable::new_empty(stats, {norms, 2, C});
-    const T* from = static_cast<const T*>(now.const_data_ptr());
+    const T* from = read<T>(now);
     std::vector<NormToMake<T>> each;
     for (int64_t i = 0; i < norms; ++i) {
       each.push_back({from + i * 2 * C, from + (i * 2 + 1) * C, written<T>(norm) + i * 2 * C});
@@ -86,7 +86,7 @@ Tensor norm_stats_backward(const Tensor& g_mean, const Tensor& g_zhat_mean, cons
   return for_dtype(norm, [&](auto zero) {
     using T = decltype(zero);
     Tensors kept;
-    const auto data = [&](const Tensor& t) { return static_cast<const T*>(kept.emplace_back(dense(t)).const_data_ptr()); };
+    const auto data = [&](const Tensor& t) { return read<T>(kept.emplace_back(dense(t))); };
     const T *m = data(g_mean), *r = data(g_zhat_mean), *by = data(norm), *batch = data(own);
     const T* w = weights ? data(*weights) : nullptr;
     Tensor coef = torch::stable::new_empty(norm, {norms, 4, C});

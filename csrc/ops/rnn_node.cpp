@@ -39,7 +39,7 @@ struct Given {
   Array rows(const std::optional<Tensor>& t) { return t ? rows(*t) : Array(); }
   template <class T>
   const T* all(const Tensor& t) {
-    return static_cast<const T*>(kept.emplace_back(dense(t)).const_data_ptr());
+    return read<T>(kept.emplace_back(dense(t)));
   }
   template <class T>
   RnnNodeInputs<T> inputs(const Tensor& gates, const Tensor& states, const Tensor& weights, double eps) {

@@ -113,6 +113,11 @@ inline Array array(const Tensor& t) { return view(const_cast<void*>(t.const_data
 inline Array written_array(const Tensor& t) { return view(t.mutable_data_ptr(), t); }
 
 template <class T>
+const T* read(const Tensor& t) {
+  noted(t);
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
 T* written(const Tensor& t) {
   noted(t);
   return static_cast<T*>(t.mutable_data_ptr());
