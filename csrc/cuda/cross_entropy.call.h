@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "section.h"
 
 namespace dartsfast {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "locked_linear.h"
-#include "memory.h"
+#include "device_memory.h"
 #include "section.h"
 
 namespace dartsfast {
