@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "memory.h"
+#include "device_memory.h"
 #include "moments.h"
 #include "rnn_node.h"
 #include "section.h"
