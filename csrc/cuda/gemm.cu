@@ -38,21 +38,16 @@ __global__ void __launch_bounds__(256, 2) gemm_kernel(const __grid_constant__ Ge
   T* const out = g.out.data + i * g.out.row + j;
   Tile tile;
   tile.clear();
-  T total[N][N];
-  bool add = g.accumulate;
-  if (add) {
+  BlockSums<T, N, N> sums;
+  sums.add = g.accumulate;
+  if (sums.add) {
     Tile::each([&](int r, int c, int row, int column) {
-      total[r][c] = row < a.count && column < b.count ? out[row * g.out.row + column] : T(0);
+      if (row < a.count && column < b.count) sums.total[r][c] = out[row * g.out.row + column];
     });
   }
-  tile.chain(shared, a, b, g.K, kAllRows, [&](int64_t k) {
-    if (k % kGemmDepth != 0 && k != g.K) return;
-    Tile::each([&](int r, int c, int, int) { total[r][c] = add ? total[r][c] + tile.sum[r][c] : tile.sum[r][c]; });
-    tile.clear();
-    add = true;
-  });
+  tile.chain(shared, a, b, g.K, kAllRows, [&](int64_t k) { sums.after(tile, k, g.K); });
   Tile::each([&](int r, int c, int row, int column) {
-    if (row < a.count && column < b.count) out[row * g.out.row + column] = total[r][c];
+    if (row < a.count && column < b.count) out[row * g.out.row + column] = sums.total[r][c];
   });
 }
 

@@ -141,21 +141,13 @@ __global__ void __launch_bounds__(kThreads, 2) locked_input_gradient_kernel(cons
   });
   if (j0 >= count) return;
   Square tile;
-  T total[kAlong][kAlong];
-  bool add = false;
+  BlockSums<T, kAlong, kAlong> sums;
   tile.clear();
   tile.chain(shared, StepGradients<T>{a, n, t0}, ListedWeights<T>{a, list, j0, count}, a.columns, kAllRows,
-             [&](int64_t v) {
-               if (v % kGemmDepth != 0 && v != a.columns) return;
-               Square::each([&](int r, int c, int, int) {
-                 total[r][c] = add ? total[r][c] + tile.sum[r][c] : tile.sum[r][c];
-               });
-               tile.clear();
-               add = true;
-             });
+             [&](int64_t v) { sums.after(tile, v, a.columns); });
   Square::each([&](int r, int c, int row, int column) {
     const int64_t t = t0 + row, j = j0 + column;
-    if (t < a.steps && j < count) *input(a, t, n, list[j]) = total[r][c] * factor(a, n, list[j]);
+    if (t < a.steps && j < count) *input(a, t, n, list[j]) = sums.total[r][c] * factor(a, n, list[j]);
   });
 }
 

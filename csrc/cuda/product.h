@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../alpha_softmax.h"
+#include "../gemm.h"
 #include "pack.h"
 #include "runtime.h"
 
@@ -120,5 +121,27 @@ class Product {
 };
 
 constexpr unsigned kAllRows = ~0u;
+
+// The block sums of csrc/gemm.h of a thread's results, added up in order; `add` where there was something before.
+template <class T, int R, int C>
+struct BlockSums {
+  T total[R][C];
+  bool add = false;
+
+  __device__ BlockSums() {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) total[r][c] = 0;
+    }
+  }
+  // After the products before k of K: a block's sum goes over where it ends, and the next begins.
+  __device__ void after(Product<T, R, C>& tile, int64_t k, int64_t K) {
+    if (k % kGemmDepth != 0 && k != K) return;
+    tile.each([&](int r, int c, int, int) { total[r][c] = add ? total[r][c] + tile.sum[r][c] : tile.sum[r][c]; });
+    tile.clear();
+    add = true;
+  }
+};
 
 }  // namespace dartsfast::cuda
