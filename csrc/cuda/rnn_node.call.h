@@ -31,12 +31,12 @@ class RnnNodeCall {
     const int32_t B = args_.in.B, H = args_.in.H;
     parts_ = Memory<T>(chunks(B, 1) * 2 * H);
     args_.parts = parts_.get(), args_.norm = out.stats;
-    moments_.push_back({args_.parts, 1, B, 1, H, out.stats, out.stats + H});
+    moments_.push_back({1, B, 1, H, args_.parts, out.stats, out.stats + H});
   }
   RnnNodeCall(const RnnNodeCall&) = delete;
 
   Work sums() { return work<cuda::NodeForward<T>, cuda::rnn_node_sums<T>>(args_); }
-  Work moments() { return work<cuda::ChunkMoments<T>, cuda::moments<T>>(moments_); }
+  Work moments() { return work<cuda::ChunkMoments<T>, cuda::merge_moments<T>>(moments_); }
   Work normalise() { return work<cuda::NodeForward<T>, cuda::rnn_node_normalise<T>>(args_); }
 
  private:
