@@ -57,7 +57,7 @@ def passed(output):
     return int(re.search(r"(\d+) passed", output)[1])
 
 
-def tests(library, *chosen, **environment):
+def run_tests(library, *chosen, **environment):
     """Run tests by pytest on a library; return how many passed."""
     return passed(ran(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, **environment))
 
@@ -65,13 +65,13 @@ def tests(library, *chosen, **environment):
 @pytest.mark.parametrize("files", FILES.values(), ids=FILES)
 def test_operators_have_the_oracles_bits(files):
     chosen = [str(TESTS / name) for name in files]
-    assert tests(operators.library(), *chosen, "-k", OF_THE_HOST) > 150
+    assert run_tests(operators.library(), *chosen, "-k", OF_THE_HOST) > 150
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_access_is_right_in_any_order(order):
     library = operators.library(checked=True)
-    assert tests(library, str(TESTS / "test_ops.py"), "-k", CHECKED, EMULATOR_ORDER=order) > 30
+    assert run_tests(library, str(TESTS / "test_ops.py"), "-k", CHECKED, EMULATOR_ORDER=order) > 30
 
 
 def test_iterations_have_the_bits_of_the_cpu(tmp_path):
