@@ -8,7 +8,7 @@ from op_backends import INTERPRETED, assert_agrees, native_only, needs_kernels
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import triton_ran as triton_ran
 from op_calls import ORACLES, call
-from op_cases import CASES, SMALL, VECTORS, Mix, Sampler
+from op_cases import CASES, CELLS, SMALL, VECTORS, Mix, Sampler
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops
@@ -165,6 +165,13 @@ STOCK_BACKWARD = {
 
 @pytest.mark.parametrize("case", [*CASES, *VECTORS], ids=str)
 def test_float32_agrees_with_the_oracle(case, instruction_set):
+    for name, args in case.calls(torch.float32):
+        assert_agrees(name, args)
+
+
+@native_only
+@pytest.mark.parametrize("case", CELLS, ids=str)
+def test_float32_agrees_with_the_oracle_at_the_sizes_of_cells(case, instruction_set):
     for name, args in case.calls(torch.float32):
         assert_agrees(name, args)
 
