@@ -248,7 +248,7 @@ DepthwiseAdjoint<T> depthwise_adjoint_of(const BranchConvBackward<T>& call, size
 
 template <class T>
 bool aligned(const DepthwiseAdjoint<T>& a) {
-  return a.shape.Ci % 4 == 0 && wide(a.in.x) && wide(a.dx) && wide(a.base) && wide(a.onto);
+  return wide(a.in, a.shape.Ci) && wide(a.dx) && wide(a.base) && wide(a.onto);
 }
 
 template <class T>

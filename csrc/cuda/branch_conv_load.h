@@ -48,7 +48,16 @@ __device__ __forceinline__ void store_four(const Four<T>& v, T* p) {
   }
 }
 
-// `left` channels are there, a multiple of 4 where the memory is WIDE; beyond them are zeros.
+// The same to the device's memory. Left alone, the compiler splits some of these stores.
+__device__ __forceinline__ void store_four_out(const Four<float>& v, float* p) {
+  __stcg(reinterpret_cast<float4*>(p), make_float4(v.v[0], v.v[1], v.v[2], v.v[3]));
+}
+__device__ __forceinline__ void store_four_out(const Four<double>& v, double* p) {
+  __stcg(reinterpret_cast<double2*>(p), make_double2(v.v[0], v.v[1]));
+  __stcg(reinterpret_cast<double2*>(p + 2), make_double2(v.v[2], v.v[3]));
+}
+
+// `left` channels are there, a multiple of 4 where the memory, the device's, is WIDE; beyond them are zeros.
 template <bool WIDE, class T>
 __device__ __forceinline__ Four<T> load_four(const T* p, int left) {
   if constexpr (WIDE) return left > 0 ? load_four(p) : Four<T>{};
@@ -57,7 +66,7 @@ __device__ __forceinline__ Four<T> load_four(const T* p, int left) {
 template <bool WIDE, class T>
 __device__ __forceinline__ void store_four(const Four<T>& v, T* p, int left) {
   if constexpr (WIDE) {
-    if (left > 0) store_four(v, p);
+    if (left > 0) store_four_out(v, p);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -66,21 +75,21 @@ __device__ __forceinline__ void store_four(const Four<T>& v, T* p, int left) {
   }
 }
 
-// Channels c to c + 3 of dz at output pixels.
-template <class T, bool WIDE>
+// Channels c to c + 3 of dz at output pixels; NORMED: z is there.
+template <class T, bool WIDE, bool NORMED = false>
 struct GradientChannels {
   const OutputGradient<T>& dz;
   int c, left;
   Four<T> shift, mu, r, k;
 
   __device__ __forceinline__ GradientChannels(const OutputGradient<T>& dz, int c, int Co) : dz(dz), c(c), left(Co - c) {
-    if (!dz.z.data) return;
-    const auto row = [&](int i) { return load_four<false>(dz.coef + i * dz.step + c, left); };
+    if (!NORMED && !dz.z.data) return;
+    const auto row = [&](int i) { return load_four<WIDE>(dz.coef + i * dz.step + c, left); };
     shift = row(0), mu = row(1), r = row(2), k = row(3);
   }
   __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
     const auto g = load_four<WIDE>(dz.g.at(n, y) + x * dz.g.w + c, left);
-    if (!dz.z.data) return g;
+    if (!NORMED && !dz.z.data) return g;
     const auto z = load_four<WIDE>(dz.z.at(n, y) + x * dz.z.w + c, left);
     return four<T>([&](int i) { return ((g.v[i] - shift.v[i]) - (z.v[i] - mu.v[i]) * r.v[i]) * k.v[i]; });
   }
@@ -95,7 +104,7 @@ struct InputChannels {
 
   __device__ __forceinline__ InputChannels(const Activated<T>& in, int c, int Ci) : in(in), c(c), left(Ci - c) {
     if (!in.norm) return;
-    mean = load_four<false>(in.norm + c, left), rstd = load_four<false>(in.norm + Ci + c, left);
+    mean = load_four<WIDE>(in.norm + c, left), rstd = load_four<WIDE>(in.norm + Ci + c, left);
   }
   __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
     auto v = load_four<WIDE>(in.x.at(n, y) + x * in.x.w + c, left);
@@ -124,7 +133,11 @@ bool wide(const Image<T>& a) {
 }
 template <class T>
 bool wide(const OutputGradient<T>& dz, int32_t Co) {
-  return Co % 4 == 0 && wide(dz.g) && wide(dz.z);
+  return Co % 4 == 0 && wide(dz.g) && wide(dz.z) && (!dz.coef || wide<T>(dz.coef, dz.step));
+}
+template <class T>
+bool wide(const Activated<T>& in, int32_t Ci) {
+  return Ci % 4 == 0 && wide(in.x) && wide<T>(in.norm);
 }
 
 // launch(kind, group, count) for the calls, those of a kind together.

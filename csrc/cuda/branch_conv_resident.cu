@@ -158,7 +158,7 @@ __device__ __forceinline__ void pointwise_grad(const Room<S>& room, const Place<
   const int i = threadIdx.x / across * B, o = threadIdx.x % across * B;
   float sum[B][B] = {};
   for (int y0 = 0; y0 < H; y0 += S::rows) {
-    if (at.y >= y0 && at.y < y0 + S::rows && at.y < H) {
+    if (at.y >= y0 && at.y < y0 + S::rows) {
 #pragma unroll
       for (int u = 0; u < S::U; ++u) store_four(t[u], room.t + ((at.y - y0) * S::W + at.x + u) * S::C + at.q);
     }
@@ -166,7 +166,7 @@ __device__ __forceinline__ void pointwise_grad(const Room<S>& room, const Place<
     const int rows = H - y0 < S::rows ? H - y0 : S::rows;
     for (int y = 0; y < (i < S::C ? rows : 0); ++y) {
       const float *const left = room.t + y * S::W * S::C + i, *const right = room.d + (y0 + y) * S::pitch + o;
-#pragma unroll 8
+#pragma unroll 4
       for (int x = 0; x < S::W; ++x) {
         const auto a = Pack<float, B>::load(left + x * S::C), b = Pack<float, B>::load(right + x * S::C);
 #pragma unroll
@@ -180,18 +180,30 @@ __device__ __forceinline__ void pointwise_grad(const Room<S>& room, const Place<
   for (int k = 0; k < B * B; ++k) to[(i + k / B) * S::C + o + k % B] = sum[k / B][k % B];
 }
 
+// Unrolled, places and numbers of later taps would be kept for all branches and spilled.
+template <class S>
+__device__ __forceinline__ void load_weights(const ResidentBranch& b, const Room<S>& room) {
+  const int count = b.kernel * b.kernel, c = threadIdx.x % S::C;
+#pragma unroll 1
+  for (int tap = threadIdx.x / S::C; tap < count; tap += S::threads / S::C) {
+    room.taps[tap * S::C + c] = b.taps[c * count + tap];
+  }
+#pragma unroll 1
+  for (int k = threadIdx.x; k < S::product; k += S::threads) room.product[k] = b.pointwise[k];
+}
+
 // dz of a thread's pixels to their place.
 template <class S>
 __device__ __forceinline__ void load_gradient(const OutputGradient<float>& dz, const Room<S>& room, const Place<S>& at, int n) {
-  const GradientChannels<float, true> gradient(dz, at.q, S::C);
-  // Four at a time: more would not fit registers beside the sums.
+  const GradientChannels<float, true, true> gradient(dz, at.q, S::C);
+  // Two at a time: more would not fit registers beside the sums.
 #pragma unroll 1
-  for (int first = 0; first < S::U; first += 4) {
-    Four<float> v[4];
+  for (int first = 0; first < S::U; first += 2) {
+    Four<float> v[2];
 #pragma unroll
-    for (int u = 0; u < 4; ++u) v[u] = gradient.at(n, at.y, at.x + first + u);
+    for (int u = 0; u < 2; ++u) v[u] = gradient.at(n, at.y, at.x + first + u);
 #pragma unroll
-    for (int u = 0; u < 4; ++u) store_four(v[u], room.d + at.offset() + (first + u) * S::C);
+    for (int u = 0; u < 2; ++u) store_four(v[u], room.d + at.offset() + (first + u) * S::C);
   }
 }
 
@@ -249,11 +261,12 @@ __device__ __forceinline__ void finish(const ResidentImages& a, const Room<S>& r
     }
     auto v = sum[u];
     for (const auto* image : {&a.base, &a.onto}) {
-      if (!image->data) continue;
-      const auto there = load_four(image->at(n, at.y) + (at.x + u) * image->w + at.q);
-      v = four<float>([&](int c) { return there.v[c] + v.v[c]; });
+      const bool added = image->data;
+      Four<float> there{};
+      if (added) there = load_four(image->at(n, at.y) + (at.x + u) * image->w + at.q);
+      v = four<float>([&](int c) { return added ? there.v[c] + v.v[c] : v.v[c]; });
     }
-    store_four(v, a.dx.at(n, at.y) + (at.x + u) * a.dx.w + at.q);
+    store_four<true>(v, a.dx.at(n, at.y) + (at.x + u) * a.dx.w + at.q, 4);
   }
 }
 
@@ -283,10 +296,16 @@ __device__ __forceinline__ void norm_sums(const ResidentImages& a, const Room<S>
   store_four(sum, to), store_four(product, to + S::C);
 }
 
-template <class S, bool WEIGHTS>
-__device__ __forceinline__ void branch_weights(const ResidentBranch& b, const Room<S>& room, const Place<S>& at, int H, int n,
+template <class S>
+__device__ __forceinline__ void branch_taps(const ResidentBranch& b, const Room<S>& room, int H, int n) {
+  if (!b.taps_grad) return;
+  float* const to = b.taps_grad + static_cast<int64_t>(n) * b.kernel * b.kernel * S::C;
+  each_kernel(b, [&](auto K, auto D) { taps_grad<S, decltype(K)::value, decltype(D)::value>(room, H, to); });
+}
+
+template <class S>
+__device__ __forceinline__ void branch_product(const ResidentBranch& b, const Room<S>& room, const Place<S>& at, int H, int n,
                                                bool here) {
-  if constexpr (!WEIGHTS) return;
   if (!b.pointwise_grad) return;
   Pixels<S> t = {};
   if (here) {
@@ -307,27 +326,27 @@ __global__ void __launch_bounds__(S::threads, S::blocks) resident_kernel(const _
   const Place<S> at;
   const bool here = at.y < a.H;
   load_image(a, room, at, n, here);
-  Pixels<S> sum = {};
+  // What -0 is added to keeps its bits, as the first branch must.
+  Pixels<S> sum;
+#pragma unroll
+  for (int u = 0; u < S::U; ++u) sum[u] = four<float>([](int) { return -0.f; });
   for (int i = 0; i < a.branches; ++i) {
     const ResidentBranch& b = a.branch[i];
     __syncthreads();
-    const int taps = b.kernel * b.kernel;
-    for (int k = threadIdx.x; k < taps * S::C; k += S::threads) room.taps[k] = b.taps[k % S::C * taps + k / S::C];
-    for (int k = threadIdx.x; k < S::product; k += S::threads) room.product[k] = b.pointwise[k];
+    load_weights(b, room);
     if (here) load_gradient(b.dz, room, at, n);
     __syncthreads();
-    branch_weights<S, WEIGHTS>(b, room, at, a.H, n, here);
+    if constexpr (WEIGHTS) branch_product(b, room, at, a.H, n, here);
     pointwise_adjoint(room, at, here);
     __syncthreads();
+    if constexpr (WEIGHTS) branch_taps(b, room, a.H, n);
+    if (!a.dx.data || !here) continue;
     each_kernel(b, [&](auto K, auto D) {
-      constexpr int k = decltype(K)::value, d = decltype(D)::value;
-      if (WEIGHTS && b.taps_grad) taps_grad<S, k, d>(room, a.H, b.taps_grad + static_cast<int64_t>(n) * taps * S::C);
-      if (!a.dx.data || !here) return;
       Pixels<S> v;
-      depthwise<S, k, d, true>(room.d, room, at, a.H, v);
+      depthwise<S, decltype(K)::value, decltype(D)::value, true>(room.d, room, at, a.H, v);
 #pragma unroll
       for (int u = 0; u < S::U; ++u) {
-        sum[u] = i == 0 ? v[u] : four<float>([&](int c) { return sum[u].v[c] + v[u].v[c]; });
+        sum[u] = four<float>([&](int c) { return sum[u].v[c] + v[u].v[c]; });
       }
     });
   }
@@ -386,10 +405,10 @@ bool resident(const BranchConvBackward<float>& a) {
   const bool sized = (s.Ci == 16 && s.W == 32) || (s.Ci == 32 && s.W == 16) || (s.Ci == 64 && s.W == 8);
   if (!sized || s.Co != s.Ci || s.stride != 1 || s.H > s.W || a.branches.size() > kMost) return false;
   if (!a.dx.data && !asked_for_weights(a)) return false;
-  if (!wide(a.in.x) || !wide(a.dx) || !wide(a.base) || !wide(a.onto)) return false;
+  if (!wide(a.in, s.Ci) || !wide(a.dx) || !wide(a.base) || !wide(a.onto)) return false;
   for (const auto& b : a.branches) {
     const bool known = (b.kernel == 3 || b.kernel == 5) && (b.dilation == 1 || b.dilation == 2);
-    if (!b.taps || !known || !wide(b.dz, s.Co)) return false;
+    if (!b.taps || !known || !b.dz.z.data || !wide(b.dz, s.Co)) return false;
   }
   const int bytes = s.Ci == 16 ? Size<16, 32>::bytes(true) : s.Ci == 32 ? Size<32, 16>::bytes(true) : Size<64, 8>::bytes(true);
   return bytes <= shared_limit();

@@ -173,7 +173,7 @@ void pointwise_grads(const std::vector<WeightGradient<T>>& branches, Stream stre
     if (b.pointwise_grad) asked.push_back(b);
   }
   const auto kind = [](const WeightGradient<T>& a) {
-    const bool aligned = a.shape.Ci % 4 == 0 && wide(a.in.x) && wide(a.dz, a.shape.Co);
+    const bool aligned = wide(a.in, a.shape.Ci) && wide(a.dz, a.shape.Co);
     return (a.shape.Co <= 16 ? 0 : a.shape.Co <= 32 ? 2 : 4) + (aligned ? 1 : 0);
   };
   each_kind(asked, kind, [=](int k, const Group<WeightGradient<T>>& group, int count) {
