@@ -13,10 +13,10 @@ def cross_entropy_(logits: Tensor, bias: Tensor | None, labels: Tensor, scale: f
 
     Order of operations, a row: x = logits + bias; m = maximum; e = exp(x - m), that of
     ``csrc/activations.h``; s, 32 interleaved sums of e (class mod 32), ascending, folded pairwise,
-    neighbours first; loss = log(s) - (x_label - m), the logarithm in float64 (on a GPU CUDA's, which may differ
-    from a CPU's by 1 ULP) and then rounded;
-    gradient = e * (scale / s), less ``scale`` at the label. There is no derivative: a tensor that autograd
-    follows is refused. Where there is no native extension stock functions compute the same, not to the bit.
+    neighbours first; loss = log(s) - (x_label - m), the logarithm in float64 (CUDA's own on a GPU,
+    within 1 ULP of a CPU's) and then rounded; gradient = e * (scale / s), less ``scale`` at the label. There
+    is no derivative: a tensor that autograd follows is refused. Where there is no native extension stock
+    functions compute the same, not to the bit.
 
     Args:
         logits: [R, V], contiguous, float32 or float64; its values are lost.
