@@ -17,8 +17,10 @@
 //
 // Bytes: x is read with its halo, 1.75 times in an image of 32 rows with dilation 2, 1.5 times in one of 16, once in
 // one of 8, and z written once: 5.75, 5.5 and 5 images for the ideal 5 of four branches, 1.15 times as many at most;
-// what is read again mostly comes from the second-level cache. Weights are read once a block, 5 KiB to 82 KiB, from the
-// caches. At C = 16 it is bound by memory (132 fma for 20 bytes), at C = 64 by fma (324 for 20), if loads from shared
+// what is read again mostly comes from the second-level cache. Weights are read once a block, all of them from the
+// caches but for the first blocks: 8 KiB a block at C = 16, 81 KiB, as much as the block's images, at C = 64.
+//
+// At C = 16 it is bound by memory (132 fma for 20 bytes), at C = 64 by fma (324 for 20), if loads from shared
 // memory, which take about as long as the fma of the depthwise, overlap with them.
 #include "branch_conv_tile.h"
 
