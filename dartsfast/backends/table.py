@@ -8,7 +8,7 @@ available for the device and says why it passed over others.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,7 +60,8 @@ def availability(
         return Availability(backend, False, NOT_TRACED)
     if dtype not in KERNEL_DTYPES:
         return Availability(backend, False, f"its kernels take float32 and float64, not {dtype}")
-    missing = {"cpu": native.load, "cuda": cuda.load, "triton": triton.missing}[backend]()
+    libraries: dict[str, Callable[[], str | None]] = {"cpu": native.load, "cuda": cuda.load}
+    missing = libraries.get(backend, triton.missing)()
     if missing is not None:
         return Availability(backend, False, missing)
     served = triton.DEVICES if backend == "triton" else (backend,)

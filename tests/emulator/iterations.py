@@ -1,4 +1,4 @@
-"""Iterations of small searches, run as a program: ``iterations.py FILE NETWORK...`` keeps all that they leave."""
+"""Iterations of small searches, run as a program: ``iterations.py FILE NETWORK...`` keeps what they leave."""
 
 import itertools
 import sys

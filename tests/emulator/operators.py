@@ -1,4 +1,4 @@
-"""The extension with kernels for CUDA in the place of the CPU's, emulated: a library for ``DARTSFAST_LIBRARY``.
+"""The extension with kernels for CUDA in the place of those for CPUs, emulated: for ``DARTSFAST_LIBRARY``.
 
 It has the operators that there are kernels for, and computes on tensors on the CPU.
 """
@@ -6,6 +6,7 @@ It has the operators that there are kernels for, and computes on tensors on the 
 from pathlib import Path
 
 import torch
+
 from emulator import build
 
 TORCH = Path(torch.__file__).parent

@@ -1,4 +1,4 @@
-"""The kernels for CUDA, emulated in the place of the CPU's: the tests of operators run on them, and whole iterations."""
+"""The kernels for CUDA, emulated in the extension's place: operators' tests, and whole iterations."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import build, operators
 
 from dartsfast.backends import native
+from emulator import build, operators
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
@@ -81,5 +81,5 @@ def test_iterations_have_the_bits_of_the_cpu(tmp_path):
     cpu, cuda = torch.load(wanted), torch.load(found)
     assert cpu.keys() == cuda.keys() and len(cpu) == 16
     for key, tensors in cpu.items():
-        different = [i for i, (a, b) in enumerate(zip(tensors, cuda[key], strict=True)) if not torch.equal(a, b)]
-        assert not different, key
+        pairs = enumerate(zip(tensors, cuda[key], strict=True))
+        assert not [i for i, (a, b) in pairs if not torch.equal(a, b)], key
