@@ -36,10 +36,9 @@ __global__ void __launch_bounds__(1024, 2) spilling_kernel(const float* x, float
 
 // Registers have no index that is known at run time only.
 __global__ void __launch_bounds__(kThreads) indexed_kernel(const float* x, float* y, int n, int k) {
-  float all[32];
-#pragma unroll
-  for (int i = 0; i < 32; ++i) all[i] = x[i * n + threadIdx.x];
-  y[threadIdx.x] = all[k];
+  float all[32] = {};
+  for (int i = 0; i < n; ++i) all[i * k % 32] += x[i];
+  y[threadIdx.x] = all[threadIdx.x % 32];
 }
 
 template <class T>
@@ -66,12 +65,12 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const T* x, T* y) {
 
 __global__ void unbounded_kernel(float* x) { x[threadIdx.x] = 0; }
 
-template void right_kernel<float, 4>(const float*, float*, unsigned*);
-template void right_kernel<double, 2>(const double*, double*, unsigned*);
-template void constant_kernel<float>(float*);
-template void constant_kernel<double>(double*);
-template void narrow_kernel<float, 4>(const float*, float*);
-template void narrow_kernel<double, 2>(const double*, double*);
-template void narrow_kernel<float, 1>(const float*, float*);
+template __global__ void right_kernel<float, 4>(const float*, float*, unsigned*);
+template __global__ void right_kernel<double, 2>(const double*, double*, unsigned*);
+template __global__ void constant_kernel<float>(float*);
+template __global__ void constant_kernel<double>(double*);
+template __global__ void narrow_kernel<float, 4>(const float*, float*);
+template __global__ void narrow_kernel<double, 2>(const double*, double*);
+template __global__ void narrow_kernel<float, 1>(const float*, float*);
 
 }  // namespace planted
