@@ -14,7 +14,14 @@ class UnavailableError(Exception):
     """Something cannot be run here in any way; the reason."""
 
 
-def made(to: Path, name: str, flags: list[str], inputs: list[str], watched: Iterable[Path]) -> Path:
+def made(
+    to: Path,
+    name: str,
+    flags: list[str],
+    inputs: list[str],
+    watched: Iterable[Path],
+    compiler: str = COMPILER,
+) -> Path:
     """Return what the compiler makes of ``inputs``, in ``to``, under ``name`` and a hash.
 
     Args:
@@ -23,20 +30,21 @@ def made(to: Path, name: str, flags: list[str], inputs: list[str], watched: Iter
         flags: Flags of the compiler, which are part of the hash.
         inputs: Files, and flags that name folders; not part of the hash, so that a checkout may move.
         watched: Files whose contents are part of the hash.
+        compiler: Its command.
 
     Raises:
         UnavailableError: There is no compiler.
         subprocess.CalledProcessError: It refuses the inputs; it has said why.
     """
-    if shutil.which(COMPILER) is None:
-        raise UnavailableError(f"no compiler {COMPILER}")
-    digest = hashlib.sha256(" ".join([COMPILER, *flags]).encode())
+    if shutil.which(compiler) is None:
+        raise UnavailableError(f"no compiler {compiler}")
+    digest = hashlib.sha256(" ".join([compiler, *flags]).encode())
     for path in sorted(watched):
         digest.update(path.read_bytes())
     file = to / f"{Path(name).stem}-{digest.hexdigest()[:16]}{Path(name).suffix}"
     if not file.exists():
         to.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
-        subprocess.run([COMPILER, *flags, *inputs, "-o", str(partial)], check=True)
+        subprocess.run([compiler, *flags, *inputs, "-o", str(partial)], check=True)
         os.replace(partial, file)
     return file

@@ -4,7 +4,6 @@ A row is a kernel in a case of ``variants`` on a target: registers of a thread, 
 occupancy, and accesses to global memory of less than 16 bytes; each the worst of the case's launches.
 """
 
-import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,6 @@ import triton
 from triton.errors import TritonError
 
 FILE = Path(__file__).parent / "manifests" / f"{triton.__version__}.json"
-REGISTER_SLACK = 8
 WORKERS = 2
 TOGETHER = 16  # variants that share a job
 
@@ -100,37 +98,6 @@ def configurations(examined, target):
     return {one for result in results for found in result.values() for one in found.configurations}
 
 
-def worse(found, known):
-    """Return in what rows of ``found`` need more than those of ``known``, or are not there."""
-    names = ("registers", "bytes of shared memory", "occupancy", "narrow accesses")
-    complaints = [f"{key} is no longer compiled" for key in known.keys() - found.keys()]
-    for key, targets in found.items():
-        for target, row in targets.items():
-            before = known.get(key, {}).get(target)
-            if before is None:
-                complaints.append(f"{key} on {target} is not in the manifest")
-                continue
-            limits = before[0] + REGISTER_SLACK, before[1], -before[2], before[3]
-            values = row[0], row[1], -row[2], row[3]
-            complaints += [
-                f"{key} on {target}: {name} {before[i]} before, {row[i]} now"
-                for i, name in enumerate(names)
-                if values[i] > limits[i]
-            ]
-    return complaints
-
-
-def read():
-    """Return the rows of the manifest of this version of Triton, ``None`` where there is none."""
-    return json.loads(FILE.read_text()) if FILE.exists() else None
-
-
-def write(rows):
-    """Write the manifest, one line a row."""
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
-    FILE.write_text(f"{{\n{lines}\n}}\n")
-
-
 def _worst(a, b):
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
 
@@ -138,12 +105,7 @@ def _worst(a, b):
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from manifest import examine_all as examine_all_importable  # workers import it by this name
+    from needs import compare
 
     found = table(examine_all_importable())
-    known = read()
-    if known is None:
-        print(f"there is no manifest of Triton {triton.__version__}")
-    else:
-        print("\n".join(worse(found, known)) or "nothing needs more than before")
-    if "--write" in sys.argv:
-        write(found)
+    compare(found, FILE, "--write" in sys.argv)

@@ -15,6 +15,7 @@ if triton.knobs.runtime.interpret:
 import configurations
 import dartsfast.kernels
 import manifest
+import needs
 import toys
 from aot import LARGE, TARGETS, compiled, launched
 from dartsfast.kernels import rnn_node
@@ -91,10 +92,10 @@ def test_kernels_do_nothing_that_is_forbidden(examined):
 
 
 def test_kernels_need_no_more_than_the_manifest_says(examined):
-    known = manifest.read()
+    known = needs.read(manifest.FILE)
     if known is None:
         pytest.skip(f"no figures of Triton {triton.__version__}: tests/triton_ladder/manifest.py writes them")
-    found = manifest.worse(manifest.table(examined), known)
+    found = needs.worse(manifest.table(examined), known)
     assert not found, "\n".join(found)
 
 
@@ -144,7 +145,7 @@ def test_kernels_are_read_one_by_one(target):
     """The disassembler gets several at a time: none may be taken for its neighbour."""
     kernels = [toy(toys.double_kernel, target, BLOCK=1024), toy(toys.atomic_kernel, target, BLOCK=1024)]
     assert usages(kernels) == [*usages(kernels[:1]), *usages(kernels[1:])]
-    assert [used.atomics > 0 for used in usages([*kernels, kernels[0]])] == [False, True, False]
+    assert [bool(used.atomics) for used in usages([*kernels, kernels[0]])] == [False, True, False]
 
 
 def test_the_driver_is_put_back():
@@ -174,10 +175,10 @@ def test_occupancy(target, warps, registers, shared, share):
 
 def test_a_manifest_tells_what_got_worse():
     known = {"a": {"sm_80": [32, 0, 1.0, 4]}, "b": {"sm_80": [32, 0, 1.0, 4]}}
-    assert manifest.worse(known, known) == []
-    assert manifest.worse({"a": {"sm_80": [40, 0, 1.0, 0]}}, {"a": known["a"]}) == []
+    assert needs.worse(known, known) == []
+    assert needs.worse({"a": {"sm_80": [40, 0, 1.0, 0]}}, {"a": known["a"]}) == []
     found = {"a": {"sm_80": [41, 16, 0.75, 5], "sm_90": [32, 0, 1.0, 4]}}
-    assert manifest.worse(found, known) == [
+    assert needs.worse(found, known) == [
         "b is no longer compiled",
         "a on sm_80: registers 32 before, 41 now",
         "a on sm_80: bytes of shared memory 0 before, 16 now",

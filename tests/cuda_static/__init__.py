@@ -1,0 +1,140 @@
+"""Compiles CUDA C++ for GPUs that are not here, and reads what its kernels need and do from the machine code.
+
+A template that no launcher uses is not compiled: ``declared`` says what sources have.
+"""
+
+import fcntl
+import os
+import re
+import runpy
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import compiling
+import nvidia_code
+from nvidia_code import Usage
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+TO = ROOT / "build" / "cuda_static"
+SOURCES = sorted(CSRC.glob("cuda/*.cu"))
+TARGETS = ("sm_80", "sm_90")
+NVCC = str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc") if "CUDA_HOME" in os.environ else "nvcc"
+FLAGS = runpy.run_path(str(ROOT / "setup.py"))["NVCC"]
+COMPILERS = 2  # at a time
+
+IN_DOUBLE = {"fd_norm_kernel", "fd_norm_finish_kernel"}
+"""Kernels of floats that work in double: the sum of millions of squares."""
+NOT_INTEGER = ("F16", "BF16", "F32", "F64", "CAS")  # float addition in shared memory is a loop of CAS
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's machine code for a target, read."""
+
+    name: str  # mixed_sum_kernel<float, 4>
+    target: str
+    threads: int | None  # of a block, at most; None without __launch_bounds__
+    usage: Usage
+
+    @property
+    def template(self):
+        """The name without template arguments."""
+        return self.name.partition("<")[0]
+
+    def complaints(self, parameters):
+        """Return what is wrong; ``parameters`` are the names of the template's, as ``declared`` says them."""
+        used = self.usage
+        in_double = self.template in IN_DOUBLE or "double" in self.name
+        wide = any(16 in widths for widths in (used.loads, used.stores))
+        atomics = [name for name in used.atomics if _of_floats(name)]
+        wrong = {
+            "no __launch_bounds__": self.threads is None,
+            f"{used.spills} spills": used.spills,
+            f"{used.stack} bytes of stack": used.stack,
+            f"{used.double} float64 instructions": used.double and not in_double,
+            f"atomics that are not of integers: {', '.join(atomics)}": atomics,
+            "no access of 16 bytes": self._is_wide(parameters) and not wide,
+        }
+        return [f"{self.name} on {self.target}: {what}" for what in wrong if wrong[what]]
+
+    def _is_wide(self, parameters):
+        """Whether the arguments say so: T and V are of a ``Pack<T, V>`` of 16 bytes, or WIDE is true."""
+        inner = re.findall(r"(?:[^<>,]|<[^<>]*>)+", self.name.partition("<")[2][:-1])
+        given = dict(zip(parameters, map(str.strip, inner), strict=True))
+        packed = (given.get("T"), given.get("V")) in {("float", "4"), ("double", "2")}
+        return packed or given.get("WIDE") == "true"
+
+
+def release():
+    """Return nvcc's release, such as ``13.0``.
+
+    Raises:
+        compiling.UnavailableError: There is no nvcc.
+    """
+    try:
+        text = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise compiling.UnavailableError(f"no compiler {NVCC}") from error
+    return re.search(r"release ([\d.]+)", text)[1]
+
+
+def declared(sources):
+    """Return {kernel: names of its template's parameters} of sources."""
+    found = {}
+    for source in sources:
+        text = source.read_text().replace("template __global__", "")  # instantiations
+        kernels = re.findall(r"(?:template <([^;{}]*)>\s*)?__global__[^;{}]*?\b(\w+_kernel)\(", text)
+        assert len(kernels) == text.count("__global__"), f"{source.name}: names of kernels end in _kernel"
+        found.update({name: re.findall(r"(\w+)(?:,|$)", parameters) for parameters, name in kernels})
+    return found
+
+
+def compiled(source, target):
+    """Return the cubin of a source, compiled with the flags of the build."""
+    flags = [*FLAGS, f"-arch={target}", "-cubin"]
+    inputs = [f"-I{CSRC / 'cuda'}", str(source)]
+    watched = [source, *CSRC.rglob("*.h")]
+    name = f"{source.stem}-{target}.cubin"
+    return compiling.made(TO / release(), name, flags, inputs, watched, NVCC).read_bytes()
+
+
+def read(cubin, target):
+    """Return the kernels of a cubin."""
+    codes = nvidia_code.codes(cubin)
+    needs = nvidia_code.resources(cubin, target)
+    operations = nvidia_code.operations(codes.values(), target)
+    kernels = []
+    for name, mangled, done in zip(_demangled(codes), codes, operations, strict=True):
+        threads, need = nvidia_code.max_threads(cubin, mangled), needs[mangled]
+        warps = -(-(threads or 1024) // 32)
+        kernels.append(
+            Kernel(name, target, threads, nvidia_code.usage(target, warps, need["SHARED"], need, done))
+        )
+    return kernels
+
+
+def examined(sources=SOURCES):
+    """Return the kernels of sources for all targets, the dearest source first."""
+    TO.mkdir(parents=True, exist_ok=True)
+    sources = sorted(sources, key=lambda source: -source.stat().st_size)
+    jobs = [(source, target) for source in sources for target in TARGETS]
+    # Another process of the tests may be at it.
+    with open(TO / "lock", "w") as lock, ThreadPoolExecutor(COMPILERS) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = list(pool.map(lambda job: read(compiled(*job), job[1]), jobs))
+    return [kernel for kernels in results for kernel in kernels]
+
+
+def _of_floats(operation):
+    return any(part.startswith(NOT_INTEGER) for part in operation.split("."))
+
+
+def _demangled(names):
+    """Return the names of kernels with short template arguments, without namespaces and arguments."""
+    lines = subprocess.run(
+        ["c++filt", "--no-params"], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout
+    return re.sub(r"\(anonymous namespace\)::|\b\w+::", "", lines).replace(" >", ">").splitlines()
