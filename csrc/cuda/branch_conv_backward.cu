@@ -29,7 +29,8 @@ struct PointwiseAdjoint {
 
 // CT input channels by PT pixels of an image.
 template <class T, int CT, bool WIDE>
-__global__ void __launch_bounds__(kThreads) pointwise_adjoint_kernel(const __grid_constant__ Group<PointwiseAdjoint<T>> group) {
+__global__ void __launch_bounds__(kThreads)
+    pointwise_adjoint_kernel(const __grid_constant__ Group<PointwiseAdjoint<T>> group) {
   constexpr int PT = kThreads * 16 / CT, ROWS = PT / 4;
   __shared__ __align__(16) T left[PT * kPitch], right[kSlice * CT];
   const PointwiseAdjoint<T>& a = group.member[blockIdx.z];
