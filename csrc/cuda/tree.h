@@ -23,7 +23,7 @@ struct Sums {
 template <class T>
 struct Spread {
   T mean, squares;
-  int64_t pixels;
+  uint32_t pixels;  // of more there would be spills
 };
 
 // How many pixels the chunks before one have, image after image.
@@ -49,11 +49,11 @@ struct Moments {
   __device__ Value load(int64_t i, int64_t span) const {
     const int64_t first = i * span, end = first + span < all ? first + span : all;
     const T* p = data + i * step;
-    return {p[0], p[apart], chunks.before(end) - chunks.before(first)};
+    return {p[0], p[apart], static_cast<uint32_t>(chunks.before(end) - chunks.before(first))};
   }
   __device__ void store(int64_t i, const Value& v) const { data[i * step] = v.mean, data[i * step + apart] = v.squares; }
   __device__ static Value join(const Value& a, const Value& b) {
-    const int64_t pixels = a.pixels + b.pixels;
+    const uint32_t pixels = a.pixels + b.pixels;
     const T share = static_cast<T>(b.pixels) / static_cast<T>(pixels), w = static_cast<T>(a.pixels) * share;
     const T d = b.mean - a.mean;
     return {fused(d, share, a.mean), fused(d * d, w, a.squares + b.squares), pixels};

@@ -25,7 +25,7 @@ NVCC = str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc") if "CUDA_HOME" in os.
 FLAGS = runpy.run_path(str(ROOT / "setup.py"))["NVCC"]
 COMPILERS = 2  # at a time
 
-IN_DOUBLE = {"fd_norm_kernel", "fd_norm_finish_kernel"}
+IN_DOUBLE = {"fd_norm_kernel", "fd_norm_finish_kernel", "losses_kernel"}
 """Kernels of floats that work in double: the sum of millions of squares."""
 NOT_INTEGER = ("F16", "BF16", "F32", "F64", "CAS")  # float addition in shared memory is a loop of CAS
 

@@ -1,7 +1,7 @@
 """What every CUDA C++ kernel needs, kept by nvcc's release: ``python tests/cuda_static/manifest.py --write``.
 
 Rows are those of ``needs``. Occupancy is by registers and static shared memory, for a block of as many
-threads as ``__launch_bounds__`` grants: machine code does not say what dynamic shared memory a launch asks for.
+threads as ``__launch_bounds__`` grants: machine code does not say what dynamic shared memory there will be.
 """
 
 import sys
