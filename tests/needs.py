@@ -43,4 +43,5 @@ def compare(found, file, write):
         print("\n".join(worse(found, known)) or "nothing needs more than before")
     if write:
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found))
+        file.parent.mkdir(exist_ok=True)
         file.write_text(f"{{\n{lines}\n}}\n")
