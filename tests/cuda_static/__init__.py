@@ -48,7 +48,6 @@ class Kernel:
         """Return what is wrong; ``parameters`` are the names of the template's, as ``declared`` says them."""
         used = self.usage
         in_double = self.template in IN_DOUBLE or "double" in self.name
-        wide = any(16 in widths for widths in (used.loads, used.stores))
         atomics = [name for name in used.atomics if _of_floats(name)]
         wrong = {
             "no __launch_bounds__": self.threads is None,
@@ -56,16 +55,22 @@ class Kernel:
             f"{used.stack} bytes of stack": used.stack,
             f"{used.double} float64 instructions": used.double and not in_double,
             f"atomics that are not of integers: {', '.join(atomics)}": atomics,
-            "no access of 16 bytes": self._is_wide(parameters) and not wide,
+            **self._narrow(parameters),
         }
         return [f"{self.name} on {self.target}: {what}" for what in wrong if wrong[what]]
 
-    def _is_wide(self, parameters):
-        """Whether the arguments say so: T and V are of a ``Pack<T, V>`` of 16 bytes, or WIDE is true."""
+    def _narrow(self, parameters):
+        """Return where accesses of 16 bytes are missing: a ``Pack<T, V>`` of that size is loaded and stored,
+        and a kernel with WIDE loads rows at least.
+        """
         inner = re.findall(r"(?:[^<>,]|<[^<>]*>)+", self.name.partition("<")[2][:-1])
         given = dict(zip(parameters, map(str.strip, inner), strict=True))
-        packed = (given.get("T"), given.get("V")) in {("float", "4"), ("double", "2")}
-        return packed or given.get("WIDE") == "true"
+        packs = (given.get("T"), given.get("V")) in {("float", "4"), ("double", "2")}
+        used = self.usage
+        return {
+            "no load of 16 bytes": (packs or given.get("WIDE") == "true") and 16 not in used.loads,
+            "no store of 16 bytes": packs and 16 not in used.stores,
+        }
 
 
 def release():

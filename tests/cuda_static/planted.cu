@@ -63,6 +63,11 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const T* x, T* y) {
   for (int k = 0; k < V; ++k) y[threadIdx.x * V + k] = x[threadIdx.x * V + k] + T(1);
 }
 
+template <class T, bool WIDE>
+__global__ void __launch_bounds__(kThreads) wide_kernel(const T* x, T* y) {
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
 __global__ void unbounded_kernel(float* x) { x[threadIdx.x] = 0; }
 
 template __global__ void right_kernel<float, 4>(const float*, float*, unsigned*);
@@ -72,5 +77,7 @@ template __global__ void constant_kernel<double>(double*);
 template __global__ void narrow_kernel<float, 4>(const float*, float*);
 template __global__ void narrow_kernel<double, 2>(const double*, double*);
 template __global__ void narrow_kernel<float, 1>(const float*, float*);
+template __global__ void wide_kernel<float, true>(const float*, float*);
+template __global__ void wide_kernel<float, false>(const float*, float*);
 
 }  // namespace planted

@@ -64,8 +64,10 @@ def test_kernels_need_no_more_than_the_manifest_says(kernels):
         ("constant_kernel<float>", "float64 instructions"),
         ("atomic_kernel", "atomics that are not of integers"),
         ("shared_atomic_kernel", "atomics that are not of integers"),
-        ("narrow_kernel<float, 4>", "no access of 16 bytes"),
-        ("narrow_kernel<double, 2>", "no access of 16 bytes"),
+        ("narrow_kernel<float, 4>", "no load of 16 bytes"),
+        ("narrow_kernel<float, 4>", "no store of 16 bytes"),
+        ("narrow_kernel<double, 2>", "no load of 16 bytes"),
+        ("wide_kernel<float, true>", "no load of 16 bytes"),
         ("unbounded_kernel", "no __launch_bounds__"),
     ],
 )
@@ -79,6 +81,7 @@ RIGHT = {
     "right_kernel<double, 2>",
     "constant_kernel<double>",
     "narrow_kernel<float, 1>",
+    "wide_kernel<float, false>",
 }
 
 
