@@ -12,7 +12,17 @@ struct alignas(N * sizeof(T)) Pack {
   T v[N];
 
   __device__ static Pack load(const T* p) { return *reinterpret_cast<const Pack*>(p); }
-  __device__ void store(T* p) const { *reinterpret_cast<Pack*>(p) = *this; }
+  __device__ void store(T* p) const {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(Pack) == sizeof(uint4)) {
+      uint4 bits;
+      memcpy(&bits, v, sizeof bits);
+      __stwb(reinterpret_cast<uint4*>(p), bits);  // an assignment may be made number by number
+      return;
+    }
+#endif
+    *reinterpret_cast<Pack*>(p) = *this;
+  }
   __device__ static Pack zero() {
     Pack p;
     for (int i = 0; i < N; ++i) p.v[i] = 0;
