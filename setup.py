@@ -22,7 +22,7 @@ ARCHITECTURES = "8.0;9.0+PTX"  # of GPUs, where none is at hand to ask
 # No contraction and no fast-math: the order of operations is part of each op's contract.
 # Python's own flags ask for symbols: the library would be nine times as large.
 LANGUAGE = ["-std=c++20", "-fvisibility=hidden", "-g0", "-Wall", "-ffp-contract=off"]
-NVCC = ["-std=c++20", "-O3", "-fmad=false"]  # what becomes of kernels for GPUs depends on
+NVCC = ["-std=c++20", "-O3", "-fmad=false"]  # tests compile kernels with these, too
 MACROS = [("TORCH_TARGET_VERSION", "0x020b000000000000"), ("Py_LIMITED_API", "0x030A0000")]
 
 

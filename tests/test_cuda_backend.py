@@ -51,6 +51,7 @@ def test_what_is_missing_is_said(built, monkeypatch):
     cuda.load.cache_clear()
     monkeypatch.setattr(cuda, "LIBRARY", cuda.LIBRARY.with_name("nothing"))
     assert "DARTSFAST_BUILD=cuda" in availability("cuda").reason
+    assert "cuda" not in [found.backend for found in candidates("cuda")]  # so that auto says nothing of it
     monkeypatch.setenv("DARTSFAST_BACKEND", "cuda")
     cuda.load.cache_clear()
     with pytest.raises(InputError, match="DARTSFAST_BACKEND=cuda cannot be had: its kernels were not built"):

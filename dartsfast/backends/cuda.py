@@ -18,6 +18,11 @@ LIBRARY = Path(__file__).parents[1] / "_cuda.abi3.so"
 CHOICES = ("cuda", "triton")
 
 
+def built() -> bool:
+    """Whether the library is there: who installs without it has not asked for it."""
+    return LIBRARY.exists()
+
+
 @functools.cache
 def load() -> str | None:
     """Load the library once; return None, or why it cannot be used.
@@ -37,7 +42,7 @@ def load() -> str | None:
 
 
 def _load() -> str | None:
-    if not LIBRARY.exists():
+    if not built():
         return "its kernels were not built: `DARTSFAST_BUILD=cuda` builds them, with nvcc"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "no NVIDIA GPU is at hand"

@@ -118,9 +118,12 @@ def pretending(backend: str) -> Iterator[None]:
 
 
 def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -> list[Availability]:
-    """Return the backends that ``auto`` considers for ``device``, the one it would rather take first."""
+    """Return the backends that ``auto`` considers for ``device``, the one it would rather take first.
+
+    Not ``cuda`` where nobody had it built.
+    """
     names = PREFERENCE.get(torch.device(device).type, ("reference",))
-    return [availability(name, device, dtype) for name in names]
+    return [availability(name, device, dtype) for name in names if name != "cuda" or cuda.built()]
 
 
 def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtype | None:
