@@ -42,7 +42,7 @@ def native(cpp_extension, optional):
     return cpp_extension.CppExtension(
         "dartsfast._C",
         sources("ops/*.cpp", "cpu/*.cpp"),
-        depends=sources("**/*.[hi]*"),
+        depends=sources("**/*.[hi]*", "cuda/*.c*"),  # the latter for source distributions
         include_dirs=[str(ROOT / "csrc/cpu")],  # where the operators find their kernels
         extra_compile_args=[*LANGUAGE, *level],
         extra_link_args=checks,
