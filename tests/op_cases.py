@@ -373,18 +373,6 @@ NORMS = (
     Norms(3, 576, moved=False, pixels=1),
     Norms(9, 48, 1.0, pixels=2**25 + 1),
 )
-# Sizes of the paper's cells, for which there are kernels of their own: an edge, and what there may be of one.
-CELLS = (
-    Conv(1, 16, 32, 16, 16, 1, EDGE, False, True),
-    Conv(2, 8, 32, 16, 16, 1, ((5, 1),), True, True),
-    Conv(1, 8, 32, 16, 16, 1, ((5, 2), (3, 2)), True, False),
-    Conv(1, 16, 16, 32, 32, 1, EDGE, True, True),
-    Conv(2, 8, 16, 32, 32, 1, ((3, 1),), True, True),
-    Conv(1, 8, 16, 32, 32, 1, ((3, 2), (3, 2), (5, 1)), False, True),
-    Conv(2, 8, 8, 64, 64, 1, EDGE, False, True),
-    Conv(1, 16, 8, 64, 64, 1, ((3, 1), (5, 1)), True, True),
-    Conv(2, 8, 8, 64, 64, 1, ((5, 2),), True, False),
-)
 CASES = (*CONVS, *POOLS, *MIXES, *ALPHAS, *NODES)
 # Few elements, every option: for checks that call an operator many times.
 SMALL = (
