@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "order.h"
+#include "storage.h"
 
 namespace dartsfast {
 
@@ -13,6 +14,7 @@ namespace dartsfast {
 struct Array {
   void* data = nullptr;
   int64_t dim = 0, size[5] = {}, stride[5] = {};
+  Storage storage = Storage::own;
 };
 
 // Dense memory of these sizes.
@@ -29,6 +31,12 @@ template <class T>
 Image<T> image(const Array& a) {
   // The stride of a dimension of size 1 says nothing: where rows are one pixel, they are the pixels' pitch.
   return {static_cast<T*>(a.data), a.stride[0], a.stride[1], a.stride[a.size[2] == 1 ? 1 : 2]};
+}
+
+// The same where it may be stored in 16 bits.
+inline StoredImage stored_image(const Array& a) {
+  const Image<void> i = image<void>(a);
+  return {i.data, i.n, i.h, i.w, a.storage};
 }
 
 // Where mean and biased variance [C] of an image are written; null: nowhere.

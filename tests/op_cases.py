@@ -308,6 +308,18 @@ CONVS = (
     Conv(2, 6, 1, 5, 12, 1, EDGE, True, True, "transposed"),
     Conv(1, 6, 66, 4, 16, 2, ((7, 2), (15, 1), (3, 16)), False, True, "slice"),
 )
+# Sizes of the paper's cells, for which there are kernels of their own: an edge, and what there may be of one.
+CELLS = (
+    Conv(1, 16, 32, 16, 16, 1, EDGE, False, True),
+    Conv(2, 8, 32, 16, 16, 1, ((5, 1),), True, True),
+    Conv(1, 8, 32, 16, 16, 1, ((5, 2), (3, 2)), True, False),
+    Conv(1, 16, 16, 32, 32, 1, EDGE, True, True),
+    Conv(2, 8, 16, 32, 32, 1, ((3, 1),), True, True),
+    Conv(1, 8, 16, 32, 32, 1, ((3, 2), (3, 2), (5, 1)), False, True),
+    Conv(2, 8, 8, 64, 64, 1, EDGE, False, True),
+    Conv(1, 16, 8, 64, 64, 1, ((3, 1), (5, 1)), True, True),
+    Conv(2, 8, 8, 64, 64, 1, ((5, 2),), True, False),
+)
 POOLS = (
     Pool(1, 1, 1, 5, 2),
     Pool(2, 7, 5, 12, 1, "nchw"),

@@ -157,11 +157,12 @@ def test_statistics_by_hand():
     assert found == Cost(4 * (12 + 12 + 2), 4 * 24, 24)
 
 
+@pytest.mark.parametrize("stored", [None, torch.bfloat16])
 @pytest.mark.parametrize("native", [True, False])
-def test_memory_of_a_program_by_hand(native):
+def test_memory_of_a_program_by_hand(native, stored):
     slot = Given()
     new = lambda C, place, dtype=None: slot(1, 8, 8, C, place=place, dtype=dtype)  # noqa: E731
-    x, kept = new(2, Place.GIVEN), new(2, Place.KEPT, None if native else torch.bfloat16)
+    x, kept = new(2, Place.GIVEN), new(2, Place.KEPT, stored)
     first, second, third = (new(C, Place.TEMPORARY) for C in (2, 2, 2))
     out = new(2, Place.RETURNED)
     for one in (
@@ -173,7 +174,7 @@ def test_memory_of_a_program_by_hand(native):
     ):
         slot.program.section([one])
     # Two of the three live at a time.
-    assert memory(slot.program, torch.float32, native=native) == (128 * (4 if native else 2), 2 * 128 * 4)
+    assert memory(slot.program, torch.float32, native=native) == (128 * (2 if stored else 4), 2 * 128 * 4)
 
 
 def test_words_name_slots_and_parts():
@@ -325,7 +326,7 @@ def test_half_precision_is_explained_without_a_gpu():
     [
         (["--backend", "reference"], "backend 'reference' has no programs to explain: choose cpu or triton"),
         (["--backend", "cuda"], "backend 'cuda' has no programs"),
-        (["--backend", "cpu", "--storage_dtype", "bfloat16"], "needs the triton backend"),
+        (["--backend", "cpu", "--storage_dtype", "bfloat16"], "needs the backend cuda or triton"),
         (["--backend", "cpu", "-v", "3"], "there is no cell 3 with programs"),
         (["--backend", "cpu", "-v", "-1"], "there is no cell -1 with programs"),
         (["--backend", "cpu", "--primitives", "nope"], "unknown primitive 'nope'"),

@@ -8,7 +8,7 @@ from op_backends import INTERPRETED, assert_agrees, native_only, needs_kernels
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import triton_ran as triton_ran
 from op_calls import ORACLES, call
-from op_cases import CASES, EDGE, SMALL, VECTORS, Conv, Mix, Sampler
+from op_cases import CASES, CELLS, SMALL, VECTORS, Mix, Sampler
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops
@@ -167,20 +167,6 @@ STOCK_BACKWARD = {
 def test_float32_agrees_with_the_oracle(case, instruction_set):
     for name, args in case.calls(torch.float32):
         assert_agrees(name, args)
-
-
-# Sizes of the paper's cells, for which there are kernels of their own: an edge, and what there may be of one.
-CELLS = (
-    Conv(1, 16, 32, 16, 16, 1, EDGE, False, True),
-    Conv(2, 8, 32, 16, 16, 1, ((5, 1),), True, True),
-    Conv(1, 8, 32, 16, 16, 1, ((5, 2), (3, 2)), True, False),
-    Conv(1, 16, 16, 32, 32, 1, EDGE, True, True),
-    Conv(2, 8, 16, 32, 32, 1, ((3, 1),), True, True),
-    Conv(1, 8, 16, 32, 32, 1, ((3, 2), (3, 2), (5, 1)), False, True),
-    Conv(2, 8, 8, 64, 64, 1, EDGE, False, True),
-    Conv(1, 16, 8, 64, 64, 1, ((3, 1), (5, 1)), True, True),
-    Conv(2, 8, 8, 64, 64, 1, ((5, 2),), True, False),
-)
 
 
 @native_only

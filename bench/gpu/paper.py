@@ -22,6 +22,7 @@ from bench.gpu.stage import Check
 from bench.peers import Iteration, Peer, Workload
 from bench.timing import interleaved
 from bench.workloads import WORKLOADS
+from dartsfast.backends.table import STORING
 from dartsfast.errors import InputError
 
 REPEATS = 3
@@ -45,7 +46,7 @@ def ways(network: str, ours: str) -> dict[str, Way]:
         "reference": Way(Peer("reference")),
     }
     if network == "cnn":
-        half = Peer(ours, storage=torch.bfloat16 if ours == "triton" else None)
+        half = Peer(ours, storage=torch.bfloat16 if ours in STORING else None)
         found["ours bf16 storage"] = Way(half, eager=False)
         found["reference channels_last bf16 autocast"] = Way(
             Peer("reference", channels_last=True), autocast=True

@@ -155,7 +155,8 @@ Workspace::~Workspace() {
   all.idle.emplace(bytes_, data_);
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype) {
+  if (dtype && *dtype != like.scalar_type()) return torch::stable::new_empty(like, sizes, dtype);
   size_t count = 1;
   std::vector<int64_t> strides(sizes.size());
   for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = static_cast<int64_t>(count);

@@ -2,14 +2,15 @@
 // every iteration, which costs a general allocator page faults and fragments it to twice what is in use.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "../ops/tensors.h"
 
 namespace dartsfast {
 
-// An uninitialised tensor with the dtype and device of `like`.
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes);
+// An uninitialised tensor on the device of `like`, of its dtype unless another is given.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype = {});
 
 // Uninitialised memory for as long as a call runs, which the next call uses again: it grows to the most that one
 // needed, and is given back to the system with the rest by empty_cache.

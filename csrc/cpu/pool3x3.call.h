@@ -21,9 +21,9 @@ Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
 template <class T>
 class Pool3x3Call {
  public:
-  Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<Moments<T>>& stats)
+  Pool3x3Call(const Array& x, int64_t stride, const Both<Array>& z, const Both<Moments<T>>& stats)
       : args_(pool3x3_arguments<T>(x, stride)), parts_(memory<T>(2 * part())), stats_(stats) {
-    for (int half = 0; half < 2; ++half) args_.z[half] = z[half];
+    for (int half = 0; half < 2; ++half) args_.z[half] = static_cast<T*>(z[half].data);
     args_.moments = parts_.get();
   }
   Pool3x3Call(const Pool3x3Call&) = delete;

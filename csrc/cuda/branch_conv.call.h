@@ -21,7 +21,7 @@ class BranchConvCall {
     cuda::BranchConv<T>& a = args_;
     a.N = in.x.size[0], a.H = in.x.size[1], a.W = in.x.size[2], a.Ci = in.x.size[3], a.Co = in.pointwise[0].size[0];
     a.stride = in.stride, a.Ho = (a.H - 1) / a.stride + 1, a.Wo = (a.W - 1) / a.stride + 1;
-    a.relu = in.relu, a.x = image<const T>(in.x), a.norm = static_cast<const T*>(in.norm.data);
+    a.relu = in.relu, a.x = stored_image(in.x), a.norm = static_cast<const T*>(in.norm.data);
     const int64_t branches = static_cast<int64_t>(z.size()), part = a.N * chunks(a.Ho, a.Wo) * 2 * a.Co;
     parts_ = Memory<T>(branches * part);
     for (int64_t b = 0; b < branches; ++b) {
@@ -30,7 +30,7 @@ class BranchConvCall {
         branch.kernel = in.depthwise[b].size[2], branch.dilation = in.dilation[b];
         branch.taps = static_cast<const T*>(in.depthwise[b].data);
       }
-      branch.z = static_cast<T*>(z[b].data), branch.z_pitch = image<T>(z[b]).w;
+      branch.z = z[b].data, branch.z_pitch = image<T>(z[b]).w, branch.z_storage = z[b].storage;
       if (stats[b].mean || stats[b].variance) {
         branch.parts = parts_.get() + b * part;
         moments_.push_back({a.N, a.Ho, a.Wo, a.Co, branch.parts, stats[b].mean, stats[b].variance});

@@ -15,7 +15,7 @@
 
 #include "branch_conv_tile.h"
 #include "group.h"
-#include "pack.h"
+#include "stored.h"
 #include "../alpha_softmax.h"
 
 namespace dartsfast::cuda {
@@ -28,10 +28,11 @@ template <class T>
 struct Single {
   int32_t N, H, W, Ci, Co, Ho, Wo, stride, kernel, dilation;
   bool relu, wide_z;
-  Image<const T> x;
+  StoredImage x;
   const T *norm, *taps, *pointwise;
-  T* z;
+  void* z;
   int64_t z_pitch;
+  Storage z_storage;
   T* parts;
 };
 
@@ -48,35 +49,9 @@ struct Places {
   }
 };
 
-// Four elements on a multiple of 16 bytes.
-template <class T>
-struct Quad {
-  T v[kQuad];
-
-  __device__ static Quad load(const T* p) {
-    Quad q;
-#pragma unroll
-    for (int k = 0; k < kQuad; k += kWide<T>) {
-      const auto part = Pack<T, kWide<T>>::load(p + k);
-#pragma unroll
-      for (int i = 0; i < kWide<T>; ++i) q.v[k + i] = part.v[i];
-    }
-    return q;
-  }
-  __device__ void store(T* p) const {
-#pragma unroll
-    for (int k = 0; k < kQuad; k += kWide<T>) {
-      Pack<T, kWide<T>> part;
-#pragma unroll
-      for (int i = 0; i < kWide<T>; ++i) part.v[i] = v[k + i];
-      part.store(p + k);
-    }
-  }
-};
-
 template <class T>
 struct Outputs {
-  Quad<T> pixel[kQuad];
+  Pack<T, kQuad> pixel[kQuad];
 };
 
 // The chunk of a block: `pixels` output pixels of image n from row y on.
@@ -89,15 +64,16 @@ struct Chunk {
 template <class T, int V>
 struct Input {
   const Single<T>& a;
+  Storage as;
   int32_t n, c;
   Pack<T, V> mean, rstd;
 
-  __device__ Input(const Single<T>& a, int32_t n, int32_t c) : a(a), n(n), c(c), mean{}, rstd{} {
+  __device__ Input(const Single<T>& a, Storage as, int32_t n, int32_t c) : a(a), as(as), n(n), c(c), mean{}, rstd{} {
     if (a.norm) mean = Pack<T, V>::load(a.norm + c), rstd = Pack<T, V>::load(a.norm + a.Ci + c);
   }
   __device__ Pack<T, V> at(int32_t y, int32_t x) const {
     if (y < 0 || y >= a.H || x < 0 || x >= a.W) return Pack<T, V>::zero();
-    auto v = Pack<T, V>::load(a.x.at(n, y) + x * a.x.w + c);
+    auto v = read<T, V>(a.x.data, as, a.x.at(n, y, x, c));
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       if (a.norm) v.v[i] = (v.v[i] - mean.v[i]) * rstd.v[i];
@@ -129,7 +105,7 @@ __device__ void load_weights(const Single<T>& a, int c, int left, int co, T* sha
 
 // t of the pixels from `first` of the chunk on, `left` input channels from c on; zero beyond the chunk.
 template <class T, int V, int CO>
-__device__ void depthwise(const Single<T>& a, const Chunk& chunk, int first, int c, int left, T* shared) {
+__device__ void depthwise(const Single<T>& a, Storage as, const Chunk& chunk, int first, int c, int left, T* shared) {
   using P = Places<T, CO>;
   const int K = a.kernel, reach = K / 2 * a.dilation;
   for (int i = threadIdx.x; i < kPixels * (P::slice / V); i += P::threads) {
@@ -137,7 +113,7 @@ __device__ void depthwise(const Single<T>& a, const Chunk& chunk, int first, int
     if (k >= left) continue;
     auto t = Pack<T, V>::zero();
     if (p < chunk.pixels) {
-      const Input<T, V> input(a, chunk.n, c + k);
+      const Input<T, V> input(a, as, chunk.n, c + k);
       const int y = (chunk.y + p / a.Wo) * a.stride, x = p % a.Wo * a.stride;
       if (!a.taps) t = input.at(y, x);
       for (int tap = 0; a.taps && tap < K * K; ++tap) {
@@ -159,7 +135,7 @@ __device__ int own_channel() { return threadIdx.x % (CO / kQuad) * kQuad; }
 constexpr int kApart = kPixels / kQuad;
 
 // z of a tile: the pixels from `first` of the chunk on, channels from co on.
-template <class T, int V, int CO>
+template <class T, int V, int CO, bool HALVES>
 __device__ Outputs<T> product(const Single<T>& a, const Chunk& chunk, int first, int co, T* shared) {
   using P = Places<T, CO>;
   Outputs<T> z = {};
@@ -168,7 +144,7 @@ __device__ Outputs<T> product(const Single<T>& a, const Chunk& chunk, int first,
     __syncthreads();  // the slice before, and the tile of z before, are still read
     load_weights<T, V, CO>(a, c, left, co, shared);
     __syncthreads();
-    depthwise<T, V, CO>(a, chunk, first, c, left, shared);
+    by_storage<HALVES>(a.x.storage, [&](Storage as) { depthwise<T, V, CO>(a, as, chunk, first, c, left, shared); });
     __syncthreads();
     const T *t = shared + own_pixel<CO>() * P::pitch, *w = shared + P::weights + own_channel<CO>();
     for (int k = 0; k < left; k += V) {
@@ -177,7 +153,7 @@ __device__ Outputs<T> product(const Single<T>& a, const Chunk& chunk, int first,
       for (int u = 0; u < kQuad; ++u) in[u] = Pack<T, V>::load(t + u * kApart * P::pitch + k);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const auto weight = Quad<T>::load(w + (k + v) * P::co_pitch);
+        const auto weight = read_own<kQuad>(w + (k + v) * P::co_pitch);
 #pragma unroll
         for (int u = 0; u < kQuad; ++u) {
 #pragma unroll
@@ -189,7 +165,7 @@ __device__ Outputs<T> product(const Single<T>& a, const Chunk& chunk, int first,
   return z;
 }
 
-// f(element of this thread, where it is in memory, whether 4 channels may be moved at once and how many there are).
+// f(output of this thread, its element of z, whether 4 channels may be moved at once and how many there are).
 template <class T, int CO, class F>
 __device__ void each_output(const Single<T>& a, const Chunk& chunk, int first, int co, F f) {
   const int c = co + own_channel<CO>(), left = a.Co - c < kQuad ? a.Co - c : kQuad;
@@ -197,31 +173,38 @@ __device__ void each_output(const Single<T>& a, const Chunk& chunk, int first, i
   for (int u = 0; u < kQuad; ++u) {
     const int p = first + own_pixel<CO>() + u * kApart;
     const int64_t pixel = (static_cast<int64_t>(chunk.n) * a.Ho + chunk.y) * a.Wo + p;
-    if (p < chunk.pixels && left > 0) f(u, a.z + pixel * a.z_pitch + c, a.wide_z && left == kQuad, left);
+    if (p < chunk.pixels && left > 0) f(u, pixel * a.z_pitch + c, a.wide_z && left == kQuad, left);
   }
 }
 
-template <class T, int CO>
-__device__ void write(const Single<T>& a, const Chunk& chunk, int first, int co, const Outputs<T>& z) {
-  each_output<T, CO>(a, chunk, first, co, [&](int u, T* to, bool all, int left) {
-    if (all) return z.pixel[u].store(to);
+// z to memory; it becomes what is stored.
+template <class T, int CO, bool HALVES>
+__device__ void store(const Single<T>& a, const Chunk& chunk, int first, int co, Outputs<T>& z) {
+  by_storage<HALVES>(a.z_storage, [&](Storage as) {
+    each_output<T, CO>(a, chunk, first, co, [&](int u, int64_t at, bool all, int left) {
+      Pack<T, kQuad>& pixel = z.pixel[u];
+      if (all) write(pixel, a.z, as, at);
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      if (i < left) to[i] = z.pixel[u].v[i];
-    }
+      for (int i = 0; i < kQuad; ++i) {
+        if (!all && i < left) write(Pack<T, 1>{pixel.v[i]}, a.z, as, at + i);
+      }
+      pixel = rounded(pixel, as);
+    });
   });
 }
 
 // What this thread has written.
-template <class T, int CO>
-__device__ Outputs<T> read(const Single<T>& a, const Chunk& chunk, int first, int co) {
+template <class T, int CO, bool HALVES>
+__device__ Outputs<T> stored(const Single<T>& a, const Chunk& chunk, int first, int co) {
   Outputs<T> z = {};
-  each_output<T, CO>(a, chunk, first, co, [&](int u, const T* from, bool all, int left) {
-    if (all) z.pixel[u] = Quad<T>::load(from);
+  by_storage<HALVES>(a.z_storage, [&](Storage as) {
+    each_output<T, CO>(a, chunk, first, co, [&](int u, int64_t at, bool all, int left) {
+      if (all) z.pixel[u] = read<T, kQuad>(a.z, as, at);
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      if (!all && i < left) z.pixel[u].v[i] = from[i];
-    }
+      for (int i = 0; i < kQuad; ++i) {
+        if (!all && i < left) z.pixel[u].v[i] = read<T, 1>(a.z, as, at + i).v[0];
+      }
+    });
   });
   return z;
 }
@@ -232,7 +215,7 @@ __device__ void share(const Outputs<T>& z, T* shared) {
   __syncthreads();
 #pragma unroll
   for (int u = 0; u < kQuad; ++u) {
-    z.pixel[u].store(shared + (own_pixel<CO>() + u * kApart) * Places<T, CO>::co_pitch + own_channel<CO>());
+    write_own(z.pixel[u], shared + (own_pixel<CO>() + u * kApart) * Places<T, CO>::co_pitch + own_channel<CO>());
   }
   __syncthreads();
 }
@@ -269,7 +252,7 @@ struct Column {
   }
 };
 
-template <class T, int V, int CO>
+template <class T, int V, int CO, bool HALVES>
 __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::threads)
     branch_conv_kernel(const __grid_constant__ Group<Single<T>> group) {
   SHARED(T, shared);
@@ -284,8 +267,8 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
   Outputs<T> z;
   Column<T, CO> mean, squares;
   for (int first = 0; first < chunk.pixels; first += kPixels) {
-    z = product<T, V, CO>(a, chunk, first, co, shared);
-    write<T, CO>(a, chunk, first, co, z);
+    z = product<T, V, CO, HALVES>(a, chunk, first, co, shared);
+    store<T, CO, HALVES>(a, chunk, first, co, z);
     if (!a.parts) continue;
     share<T, CO>(z, shared);
     mean.add(shared, chunk.pixels - first, [](int, T sum, T v) { return sum + v; });
@@ -294,7 +277,7 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
   mean.fold();
   for (T& sum : mean.sum) sum = sum / static_cast<T>(chunk.pixels);
   for (int first = 0; first < chunk.pixels; first += kPixels) {
-    if (chunk.pixels > kPixels) share<T, CO>(read<T, CO>(a, chunk, first, co), shared);
+    if (chunk.pixels > kPixels) share<T, CO>(stored<T, CO, HALVES>(a, chunk, first, co), shared);
     squares.add(shared, chunk.pixels - first, [&](int j, T sum, T v) {
       const T d = v - mean.sum[j];
       return fused(d, d, sum);
@@ -308,17 +291,18 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
 
 template <class T>
 Single<T> single(const BranchConv<T>& a, const ConvBranch<T>& b) {
-  const bool wide_z = a.Co % kWide<T> == 0 && wide<T>(b.z, b.z_pitch);
+  const bool wide_z = a.Co % kQuad == 0 && wide<kQuad, T>(b.z, b.z_storage, b.z_pitch);
   return {a.N, a.H, a.W, a.Ci, a.Co, a.Ho, a.Wo, a.stride, b.kernel, b.dilation, a.relu, wide_z, a.x, a.norm, b.taps,
-          b.pointwise, b.z, b.z_pitch, b.parts};
+          b.pointwise, b.z, b.z_pitch, b.z_storage, b.parts};
 }
 
 template <class T>
 bool wide_input(const Single<T>& a) {
-  return a.Ci % kWide<T> == 0 && wide<T>(a.x.data, a.x.n, a.x.h, a.x.w) && wide<T>(a.norm) && wide<T>(a.pointwise);
+  constexpr int V = kWide<T>;
+  return a.Ci % V == 0 && wide<V, T>(a.x) && wide<T>(a.norm) && wide<T>(a.pointwise);
 }
 
-template <class T, int V, int CO>
+template <class T, int V, int CO, bool HALVES>
 void launch_singles(const std::vector<const Single<T>*>& calls, Stream stream) {
   each_group(calls, [=](const Group<Single<T>>& group, int count) {
     int64_t blocks = 0;
@@ -328,16 +312,24 @@ void launch_singles(const std::vector<const Single<T>*>& calls, Stream stream) {
       blocks = std::max(blocks, a.N * chunks(a.Ho, a.Wo) * blocks_of(a.Co, CO));
       shared = std::max(shared, Places<T, CO>::bytes(a));
     }
-    launch(branch_conv_kernel<T, V, CO>, dim3(blocks, 1, count), dim3(Places<T, CO>::threads), shared, stream, group);
+    launch(branch_conv_kernel<T, V, CO, HALVES>, dim3(blocks, 1, count), dim3(Places<T, CO>::threads), shared, stream, group);
   });
+}
+
+template <class T, int CO, bool HALVES>
+void launch_aligned(const std::vector<const Single<T>*>& calls, Stream stream) {
+  const auto [aligned, others] = parted(calls, wide_input<T>);
+  launch_singles<T, kWide<T>, CO, HALVES>(aligned, stream);
+  launch_singles<T, 1, CO, HALVES>(others, stream);
 }
 
 template <class T, int CO>
 void launch_columns(const std::vector<const Single<T>*>& calls, Stream stream) {
-  std::vector<const Single<T>*> aligned, others;
-  for (const Single<T>* call : calls) (wide_input(*call) ? aligned : others).push_back(call);
-  launch_singles<T, kWide<T>, CO>(aligned, stream);
-  launch_singles<T, 1, CO>(others, stream);
+  const auto [halves, own] = parted(calls, [](const Single<T>& a) {
+    return a.x.storage != Storage::own || a.z_storage != Storage::own;
+  });
+  launch_aligned<T, CO, false>(own, stream);
+  if constexpr (kServesHalves<T>) launch_aligned<T, CO, true>(halves, stream);
 }
 
 }  // namespace

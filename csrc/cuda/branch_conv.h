@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../order.h"
+#include "../storage.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -14,8 +14,9 @@ struct ConvBranch {
   int32_t kernel, dilation;  // 1 without depthwise
   const T* taps;             // [Ci, K*K], null without depthwise
   const T* pointwise;        // [Co, Ci]
-  T* z;                      // [N, Ho, Wo, Co]
+  void* z;                   // [N, Ho, Wo, Co]
   int64_t z_pitch;           // elements from a pixel of z to the next, rows and images too
+  Storage z_storage;
   T* parts;                  // [N * chunks, 2, Co] moments of chunks, null: not asked for
 };
 
@@ -23,7 +24,7 @@ template <class T>
 struct BranchConv {
   int32_t N, H, W, Ci, Co, Ho, Wo, stride;
   bool relu;
-  Image<const T> x;
+  StoredImage x;
   const T* norm;  // [2, Ci] mean and 1/std of x, or null
   std::vector<ConvBranch<T>> branches;
 };

@@ -18,7 +18,7 @@ class BranchConvBackwardCall {
     cuda::ConvShape& s = args_.shape;
     s.N = in.x.size[0], s.H = in.x.size[1], s.W = in.x.size[2], s.Ci = in.x.size[3], s.Co = in.pointwise[0].size[0];
     s.stride = in.stride, s.Ho = (s.H - 1) / s.stride + 1, s.Wo = (s.W - 1) / s.stride + 1;
-    args_.in = {image<const T>(in.x), static_cast<const T*>(in.norm.data), in.relu};
+    args_.in = {stored_image(in.x), static_cast<const T*>(in.norm.data), in.relu};
     args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base), args_.onto = image<const T>(out.onto);
     for (size_t b = 0; b < in.pointwise.size(); ++b) args_.branches.push_back(branch(in, out, b));
     if (out.means) {
@@ -43,7 +43,7 @@ class BranchConvBackwardCall {
     }
     made.dz.g = image<const T>(out.g[b]);
     if (!out.z.empty()) {
-      made.dz.z = image<const T>(out.z[b]);
+      made.dz.z = stored_image(out.z[b]);
       made.dz.coef = static_cast<const T*>(out.coef[b].data), made.dz.step = out.coef[b].stride[0];
     }
     if (b < out.pointwise.size()) made.pointwise_grad = partial(s.Ci, s.Co, out.pointwise[b]);

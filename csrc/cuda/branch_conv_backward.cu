@@ -28,7 +28,7 @@ struct PointwiseAdjoint {
 };
 
 // CT input channels by PT pixels of an image.
-template <class T, int CT, bool WIDE>
+template <class T, int CT, bool WIDE, bool HALVES>
 __global__ void __launch_bounds__(kThreads)
     pointwise_adjoint_kernel(const __grid_constant__ Group<PointwiseAdjoint<T>> group) {
   constexpr int PT = kThreads * 16 / CT, ROWS = PT / 4;
@@ -44,11 +44,13 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const int quarter = threadIdx.x % 4 * 4;
     const GradientChannels<T, WIDE> dz(a.dz, k0 + quarter, s.Co);
-    for (int p = threadIdx.x / 4; p < PT; p += kThreads / 4) {
-      const int pixel = first + p;
-      const auto v = pixel < pixels ? dz.at(n, pixel / s.Wo, pixel % s.Wo) : Four<T>{};
-      store_four(v, left + p * kPitch + quarter);
-    }
+    by_storage<HALVES>(a.dz.z.storage, [&](Storage as) {
+      for (int p = threadIdx.x / 4; p < PT; p += kThreads / 4) {
+        const int pixel = first + p;
+        const auto v = pixel < pixels ? dz.at(as, n, pixel / s.Wo, pixel % s.Wo) : Four<T>{};
+        store_four(v, left + p * kPitch + quarter);
+      }
+    });
     for (int i = threadIdx.x; i < kSlice * CT; i += kThreads) {
       const int k = k0 + i / CT, c = c0 + i % CT;
       right[i] = k < s.Co && c < s.Ci ? a.pointwise[static_cast<int64_t>(k) * s.Ci + c] : T(0);
@@ -136,7 +138,7 @@ template <class T>
 constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
 
 // Shared memory: the taps of a branch [K*K, 16], then two tiles [64, 16] for the sums.
-template <class T, bool WIDE>
+template <class T, bool WIDE, bool HALVES>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     depthwise_adjoint_kernel(const __grid_constant__ Group<DepthwiseAdjoint<T>> group) {
   SHARED(T, taps);
@@ -178,7 +180,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       continue;
     }
     Four<T> v{};
-    if (here && (a.in.relu || a.norm_sums)) v = in.at(n, y, x);
+    if (here && (a.in.relu || a.norm_sums)) {
+      by_storage<HALVES>(a.in.x.storage, [&](Storage as) { v = in.at(as, n, y, x); });
+    }
     if (here) sum = finish_pixel<T, WIDE>(a, sum, v, n, y, x, c);
     if (!a.norm_sums) continue;
     T* const tile = taps + a.largest * a.largest * kSlice;
@@ -202,25 +206,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   a.norm_sums[((static_cast<int64_t>(n) * count + chunk) * 2 + half) * s.Ci + c0 + channel] = total;
 }
 
-template <class T>
-void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
-  std::vector<PointwiseAdjoint<T>> all;
-  for (const BranchConvBackward<T>* call : calls) {
-    const ConvShape& s = call->shape;
-    T* dt = call->dt;
-    for (const auto& b : call->branches) {
-      if (call->dx.data || b.taps_grad) all.push_back({s, b.dz, b.pointwise, dt});
-      if (dt) dt += static_cast<int64_t>(s.N) * s.Ho * s.Wo * scratch_channels(s.Ci);
-    }
-  }
+template <class T, bool HALVES>
+void launch_pointwise(const std::vector<PointwiseAdjoint<T>>& all, Stream stream) {
   const auto kind = [](const PointwiseAdjoint<T>& a) {
     return (a.shape.Ci <= 16 ? 0 : a.shape.Ci <= 32 ? 2 : 4) + (wide(a.dz, a.shape.Co) ? 1 : 0);
   };
   each_kind(all, kind, [=](int k, const Group<PointwiseAdjoint<T>>& group, int count) {
-    constexpr decltype(&pointwise_adjoint_kernel<T, 16, true>) kernels[] = {
-        pointwise_adjoint_kernel<T, 16, false>, pointwise_adjoint_kernel<T, 16, true>,
-        pointwise_adjoint_kernel<T, 32, false>, pointwise_adjoint_kernel<T, 32, true>,
-        pointwise_adjoint_kernel<T, 64, false>, pointwise_adjoint_kernel<T, 64, true>};
+    constexpr decltype(&pointwise_adjoint_kernel<T, 16, true, HALVES>) kernels[] = {
+        pointwise_adjoint_kernel<T, 16, false, HALVES>, pointwise_adjoint_kernel<T, 16, true, HALVES>,
+        pointwise_adjoint_kernel<T, 32, false, HALVES>, pointwise_adjoint_kernel<T, 32, true, HALVES>,
+        pointwise_adjoint_kernel<T, 64, false, HALVES>, pointwise_adjoint_kernel<T, 64, true, HALVES>};
     const int CT = 16 << k / 2, PT = kThreads * 16 / CT;
     int64_t x = 0, y = 0;
     for (int i = 0; i < count; ++i) {
@@ -229,6 +224,22 @@ void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, S
     }
     launch(kernels[k], dim3(x, y, count), dim3(kThreads), 0, stream, group);
   });
+}
+
+template <class T>
+void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
+  std::vector<PointwiseAdjoint<T>> own, halves;
+  for (const BranchConvBackward<T>* call : calls) {
+    const ConvShape& s = call->shape;
+    T* dt = call->dt;
+    for (const auto& b : call->branches) {
+      auto& all = b.dz.z.storage == Storage::own ? own : halves;
+      if (call->dx.data || b.taps_grad) all.push_back({s, b.dz, b.pointwise, dt});
+      if (dt) dt += static_cast<int64_t>(s.N) * s.Ho * s.Wo * scratch_channels(s.Ci);
+    }
+  }
+  launch_pointwise<T, false>(own, stream);
+  if constexpr (kServesHalves<T>) launch_pointwise<T, true>(halves, stream);
 }
 
 // Of the branches from `first` on.
@@ -252,26 +263,33 @@ bool aligned(const DepthwiseAdjoint<T>& a) {
   return wide(a.in, a.shape.Ci) && wide(a.dx) && wide(a.base) && wide(a.onto);
 }
 
+template <class T, bool HALVES>
+void launch_depthwise(const std::vector<DepthwiseAdjoint<T>>& all, Stream stream) {
+  const auto kind = [](const DepthwiseAdjoint<T>& a) { return aligned(a) ? 1 : 0; };
+  each_kind(all, kind, [=](int k, const Group<DepthwiseAdjoint<T>>& group, int count) {
+    int64_t x = 0, y = 0, taps = 0;
+    for (int i = 0; i < count; ++i) {
+      const DepthwiseAdjoint<T>& a = group.member[i];
+      const ConvShape& s = a.shape;
+      x = std::max(x, s.N * chunks(s.H, s.W)), y = std::max(y, blocks_of(s.Ci, kSlice));
+      taps = std::max(taps, int64_t{a.largest} * a.largest);
+    }
+    const auto kernel = k ? depthwise_adjoint_kernel<T, true, HALVES> : depthwise_adjoint_kernel<T, false, HALVES>;
+    launch(kernel, dim3(x, y, count), dim3(kThreads), (taps * kSlice + kThreads * 8) * sizeof(T), stream, group);
+  });
+}
+
 template <class T>
 void depthwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
   for (size_t first = 0;; first += kAdjointBranches) {
-    std::vector<DepthwiseAdjoint<T>> all;
+    std::vector<DepthwiseAdjoint<T>> own, halves;
     for (const BranchConvBackward<T>* call : calls) {
+      auto& all = call->in.x.storage == Storage::own ? own : halves;
       if (call->dx.data && first < call->branches.size()) all.push_back(depthwise_adjoint_of(*call, first));
     }
-    if (all.empty()) return;
-    const auto kind = [](const DepthwiseAdjoint<T>& a) { return aligned(a) ? 1 : 0; };
-    each_kind(all, kind, [=](int k, const Group<DepthwiseAdjoint<T>>& group, int count) {
-      int64_t x = 0, y = 0, taps = 0;
-      for (int i = 0; i < count; ++i) {
-        const DepthwiseAdjoint<T>& a = group.member[i];
-        const ConvShape& s = a.shape;
-        x = std::max(x, s.N * chunks(s.H, s.W)), y = std::max(y, blocks_of(s.Ci, kSlice));
-        taps = std::max(taps, int64_t{a.largest} * a.largest);
-      }
-      const auto kernel = k ? depthwise_adjoint_kernel<T, true> : depthwise_adjoint_kernel<T, false>;
-      launch(kernel, dim3(x, y, count), dim3(kThreads), (taps * kSlice + kThreads * 8) * sizeof(T), stream, group);
-    });
+    if (own.empty() && halves.empty()) return;
+    launch_depthwise<T, false>(own, stream);
+    if constexpr (kServesHalves<T>) launch_depthwise<T, true>(halves, stream);
   }
 }
 

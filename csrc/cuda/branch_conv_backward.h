@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../order.h"
+#include "../storage.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -16,17 +16,18 @@ struct ConvShape {
 // relu(norm(x)), either of them where it is asked for.
 template <class T>
 struct Activated {
-  Image<const T> x;  // [N, H, W, Ci]
-  const T* norm;     // [2, Ci] mean and 1/std, or null
+  StoredImage x;  // [N, H, W, Ci]
+  const T* norm;  // [2, Ci] mean and 1/std, or null
   bool relu;
 };
 
 // dz of a branch: g itself where z has no data, else k * ((g - m) - (z - mu) * r).
 template <class T>
 struct OutputGradient {
-  Image<const T> g, z;  // [N, Ho, Wo, Co]
-  const T* coef;        // rows m, mu, r, k of Co channels
-  int64_t step;         // elements from a row to the next
+  Image<const T> g;  // [N, Ho, Wo, Co]
+  StoredImage z;     // the same
+  const T* coef;     // rows m, mu, r, k of Co channels
+  int64_t step;      // elements from a row to the next
 };
 
 template <class T>

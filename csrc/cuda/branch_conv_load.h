@@ -8,7 +8,7 @@
 #include "../alpha_softmax.h"
 #include "branch_conv_backward.h"
 #include "group.h"
-#include "pack.h"
+#include "stored.h"
 
 namespace dartsfast::cuda {
 
@@ -63,6 +63,19 @@ __device__ __forceinline__ Four<T> load_four(const T* p, int left) {
   if constexpr (WIDE) return left > 0 ? load_four(p) : Four<T>{};
   else return four<T>([=](int i) { return i < left ? p[i] : T(0); });
 }
+// The same of an image in any storage, from its element `at` on.
+template <bool WIDE, class T>
+__device__ __forceinline__ Four<T> load_four(const StoredImage& image, Storage as, int64_t at, int left) {
+  if (as == Storage::own) return load_four<WIDE>(static_cast<const T*>(image.data) + at, left);
+  if constexpr (WIDE) {
+    if (left <= 0) return Four<T>{};
+    const auto v = read<T, 4>(image.data, as, at);
+    return four<T>([&](int i) { return v.v[i]; });
+  } else {
+    return four<T>([&](int i) { return i < left ? read<T, 1>(image.data, as, at + i).v[0] : T(0); });
+  }
+}
+
 template <bool WIDE, class T>
 __device__ __forceinline__ void store_four(const Four<T>& v, T* p, int left) {
   if constexpr (WIDE) {
@@ -75,7 +88,7 @@ __device__ __forceinline__ void store_four(const Four<T>& v, T* p, int left) {
   }
 }
 
-// Channels c to c + 3 of dz at output pixels; NORMED: z is there.
+// Channels c to c + 3 of dz at output pixels, z stored as `as`; NORMED: z is there.
 template <class T, bool WIDE, bool NORMED = false>
 struct GradientChannels {
   const OutputGradient<T>& dz;
@@ -87,15 +100,15 @@ struct GradientChannels {
     const auto row = [&](int i) { return load_four<WIDE>(dz.coef + i * dz.step + c, left); };
     shift = row(0), mu = row(1), r = row(2), k = row(3);
   }
-  __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
+  __device__ __forceinline__ Four<T> at(Storage as, int n, int y, int x) const {
     const auto g = load_four<WIDE>(dz.g.at(n, y) + x * dz.g.w + c, left);
     if (!NORMED && !dz.z.data) return g;
-    const auto z = load_four<WIDE>(dz.z.at(n, y) + x * dz.z.w + c, left);
+    const auto z = load_four<WIDE, T>(dz.z, as, dz.z.at(n, y, x, c), left);
     return four<T>([&](int i) { return ((g.v[i] - shift.v[i]) - (z.v[i] - mu.v[i]) * r.v[i]) * k.v[i]; });
   }
 };
 
-// Channels c to c + 3 of relu(norm(x)) at input pixels, zero beyond the image's border.
+// Channels c to c + 3 of relu(norm(x)) at input pixels, zero beyond the image's border; x is stored as `as`.
 template <class T, bool WIDE>
 struct InputChannels {
   const Activated<T>& in;
@@ -106,15 +119,15 @@ struct InputChannels {
     if (!in.norm) return;
     mean = load_four<WIDE>(in.norm + c, left), rstd = load_four<WIDE>(in.norm + Ci + c, left);
   }
-  __device__ __forceinline__ Four<T> at(int n, int y, int x) const {
-    auto v = load_four<WIDE>(in.x.at(n, y) + x * in.x.w + c, left);
+  __device__ __forceinline__ Four<T> at(Storage as, int n, int y, int x) const {
+    auto v = load_four<WIDE, T>(in.x, as, in.x.at(n, y, x, c), left);
     if (in.norm) v = four<T>([&](int i) { return (v.v[i] - mean.v[i]) * rstd.v[i]; });
     // NaN passes.
     if (in.relu) v = four<T>([&](int i) { return v.v[i] < 0 ? T(0) : v.v[i]; });
     return v;
   }
-  __device__ __forceinline__ Four<T> within(const ConvShape& s, int n, int y, int x) const {
-    return y >= 0 && y < s.H && x >= 0 && x < s.W ? at(n, y, x) : Four<T>{};
+  __device__ __forceinline__ Four<T> within(Storage as, const ConvShape& s, int n, int y, int x) const {
+    return y >= 0 && y < s.H && x >= 0 && x < s.W ? at(as, n, y, x) : Four<T>{};
   }
 };
 
@@ -133,11 +146,17 @@ bool wide(const Image<T>& a) {
 }
 template <class T>
 bool wide(const OutputGradient<T>& dz, int32_t Co) {
-  return Co % 4 == 0 && wide(dz.g) && wide(dz.z) && (!dz.coef || wide<T>(dz.coef, dz.step));
+  return Co % 4 == 0 && wide(dz.g) && wide<4, T>(dz.z) && (!dz.coef || wide<T>(dz.coef, dz.step));
 }
 template <class T>
 bool wide(const Activated<T>& in, int32_t Ci) {
-  return Ci % 4 == 0 && wide(in.x) && wide<T>(in.norm);
+  return Ci % 4 == 0 && wide<4, T>(in.x) && wide<T>(in.norm);
+}
+
+// Whether a branch reads images that are stored in 16 bits.
+template <class T>
+bool halved(const Activated<T>& in, const OutputGradient<T>& dz) {
+  return in.x.storage != Storage::own || dz.z.storage != Storage::own;
 }
 
 // launch(kind, group, count) for the calls, those of a kind together.

@@ -41,15 +41,15 @@ __device__ __forceinline__ void load_weights(const ResidentBranch& b, const Room
 
 // dz of a thread's pixels to their place.
 template <class S>
-__device__ __forceinline__ void load_gradient(const OutputGradient<float>& dz, const Room<S>& room, const Place<S>& at,
-                                              int n) {
+__device__ __forceinline__ void load_gradient(const OutputGradient<float>& dz, Storage as, const Room<S>& room,
+                                              const Place<S>& at, int n) {
   const GradientChannels<float, true, true> gradient(dz, at.q, S::C);
   // Two at a time: more would not fit registers beside the sums.
 #pragma unroll 1
   for (int first = 0; first < S::U; first += 2) {
     Four<float> v[2];
 #pragma unroll
-    for (int u = 0; u < 2; ++u) v[u] = gradient.at(n, at.y, at.x + first + u);
+    for (int u = 0; u < 2; ++u) v[u] = gradient.at(as, n, at.y, at.x + first + u);
 #pragma unroll
     for (int u = 0; u < 2; ++u) store_four(v[u], room.d + at.offset() + (first + u) * S::C);
   }
@@ -80,7 +80,7 @@ __device__ __forceinline__ void pointwise_adjoint(const Room<S>& room, const Pla
 }
 
 // Zeros wherever no pixel will be, and relu(norm(x)).
-template <class S>
+template <class S, bool HALVES>
 __device__ __forceinline__ void load_image(const ResidentImages& a, const Room<S>& room, const Place<S>& at, int n,
                                            bool here) {
   const int gap = S::pitch - S::W * S::C;
@@ -94,8 +94,10 @@ __device__ __forceinline__ void load_image(const ResidentImages& a, const Room<S
   }
   if (!here) return;
   const InputChannels<float, true> in(a.in, at.q, S::C);
+  by_storage<HALVES>(a.in.x.storage, [&](Storage as) {
 #pragma unroll
-  for (int u = 0; u < S::U; ++u) store_four(in.at(n, at.y, at.x + u), room.x + at.offset() + u * S::C);
+    for (int u = 0; u < S::U; ++u) store_four(in.at(as, n, at.y, at.x + u), room.x + at.offset() + u * S::C);
+  });
 }
 
 // relu's mask, which stays in `sum`, and what dx is added to.
@@ -165,7 +167,7 @@ __device__ __forceinline__ void branch_product(const ResidentBranch& b, const Ro
   pointwise_grad(room, at, H, t, b.pointwise_grad + static_cast<int64_t>(n) * S::C * S::C);
 }
 
-template <class S, bool WEIGHTS>
+template <class S, bool WEIGHTS, bool HALVES>
 __global__ void __launch_bounds__(S::threads, S::blocks)
     resident_kernel(const __grid_constant__ Group<ResidentImages> group) {
   SHARED(float, all);
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
   const Room<S> room(all);
   const Place<S> at;
   const bool here = at.y < a.H;
-  load_image(a, room, at, n, here);
+  load_image<S, HALVES>(a, room, at, n, here);
   // What -0 is added to keeps its bits, as the first branch must.
   Pixels<S> sum;
 #pragma unroll
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     const ResidentBranch& b = a.branch[i];
     __syncthreads();
     load_weights(b, room);
-    if (here) load_gradient(b.dz, room, at, n);
+    if (here) by_storage<HALVES>(b.dz.z.storage, [&](Storage as) { load_gradient(b.dz, as, room, at, n); });
     __syncthreads();
     if constexpr (WEIGHTS) branch_product(b, room, at, a.H, n, here);
     pointwise_adjoint(room, at, here);
@@ -227,6 +229,10 @@ bool asked_for_weights(const BranchConvBackward<float>& a) {
   return std::any_of(a.branches.begin(), a.branches.end(), [](const auto& b) { return b.taps_grad || b.pointwise_grad; });
 }
 
+bool halved(const ResidentImages& a) {
+  return std::any_of(a.branch, a.branch + a.branches, [&](const auto& b) { return cuda::halved(a.in, b.dz); });
+}
+
 template <class S>
 void launch_resident(const std::vector<const BranchConvBackward<float>*>& calls, Stream stream) {
   std::vector<ResidentImages> all;
@@ -238,12 +244,14 @@ void launch_resident(const std::vector<const BranchConvBackward<float>*>& calls,
       images.branch[images.branches++] = {b.dz, b.taps, b.pointwise, b.taps_grad, b.pointwise_grad, b.kernel, b.dilation};
     }
   }
-  const auto kind = [](const ResidentImages& a) { return a.weights ? 1 : 0; };
+  const auto kind = [](const ResidentImages& a) { return (a.weights ? 1 : 0) + (halved(a) ? 2 : 0); };
   each_kind(all, kind, [=](int k, const Group<ResidentImages>& group, int count) {
     int64_t most = 0;
     for (int i = 0; i < count; ++i) most = std::max(most, int64_t{group.member[i].N});
-    const auto kernel = k ? resident_kernel<S, true> : resident_kernel<S, false>;
-    launch(kernel, dim3(most, count), dim3(S::threads), S::bytes(k), stream, group);
+    constexpr decltype(&resident_kernel<S, true, true>) kernels[] = {
+        resident_kernel<S, false, false>, resident_kernel<S, true, false>, resident_kernel<S, false, true>,
+        resident_kernel<S, true, true>};
+    launch(kernels[k], dim3(most, count), dim3(S::threads), S::bytes(k % 2), stream, group);
   });
 }
 

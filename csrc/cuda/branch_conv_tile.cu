@@ -25,7 +25,7 @@
 #include "branch_conv_tile.h"
 
 #include "group.h"
-#include "pack.h"
+#include "stored.h"
 
 namespace dartsfast::cuda {
 namespace {
@@ -64,7 +64,7 @@ __device__ inline void fma_each(const Four& a, const Four& b, Four& sum) {
 
 // A block's rows of the input with what is around them.
 template <class S, int C, int W, int HALO>
-__device__ void load_window(const TileCall& a, int n, int y0, float* window) {
+__device__ __forceinline__ void load_window(const TileCall& a, Storage as, int n, int y0, float* window) {
   const int c = threadIdx.x % (C / 4) * 4;
   Four mean{}, rstd{};
   if (a.norm) mean = Four::load(a.norm + c), rstd = Four::load(a.norm + C + c);
@@ -73,7 +73,7 @@ __device__ void load_window(const TileCall& a, int n, int y0, float* window) {
     const int row = i / S::WIDTH, column = i % S::WIDTH, y = y0 + row - HALO, x = column - HALO;
     auto v = Four::zero();
     if (y >= 0 && y < a.H && x >= 0 && row < S::INPUT_ROWS) {
-      v = Four::load(a.x.at(n, y) + x * a.x.w + c);
+      v = read<float, 4>(a.x.data, as, a.x.at(n, y, x, c));
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (a.norm) v.v[k] = (v.v[k] - mean.v[k]) * rstd.v[k];
@@ -233,7 +233,7 @@ struct Thread {
 };
 
 // FIRST: the dilation of the first pair.
-template <int C, int W, int FIRST, int PAIRS>
+template <int C, int W, int FIRST, int PAIRS, bool HALVES>
 __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::THREADS,
                                   Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::BLOCKS)
     branch_conv_tile_kernel(const __grid_constant__ Group<TileCall> group) {
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
   const TileCall& a = group.member[blockIdx.z];
   const int tiles = a.H / S::ROWS, n = blockIdx.x / tiles, y0 = blockIdx.x % tiles * S::ROWS;
   if (n >= a.N) return;
-  load_window<S, C, W, HALO>(a, n, y0, shared);
+  by_storage<HALVES>(a.x.storage, [&](Storage as) { load_window<S, C, W, HALO>(a, as, n, y0, shared); });
   load_taps<S, C, FIRST, PAIRS>(a, shared + S::FIRST);
   __syncthreads();
 
@@ -276,10 +276,13 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
     __syncthreads();
     if (!here) continue;
     const TileBranch& b = a.branch[FIRST - 1 + own.pair][half];
+    by_storage<HALVES>(b.z_storage, [&](Storage as) {
 #pragma unroll
-    for (int u = 0; u < kWindow; ++u) {
-      z[u].store(b.z + (static_cast<int64_t>(blockIdx.x) * S::PIXELS + own.pixel + u) * b.z_pitch + own.q);
-    }
+      for (int u = 0; u < kWindow; ++u) {
+        z[u] = rounded(z[u], as);
+        write(z[u], b.z, as, (static_cast<int64_t>(blockIdx.x) * S::PIXELS + own.pixel + u) * b.z_pitch + own.q);
+      }
+    });
     const int64_t index = static_cast<int64_t>(blockIdx.x) * S::CHUNKS + own.chunk;
     if (b.parts) moments<C>(z, tile + own.part * S::SLAB, b.parts + index * 2 * C + own.part * 16);
   }
@@ -292,7 +295,16 @@ struct Dilations {
 };
 Dilations dilations(const TileCall& a) { return {(a.there & 3) != 0, (a.there & 12) != 0}; }
 
-template <int C, int W, int FIRST, int PAIRS>
+// Whether any of a call's images is stored in 16 bits.
+bool halved(const TileCall& a) {
+  bool found = a.x.storage != Storage::own;
+  for (const auto& pair : a.branch) {
+    for (const TileBranch& b : pair) found = found || (b.z && b.z_storage != Storage::own);
+  }
+  return found;
+}
+
+template <int C, int W, int FIRST, int PAIRS, bool HALVES>
 void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
   using S = Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>;
   static_assert(S::BYTES <= 99 << 10);
@@ -301,7 +313,7 @@ void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
     for (int k = 0; k < count; ++k) {
       blocks = std::max<int64_t>(blocks, static_cast<int64_t>(group.member[k].N) * (group.member[k].H / S::ROWS));
     }
-    const auto kernel = branch_conv_tile_kernel<C, W, FIRST, PAIRS>;
+    const auto kernel = branch_conv_tile_kernel<C, W, FIRST, PAIRS, HALVES>;
     launch(kernel, dim3(blocks, 1, count), dim3(S::THREADS), S::BYTES, stream, group);
   });
 }
@@ -309,17 +321,22 @@ void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
 // The kernels that there are.
 struct Kernel {
   int C, W, rows;
+  bool halves;
   Dilations dilations;
   void (*launch)(const std::vector<const TileCall*>& calls, Stream stream);
 };
-template <int C, int W, int FIRST, int PAIRS>
+template <int C, int W, int FIRST, int PAIRS, bool HALVES>
 constexpr Kernel kernel() {
-  return {C, W, Tile<C, W, 2, 1>::ROWS, {FIRST == 1, FIRST + PAIRS == 3}, launch_tiles<C, W, FIRST, PAIRS>};
+  constexpr int rows = Tile<C, W, 2, 1>::ROWS;
+  return {C, W, rows, HALVES, {FIRST == 1, FIRST + PAIRS == 3}, launch_tiles<C, W, FIRST, PAIRS, HALVES>};
 }
 constexpr Kernel kKernels[] = {
-    kernel<16, 32, 1, 2>(), kernel<16, 32, 1, 1>(), kernel<16, 32, 2, 1>(),
-    kernel<32, 16, 1, 2>(), kernel<32, 16, 1, 1>(), kernel<32, 16, 2, 1>(),
-    kernel<64, 8, 1, 2>(),  kernel<64, 8, 1, 1>(),  kernel<64, 8, 2, 1>(),
+    kernel<16, 32, 1, 2, false>(), kernel<16, 32, 1, 1, false>(), kernel<16, 32, 2, 1, false>(),
+    kernel<32, 16, 1, 2, false>(), kernel<32, 16, 1, 1, false>(), kernel<32, 16, 2, 1, false>(),
+    kernel<64, 8, 1, 2, false>(),  kernel<64, 8, 1, 1, false>(),  kernel<64, 8, 2, 1, false>(),
+    kernel<16, 32, 1, 2, true>(),  kernel<16, 32, 1, 1, true>(),  kernel<16, 32, 2, 1, true>(),
+    kernel<32, 16, 1, 2, true>(),  kernel<32, 16, 1, 1, true>(),  kernel<32, 16, 2, 1, true>(),
+    kernel<64, 8, 1, 2, true>(),   kernel<64, 8, 1, 1, true>(),   kernel<64, 8, 2, 1, true>(),
 };
 
 }  // namespace
@@ -330,17 +347,16 @@ bool TileCalls::take(const BranchConv<float>& call, const ConvBranch<float>& b) 
   });
   const bool usual = b.taps && (b.kernel == 3 || b.kernel == 5) && (b.dilation == 1 || b.dilation == 2);
   if (!fits || !usual || call.stride != 1 || call.Co != call.Ci) return false;
-  const Image<const float>& x = call.x;
-  if (!wide<float>(x.data, x.n, x.h, x.w) || !wide<float>(call.norm) || !wide<float>(b.pointwise)) return false;
-  if (!wide<float>(b.z, b.z_pitch) || !wide<float>(b.parts)) return false;
+  if (!wide<4, float>(call.x) || !wide<float>(call.norm) || !wide<float>(b.pointwise)) return false;
+  if (!wide<4, float>(b.z, b.z_storage, b.z_pitch) || !wide<float>(b.parts)) return false;
   const int half = b.kernel / 2 - 1;
   const uint32_t bit = TileCall::bit(b.dilation, half);
   if (calls_.empty() || calls_.back().of != &call || calls_.back().call.there & bit) {
-    calls_.push_back({&call, {call.N, call.H, call.relu, x, call.norm, 0, {}}});
+    calls_.push_back({&call, {call.N, call.H, call.relu, call.x, call.norm, 0, {}}});
   }
   TileCall& tile = calls_.back().call;
   tile.there |= bit;
-  tile.branch[b.dilation - 1][half] = {b.taps, b.pointwise, b.z, b.z_pitch, b.parts};
+  tile.branch[b.dilation - 1][half] = {b.taps, b.pointwise, b.z, b.z_pitch, b.z_storage, b.parts};
   return true;
 }
 
@@ -349,7 +365,7 @@ void TileCalls::launch(Stream stream) const {
     std::vector<const TileCall*> calls;
     for (const Sized& one : calls_) {
       const bool its = one.of->Ci == kernel.C && one.of->W == kernel.W && dilations(one.call) == kernel.dilations;
-      if (its) calls.push_back(&one.call);
+      if (its && halved(one.call) == kernel.halves) calls.push_back(&one.call);
     }
     kernel.launch(calls, stream);
   }

@@ -11,8 +11,9 @@ namespace dartsfast::cuda {
 
 struct TileBranch {
   const float *taps, *pointwise;  // [C, K*K], [C, C]
-  float* z;
+  void* z;
   int64_t z_pitch;
+  Storage z_storage;
   float* parts;
 };
 
@@ -20,7 +21,7 @@ struct TileBranch {
 struct TileCall {
   int32_t N, H;
   bool relu;
-  Image<const float> x;
+  StoredImage x;
   const float* norm;
   uint32_t there;           // bits of the branches that there are
   TileBranch branch[2][2];  // by dilation 1 and 2, kernels of 3 and 5

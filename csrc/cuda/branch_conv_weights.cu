@@ -29,7 +29,7 @@ struct WeightGradient {
 };
 
 // blockIdx.y: 16 channels by 16 taps.
-template <class T>
+template <class T, bool HALVES>
 __global__ void __launch_bounds__(kThreads) taps_grad_kernel(const __grid_constant__ Group<WeightGradient<T>> group) {
   const WeightGradient<T>& a = group.member[blockIdx.z];
   const ConvShape& s = a.shape;
@@ -41,37 +41,39 @@ __global__ void __launch_bounds__(kThreads) taps_grad_kernel(const __grid_consta
   const T mean = a.in.norm ? a.in.norm[c] : T(0), rstd = a.in.norm ? a.in.norm[s.Ci + c] : T(1);
   const T* dt = a.dt + static_cast<int64_t>(n) * s.Ho * s.Wo * Ci + c;
   T sum = 0;
-  for (int oy = 0; oy < s.Ho; ++oy) {
-    const int y = oy * s.stride + down;
-    const bool row = y >= 0 && y < s.H;
-    const T* const x = a.in.x.at(n, row ? y : 0) + c;
+  by_storage<HALVES>(a.in.x.storage, [&](Storage as) {
+    for (int oy = 0; oy < s.Ho; ++oy) {
+      const int y = oy * s.stride + down;
+      const bool row = y >= 0 && y < s.H;
+      const int64_t x = a.in.x.at(n, row ? y : 0, 0, c);
 #pragma unroll 4
-    for (int ox = 0; ox < s.Wo; ++ox, dt += Ci) {
-      const int u = ox * s.stride + across;
-      T v = 0;
-      if (row && u >= 0 && u < s.W) {
-        v = x[u * a.in.x.w];
-        if (a.in.norm) v = (v - mean) * rstd;
-        if (a.in.relu) v = v < 0 ? T(0) : v;
+      for (int ox = 0; ox < s.Wo; ++ox, dt += Ci) {
+        const int u = ox * s.stride + across;
+        T v = 0;
+        if (row && u >= 0 && u < s.W) {
+          v = read<T, 1>(a.in.x.data, as, x + u * a.in.x.w).v[0];
+          if (a.in.norm) v = (v - mean) * rstd;
+          if (a.in.relu) v = v < 0 ? T(0) : v;
+        }
+        sum = fused(v, *dt, sum);
       }
-      sum = fused(v, *dt, sum);
     }
-  }
+  });
   a.taps_grad[(static_cast<int64_t>(n) * K * K + tap) * s.Ci + c] = sum;
 }
 
 // The depthwise output of a pixel, taps row by row.
 template <class T, bool WIDE>
-__device__ Four<T> depthwise_pixel(const WeightGradient<T>& a, const InputChannels<T, WIDE>& in, const T* taps, int n,
-                                   int oy, int ox) {
+__device__ Four<T> depthwise_pixel(const WeightGradient<T>& a, const InputChannels<T, WIDE>& in, Storage as,
+                                   const T* taps, int n, int oy, int ox) {
   const ConvShape& s = a.shape;
   const int K = a.kernel, D = a.dilation, P = D * (K - 1) / 2, y0 = oy * s.stride - P, x0 = ox * s.stride - P;
-  if (!a.taps) return in.at(n, oy * s.stride, ox * s.stride);
+  if (!a.taps) return in.at(as, n, oy * s.stride, ox * s.stride);
   Four<T> sum{};
   for (int ky = 0; ky < K; ++ky) {
 #pragma unroll 2
     for (int kx = 0; kx < K; ++kx) {
-      const auto x = in.within(s, n, y0 + ky * D, x0 + kx * D);
+      const auto x = in.within(as, s, n, y0 + ky * D, x0 + kx * D);
       const auto w = load_four(taps + (ky * K + kx) * kSlice);
       sum = four<T>([&](int i) { return fused(x.v[i], w.v[i], sum.v[i]); });
     }
@@ -80,7 +82,7 @@ __device__ Four<T> depthwise_pixel(const WeightGradient<T>& a, const InputChanne
 }
 
 // blockIdx.y: 16 input channels by 16 R output channels. Shared memory: t [64, 16], dz [64, 16 R], taps [K*K, 16].
-template <class T, int R, bool WIDE>
+template <class T, int R, bool WIDE, bool HALVES>
 __global__ void __launch_bounds__(kThreads) pointwise_grad_kernel(const __grid_constant__ Group<WeightGradient<T>> group) {
   SHARED(T, t);
   T *const dz = t + kTile * kSlice, *const taps = dz + kTile * kSlice * R;
@@ -99,17 +101,21 @@ __global__ void __launch_bounds__(kThreads) pointwise_grad_kernel(const __grid_c
     __syncthreads();
     const int pixel = first + threadIdx.x / 4;
     if (pixel < pixels && c < s.Ci) {
-      store_four(depthwise_pixel(a, in, taps + quarter, n, pixel / s.Wo, pixel % s.Wo), t + threadIdx.x * 4);
+      by_storage<HALVES>(a.in.x.storage, [&](Storage as) {
+        store_four(depthwise_pixel(a, in, as, taps + quarter, n, pixel / s.Wo, pixel % s.Wo), t + threadIdx.x * 4);
+      });
     } else {
       store_four(Four<T>{}, t + threadIdx.x * 4);
     }
+    by_storage<HALVES>(a.dz.z.storage, [&](Storage as) {
 #pragma unroll
-    for (int i = threadIdx.x; i < kTile * 4 * R; i += kThreads) {
-      const int p = i / (4 * R), o = i % (4 * R) * 4;
-      const GradientChannels<T, WIDE> gradient(a.dz, o0 + o, s.Co);
-      const auto v = p < count ? gradient.at(n, (first + p) / s.Wo, (first + p) % s.Wo) : Four<T>{};
-      store_four(v, dz + p * kSlice * R + o);
-    }
+      for (int i = threadIdx.x; i < kTile * 4 * R; i += kThreads) {
+        const int p = i / (4 * R), o = i % (4 * R) * 4;
+        const GradientChannels<T, WIDE> gradient(a.dz, o0 + o, s.Co);
+        const auto v = p < count ? gradient.at(as, n, (first + p) / s.Wo, (first + p) % s.Wo) : Four<T>{};
+        store_four(v, dz + p * kSlice * R + o);
+      }
+    });
     __syncthreads();
 #pragma unroll 4
     for (int p = 0; p < count; ++p) {
@@ -127,14 +133,16 @@ __global__ void __launch_bounds__(kThreads) pointwise_grad_kernel(const __grid_c
   }
 }
 
+// Those that read images in 16 bits, or the others.
 template <class T>
-std::vector<WeightGradient<T>> branches_of(const std::vector<const BranchConvBackward<T>*>& calls) {
+std::vector<WeightGradient<T>> branches_of(const std::vector<const BranchConvBackward<T>*>& calls, bool halves) {
   std::vector<WeightGradient<T>> all;
   for (const BranchConvBackward<T>* call : calls) {
     const ConvShape& s = call->shape;
     const T* dt = call->dt;
     for (const auto& b : call->branches) {
-      all.push_back({s, call->in, b.taps, b.kernel, b.dilation, b.dz, dt, b.taps_grad, b.pointwise_grad});
+      const WeightGradient<T> one{s, call->in, b.taps, b.kernel, b.dilation, b.dz, dt, b.taps_grad, b.pointwise_grad};
+      if (halved(call->in, b.dz) == halves) all.push_back(one);
       if (dt) dt += static_cast<int64_t>(s.N) * s.Ho * s.Wo * scratch_channels(s.Ci);
     }
   }
@@ -152,7 +160,7 @@ dim3 grid_of(const Group<WeightGradient<T>>& group, int count, F blocks) {
   return dim3(x, y, count);
 }
 
-template <class T>
+template <class T, bool HALVES>
 void taps_grads(const std::vector<WeightGradient<T>>& branches, Stream stream) {
   std::vector<WeightGradient<T>> asked;
   for (const auto& b : branches) {
@@ -162,11 +170,11 @@ void taps_grads(const std::vector<WeightGradient<T>>& branches, Stream stream) {
     const dim3 grid = grid_of(group, count, [](const WeightGradient<T>& a) {
       return blocks_of(a.shape.Ci, kSlice) * blocks_of(int64_t{a.kernel} * a.kernel, kSlice);
     });
-    launch(taps_grad_kernel<T>, grid, dim3(kThreads), 0, stream, group);
+    launch(taps_grad_kernel<T, HALVES>, grid, dim3(kThreads), 0, stream, group);
   });
 }
 
-template <class T>
+template <class T, bool HALVES>
 void pointwise_grads(const std::vector<WeightGradient<T>>& branches, Stream stream) {
   std::vector<WeightGradient<T>> asked;
   for (const auto& b : branches) {
@@ -177,9 +185,10 @@ void pointwise_grads(const std::vector<WeightGradient<T>>& branches, Stream stre
     return (a.shape.Co <= 16 ? 0 : a.shape.Co <= 32 ? 2 : 4) + (aligned ? 1 : 0);
   };
   each_kind(asked, kind, [=](int k, const Group<WeightGradient<T>>& group, int count) {
-    constexpr decltype(&pointwise_grad_kernel<T, 1, true>) kernels[] = {
-        pointwise_grad_kernel<T, 1, false>, pointwise_grad_kernel<T, 1, true>, pointwise_grad_kernel<T, 2, false>,
-        pointwise_grad_kernel<T, 2, true>,  pointwise_grad_kernel<T, 4, false>, pointwise_grad_kernel<T, 4, true>};
+    constexpr decltype(&pointwise_grad_kernel<T, 1, true, HALVES>) kernels[] = {
+        pointwise_grad_kernel<T, 1, false, HALVES>, pointwise_grad_kernel<T, 1, true, HALVES>,
+        pointwise_grad_kernel<T, 2, false, HALVES>, pointwise_grad_kernel<T, 2, true, HALVES>,
+        pointwise_grad_kernel<T, 4, false, HALVES>, pointwise_grad_kernel<T, 4, true, HALVES>};
     const int R = 1 << k / 2;
     int64_t taps = 0;
     const dim3 grid = grid_of(group, count, [&](const WeightGradient<T>& a) {
@@ -194,9 +203,14 @@ void pointwise_grads(const std::vector<WeightGradient<T>>& branches, Stream stre
 
 template <class T>
 void branch_conv_weight_grads(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
-  const auto branches = branches_of(calls);
-  taps_grads(branches, stream);
-  pointwise_grads(branches, stream);
+  const auto own = branches_of(calls, false);
+  taps_grads<T, false>(own, stream);
+  pointwise_grads<T, false>(own, stream);
+  if constexpr (kServesHalves<T>) {
+    const auto halves = branches_of(calls, true);
+    taps_grads<T, true>(halves, stream);
+    pointwise_grads<T, true>(halves, stream);
+  }
 }
 
 template void branch_conv_weight_grads(const std::vector<const BranchConvBackward<float>*>&, Stream);

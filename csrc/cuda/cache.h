@@ -1,14 +1,17 @@
 // Tensors and workspaces: torch's allocator keeps what is given back.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "device_memory.h"
 
 namespace dartsfast {
 
-// An uninitialised tensor with the dtype and device of `like`.
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return torch::stable::new_empty(like, sizes); }
+// An uninitialised tensor on the device of `like`, of its dtype unless another is given.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype = {}) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
 
 // Uninitialised memory for as long as a call runs.
 class Workspace {

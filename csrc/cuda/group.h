@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "runtime.h"
@@ -27,6 +28,14 @@ void each_group(const std::vector<const A*>& calls, F launch) {
     for (int i = 0; i < count; ++i) group.member[i] = *calls[first + i];
     launch(group, count);
   }
+}
+
+// Those of which `which` is true, and the others.
+template <class A, class F>
+std::pair<std::vector<const A*>, std::vector<const A*>> parted(const std::vector<const A*>& calls, F which) {
+  std::pair<std::vector<const A*>, std::vector<const A*>> found;
+  for (const A* call : calls) (which(*call) ? found.first : found.second).push_back(call);
+  return found;
 }
 
 inline int64_t blocks_of(int64_t work, int64_t block) { return (work + block - 1) / block; }

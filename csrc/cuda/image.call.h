@@ -12,7 +12,7 @@ template <class T>
 class ImageCall {
  public:
   ImageCall(const Array& a, const Array& b, const Array& out)
-      : args_{out.size[0], out.size[1], out.size[2], out.size[3], image<const T>(a), image<const T>(b), image<T>(out)} {}
+      : args_{out.size[0], out.size[1], out.size[2], out.size[3], image<const T>(a), image<const T>(b), stored_image(out)} {}
 
   Work images() { return work<cuda::Images<T>, cuda::images<T>>(args_); }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../order.h"
+#include "../storage.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -14,7 +14,7 @@ template <class T>
 struct Images {
   int64_t N, H, W, C;
   Image<const T> a, b;
-  Image<T> out;
+  StoredImage out;
 };
 
 template <class T>

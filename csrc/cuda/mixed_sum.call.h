@@ -16,6 +16,10 @@ cuda::Pixels<T> pixels(const Array& a) {
   const Image<T> i = image<T>(a);
   return {i.data, i.n, i.w};
 }
+inline cuda::StoredPixels stored_pixels(const Array& a) {
+  const StoredImage i = stored_image(a);
+  return {i.data, i.n, i.w, i.storage};
+}
 
 // out [N, H, W, C] is written, an image whose pixels may lie apart; base like it, or none.
 template <class T>
@@ -26,7 +30,7 @@ class MixedSumCall {
     args_.N = out.size[0], args_.HW = out.size[1] * out.size[2], args_.C = out.size[3];
     args_.base = pixels<const T>(base), args_.out = pixels<T>(out);
     for (size_t b = 0; b < branches.size(); ++b) {
-      args_.branches.push_back({pixels<const T>(branches[b].z), branches[b].mean, branches[b].rstd, weights[b]});
+      args_.branches.push_back({stored_pixels(branches[b].z), branches[b].mean, branches[b].rstd, weights[b]});
     }
   }
 
@@ -47,7 +51,7 @@ class MixedSumBackwardCall {
     args_.g = pixels<const T>(g), args_.g_mean = means[0];
     for (size_t b = 0; b < branches.size(); ++b) {
       args_.branches.push_back(
-          {pixels<const T>(branches[b].z), branches[b].mean, branches[b].rstd, means[1 + b], d_weights[b]});
+          {stored_pixels(branches[b].z), branches[b].mean, branches[b].rstd, means[1 + b], d_weights[b]});
     }
     const int64_t count = args_.N * chunks(args_.H, args_.W), outputs = 1 + static_cast<int64_t>(branches.size());
     sums_ = Memory<T>(outputs * count * args_.C);

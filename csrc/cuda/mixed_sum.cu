@@ -2,7 +2,8 @@
 // memory: they read every z once, 16 bytes at a time where rows are aligned to them.
 //
 // Forward: a thread has a few channels of PIXELS pixels, far enough apart that neighbouring threads read neighbouring
-// memory; mean, rstd and weight are loaded once for all of them, and their z are in flight together. With one pixel a
+// memory; mean, rstd and weight are loaded once for all of them, and their z are in flight together. Where z are stored
+// in 16 bits it is 8 channels of half as many pixels. With one pixel a
 // thread, loads of mean and rstd from the first-level cache would be twice those of z.
 // Backward: a warp has a chunk of 64 pixels or more: lane 0 to 7 of four groups take every eighth pixel, as the
 // interleaved sums of csrc/order.h do, so that folding them is three shuffles. Chunks are added up in a second launch.
@@ -10,13 +11,16 @@
 
 #include "group.h"
 #include "pack.h"
+#include "stored.h"
 #include "tree.h"
 #include "../order.h"
 
 namespace dartsfast::cuda {
 namespace {
 
-constexpr int kThreads = 256, kPixels = 4, kBranches = 64;
+constexpr int kThreads = 256, kBranches = 60;
+template <int V>
+constexpr int kPixels = V > 4 ? 2 : 4;
 constexpr int kFew = 4;  // branches of a call that shares a launch with others: the gradients of skips, a cell's inputs
 
 // Some of a call's branches, at most MOST, on top of base.
@@ -28,58 +32,70 @@ struct Some {
   SummedBranch<T> branch[MOST];
 };
 
-template <class T>
-__device__ int64_t place(const Pixels<T>& image, int64_t pixel, int32_t HW) {
+template <class P>
+__device__ int64_t place(const P& image, int64_t pixel, int32_t HW) {
   return pixel / HW * image.n + pixel % HW * image.pitch;
 }
 
-template <class T, int V, int MOST>
+template <class T, int V, int MOST, bool HALVES>
 __global__ void __launch_bounds__(kThreads) mixed_sum_kernel(const __grid_constant__ Group<Some<T, MOST>> group) {
   const Some<T, MOST>& a = group.member[blockIdx.z];
+  constexpr int PIXELS = kPixels<V>;
   const int groups = a.C / V;
-  const int64_t pixels = static_cast<int64_t>(a.N) * a.HW, apart = (pixels + kPixels - 1) / kPixels;
+  const int64_t pixels = static_cast<int64_t>(a.N) * a.HW, apart = (pixels + PIXELS - 1) / PIXELS;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, first = i / groups;
   const int c = i % groups * V;
   if (first >= apart) return;
-  Pack<T, V> sum[kPixels];
+  Pack<T, V> sum[PIXELS];
 #pragma unroll
-  for (int k = 0; k < kPixels; ++k) {
+  for (int k = 0; k < PIXELS; ++k) {
     const int64_t p = first + k * apart;
-    const bool read = a.base.data && p < pixels;
-    sum[k] = read ? Pack<T, V>::load(a.base.data + place(a.base, p, a.HW) + c) : Pack<T, V>::zero();
+    const bool there = a.base.data && p < pixels;
+    sum[k] = there ? read_own<V>(a.base.data + place(a.base, p, a.HW) + c) : Pack<T, V>::zero();
   }
 #pragma unroll 2
   for (int b = 0; b < a.branches; ++b) {
     const SummedBranch<T>& branch = a.branch[b];
-    const auto mean = Pack<T, V>::load(branch.mean + c), rstd = Pack<T, V>::load(branch.rstd + c);
+    const auto mean = read_own<V>(branch.mean + c), rstd = read_own<V>(branch.rstd + c);
     const T w = *branch.weight;
-    Pack<T, V> z[kPixels];
+    by_storage<HALVES>(branch.z.storage, [&](Storage as) {
+      Pack<T, V> z[PIXELS];
 #pragma unroll
-    for (int k = 0; k < kPixels; ++k) {
-      const int64_t p = first + k * apart;
-      z[k] = p < pixels ? Pack<T, V>::load(branch.z.data + place(branch.z, p, a.HW) + c) : Pack<T, V>::zero();
-    }
+      for (int k = 0; k < PIXELS; ++k) {
+        const int64_t p = first + k * apart;
+        z[k] = p < pixels ? read<T, V>(branch.z.data, as, place(branch.z, p, a.HW) + c) : Pack<T, V>::zero();
+      }
 #pragma unroll
-    for (int k = 0; k < kPixels; ++k) {
+      for (int k = 0; k < PIXELS; ++k) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[k].v[v] = fused(w, (z[k].v[v] - mean.v[v]) * rstd.v[v], sum[k].v[v]);
-    }
+        for (int v = 0; v < V; ++v) sum[k].v[v] = fused(w, (z[k].v[v] - mean.v[v]) * rstd.v[v], sum[k].v[v]);
+      }
+    });
   }
 #pragma unroll
-  for (int k = 0; k < kPixels; ++k) {
+  for (int k = 0; k < PIXELS; ++k) {
     const int64_t p = first + k * apart;
-    if (p < pixels) sum[k].store(a.out.data + place(a.out, p, a.HW) + c);
+    if (p < pixels) write_own(sum[k], a.out.data + place(a.out, p, a.HW) + c);
   }
 }
 
-template <class T>
+// Whether V channels of each branch can be moved at once.
+template <int V, class T, class B>
+bool whole(const std::vector<B>& branches) {
+  return std::all_of(branches.begin(), branches.end(), [](const B& b) {
+    return wide<V, T>(b.z.data, b.z.storage, b.z.n, b.z.pitch) && wide<T>(b.mean) && wide<T>(b.rstd);
+  });
+}
+template <int V, class T>
 bool whole(const MixedSum<T>& a) {
-  bool good = a.C % kWide<T> == 0 && wide<T>(a.out.data, a.out.n, a.out.pitch);
-  if (a.base.data) good = good && wide<T>(a.base.data, a.base.n, a.base.pitch);
-  for (const auto& b : a.branches) {
-    good = good && wide<T>(b.z.data, b.z.n, b.z.pitch) && wide<T>(b.mean) && wide<T>(b.rstd);
-  }
-  return good;
+  const bool base = !a.base.data || wide<T>(a.base.data, a.base.n, a.base.pitch);
+  return a.C % V == 0 && wide<T>(a.out.data, a.out.n, a.out.pitch) && base && whole<V, T>(a.branches);
+}
+
+// Whether any branch is stored in 16 bits.
+template <class B>
+bool halved(const std::vector<B>& branches) {
+  return std::any_of(branches.begin(), branches.end(), [](const B& b) { return b.z.storage != Storage::own; });
 }
 
 // Some of a call's branches, and g, which comes before the first.
@@ -93,7 +109,7 @@ struct SomeSums {
 };
 
 // A warp's chunk: 8 lanes a group of channels, 4 groups.
-template <class T, int V>
+template <class T, int V, bool HALVES>
 __global__ void __launch_bounds__(kThreads) mixed_sum_backward_kernel(const __grid_constant__ SomeSums<T> a) {
   const int lane = threadIdx.x % 32, interleave = lane % 8, group = lane / 8;
   const int64_t rows = chunk_rows(a.W), count = chunks(a.H, a.W), chunk = blockIdx.x;
@@ -108,37 +124,46 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_backward_kernel(const __gr
     if (here && b < 0) {
 #pragma unroll 4
       for (int p = interleave; p < pixels; p += 8) {
-        const auto x = Pack<T, V>::load(g + p * a.g.pitch + c);
+        const auto x = read_own<V>(g + p * a.g.pitch + c);
 #pragma unroll
         for (int v = 0; v < V; ++v) sum.v[v] = sum.v[v] + x.v[v];
       }
     } else if (here) {
       const GradientBranch<T>& branch = a.branch[b];
-      const T* const z = branch.z.data + n * branch.z.n + y * a.W * branch.z.pitch;
-      const auto mean = Pack<T, V>::load(branch.mean + c), rstd = Pack<T, V>::load(branch.rstd + c);
-#pragma unroll 4
-      for (int p = interleave; p < pixels; p += 8) {
-        const auto x = Pack<T, V>::load(g + p * a.g.pitch + c), s = Pack<T, V>::load(z + p * branch.z.pitch + c);
+      const int64_t z = n * branch.z.n + y * a.W * branch.z.pitch + c;
+      const auto mean = read_own<V>(branch.mean + c), rstd = read_own<V>(branch.rstd + c);
+      by_storage<HALVES>(branch.z.storage, [&](Storage as) {
+#pragma unroll(V > 4 ? 2 : 4)
+        for (int p = interleave; p < pixels; p += 8) {
+          const auto x = read_own<V>(g + p * a.g.pitch + c);
+          const auto s = read<T, V>(branch.z.data, as, z + p * branch.z.pitch);
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum.v[v] = fused(x.v[v], (s.v[v] - mean.v[v]) * rstd.v[v], sum.v[v]);
-      }
+          for (int v = 0; v < V; ++v) sum.v[v] = fused(x.v[v], (s.v[v] - mean.v[v]) * rstd.v[v], sum.v[v]);
+        }
+      });
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int other = 1; other < 8; other *= 2) sum.v[v] = sum.v[v] + __shfl_xor_sync(~0u, sum.v[v], other);
     }
-    if (here && interleave == 0) sum.store(a.sums + (output * (a.N * count) + chunk) * a.C + c);
+    if (here && interleave == 0) write_own(sum, a.sums + (output * (a.N * count) + chunk) * a.C + c);
   }
 }
 
-template <class T>
+template <int V, class T>
 bool whole(const MixedSumBackward<T>& a) {
-  bool good = a.C % kWide<T> == 0 && wide<T>(a.g.data, a.g.n, a.g.pitch);
-  for (const auto& b : a.branches) {
-    good = good && wide<T>(b.z.data, b.z.n, b.z.pitch) && wide<T>(b.mean) && wide<T>(b.rstd);
+  return a.C % V == 0 && wide<T>(a.g.data, a.g.n, a.g.pitch) && whole<V, T>(a.branches);
+}
+
+template <class T>
+auto backward_kernel(const MixedSumBackward<T>& a) {
+  if constexpr (kServesHalves<T>) {
+    if (halved(a.branches)) {
+      return whole<kWideHalves>(a) ? mixed_sum_backward_kernel<T, kWideHalves, true> : mixed_sum_backward_kernel<T, 1, true>;
+    }
   }
-  return good;
+  return whole<kWide<T>>(a) ? mixed_sum_backward_kernel<T, kWide<T>, false> : mixed_sum_backward_kernel<T, 1, false>;
 }
 
 // Where the sums of some outputs of a call go: the mean over `pixels`, and the sum over channels.
@@ -175,7 +200,7 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_finish_kernel(const __grid
 namespace {
 
 // The calls in launches of MOST branches, those that come later on top of what was there.
-template <class T, int V, int MOST>
+template <class T, int V, int MOST, bool HALVES>
 void launch_sums(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
   size_t most = 0;
   for (const MixedSum<T>* call : calls) most = std::max(most, call->branches.size());
@@ -195,31 +220,42 @@ void launch_sums(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
       int64_t blocks = 0;
       for (int i = 0; i < count; ++i) {
         const auto& a = group.member[i];
-        const int64_t threads = blocks_of(static_cast<int64_t>(a.N) * a.HW, kPixels) * (a.C / V);
+        const int64_t threads = blocks_of(static_cast<int64_t>(a.N) * a.HW, kPixels<V>) * (a.C / V);
         blocks = std::max(blocks, blocks_of(threads, kThreads));
       }
-      launch(mixed_sum_kernel<T, V, MOST>, dim3(blocks, 1, count), dim3(kThreads), 0, stream, group);
+      launch(mixed_sum_kernel<T, V, MOST, HALVES>, dim3(blocks, 1, count), dim3(kThreads), 0, stream, group);
     });
   }
+}
+
+template <class T, int V, int MOST, bool HALVES>
+void launch_aligned(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
+  const auto [aligned, others] = parted(calls, [](const auto& call) { return whole<V>(call); });
+  launch_sums<T, 1, MOST, HALVES>(others, stream);
+  launch_sums<T, V, MOST, HALVES>(aligned, stream);
+}
+
+template <class T, int MOST>
+void launch_stored(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
+  const auto [halves, own] = parted(calls, [](const auto& call) { return halved(call.branches); });
+  launch_aligned<T, kWide<T>, MOST, false>(own, stream);
+  if constexpr (kServesHalves<T>) launch_aligned<T, kWideHalves, MOST, true>(halves, stream);
 }
 
 }  // namespace
 
 template <class T>
 void mixed_sum(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
-  std::vector<const MixedSum<T>*> sorted[2][2];  // few branches or many, by 16 bytes or not
-  for (const MixedSum<T>* call : calls) sorted[call->branches.size() > kFew][whole(*call)].push_back(call);
-  launch_sums<T, 1, kFew>(sorted[0][0], stream);
-  launch_sums<T, kWide<T>, kFew>(sorted[0][1], stream);
-  launch_sums<T, 1, kBranches>(sorted[1][0], stream);
-  launch_sums<T, kWide<T>, kBranches>(sorted[1][1], stream);
+  const auto [many, few] = parted(calls, [](const auto& call) { return call.branches.size() > kFew; });
+  launch_stored<T, kFew>(few, stream);
+  launch_stored<T, kBranches>(many, stream);
 }
 
 template <class T>
 void mixed_sum_backward(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
   for (const MixedSumBackward<T>* call : calls) {
     const int64_t count = call->N * chunks(call->H, call->W);
-    const auto kernel = whole(*call) ? mixed_sum_backward_kernel<T, kWide<T>> : mixed_sum_backward_kernel<T, 1>;
+    const auto kernel = backward_kernel(*call);
     SomeSums<T> some{call->N, call->H, call->W, call->C, 0, call->g, call->sums, true, {}};
     for (size_t first = 0; first < call->branches.size(); first += kBranches) {
       some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, kBranches));

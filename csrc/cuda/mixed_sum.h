@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../storage.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -15,9 +16,16 @@ struct Pixels {
   int64_t n, pitch;
 };
 
+// The same in any storage.
+struct StoredPixels {
+  const void* data;
+  int64_t n, pitch;
+  Storage storage;
+};
+
 template <class T>
 struct SummedBranch {
-  Pixels<const T> z;
+  StoredPixels z;
   const T *mean, *rstd;  // [C]
   const T* weight;
 };
@@ -32,7 +40,7 @@ struct MixedSum {
 
 template <class T>
 struct GradientBranch {
-  Pixels<const T> z;
+  StoredPixels z;
   const T *mean, *rstd;     // [C]
   T *g_zhat_mean, *weight;  // [C] and the gradient of the weight; null: not asked for
 };

@@ -16,15 +16,15 @@ template <class T>
 cuda::PoolSize<T> pool_size(const Array& x, int64_t stride) {
   const auto out = [stride](int64_t size) { return static_cast<int32_t>((size - 1) / stride + 1); };
   const int32_t N = x.size[0], H = x.size[1], W = x.size[2], C = x.size[3];
-  return {N, H, W, C, out(H), out(W), static_cast<int32_t>(stride), image<const T>(x)};
+  return {N, H, W, C, out(H), out(W), static_cast<int32_t>(stride), stored_image(x)};
 }
 
 // z [N, Ho, Wo, C] and the moments of both are written; x is an image with adjacent channels.
 template <class T>
 class Pool3x3Call {
  public:
-  Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<Moments<T>>& stats)
-      : args_{pool_size<T>(x, stride), {z[0], z[1]}, {}} {
+  Pool3x3Call(const Array& x, int64_t stride, const Both<Array>& z, const Both<Moments<T>>& stats)
+      : args_{pool_size<T>(x, stride), {z[0].data, z[1].data}, z[0].storage, {}} {
     const cuda::PoolSize<T>& a = args_.size;
     const int64_t part = a.N * chunks(a.Ho, a.Wo) * 2 * a.C;
     parts_ = Memory<T>(2 * part);

@@ -12,7 +12,7 @@
 #include "pool3x3.h"
 
 #include "group.h"
-#include "pack.h"
+#include "stored.h"
 #include "../alpha_softmax.h"
 
 namespace dartsfast::cuda {
@@ -24,23 +24,25 @@ constexpr int kWindows = kTile + 2;  // a side, that reach into a tile at stride
 // The taps of the window around an output pixel that lie in the image: [y0, y1) x [x0, x1) of 3 x 3.
 template <class T>
 struct Window {
-  const T* in;  // the pixel in the middle
+  int64_t in;  // the element of the pixel in the middle
   int y0, y1, x0, x1;
   __device__ Window(const PoolSize<T>& a, int n, int oy, int ox) {
     const int y = oy * a.stride, x = ox * a.stride;
-    in = a.x.at(n, y) + x * a.x.w;
+    in = a.x.at(n, y, x, 0);
     y0 = y ? 0 : 1, y1 = y + 1 < a.H ? 3 : 2, x0 = x ? 0 : 1, x1 = x + 1 < a.W ? 3 : 2;
   }
   __device__ T count() const { return static_cast<T>((y1 - y0) * (x1 - x0)); }
 
   // f(tap 0 to 8, the channels of its pixel from c on) for each that is there, row by row.
-  template <int V, class F>
+  template <int V, bool HALVES, class F>
   __device__ void each(const PoolSize<T>& a, int c, F f) const {
     Pack<T, V> taps[9];
+    by_storage<HALVES>(a.x.storage, [&](Storage as) {
 #pragma unroll
-    for (int t = 0; t < 9; ++t) {
-      if (has(t)) taps[t] = Pack<T, V>::load(in + (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c);
-    }
+      for (int t = 0; t < 9; ++t) {
+        if (has(t)) taps[t] = read<T, V>(a.x.data, as, in + (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c);
+      }
+    });
 #pragma unroll
     for (int t = 0; t < 9; ++t) {
       if (has(t)) f(t, taps[t]);
@@ -78,7 +80,7 @@ struct Chunk {
   __device__ int64_t first(const PoolSize<T>& a) const { return static_cast<int64_t>(n * a.Ho + y) * a.Wo; }
 };
 
-template <class T, int V>
+template <class T, int V, bool HALVES>
 __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant__ Group<Pool3x3<T>> group) {
   const Pool3x3<T>& call = group.member[blockIdx.z];
   const PoolSize<T>& a = call.size;
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
     const Window<T> w(a, chunk.n, chunk.y + p / a.Wo, p % a.Wo);
     Pack<T, V> most, average = Pack<T, V>::zero();
     for (int v = 0; v < V; ++v) most.v[v] = -__builtin_inf();
-    w.template each<V>(a, c, [&](int, const Pack<T, V>& x) {
+    w.template each<V, HALVES>(a, c, [&](int, const Pack<T, V>& x) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         most.v[v] = beats(x.v[v], most.v[v]) ? x.v[v] : most.v[v];
@@ -102,26 +104,30 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
     });
     const T count = w.count();
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      average.v[v] = average.v[v] / count;
-      mean[0].v[v] = mean[0].v[v] + most.v[v], mean[1].v[v] = mean[1].v[v] + average.v[v];
-    }
+    for (int v = 0; v < V; ++v) average.v[v] = average.v[v] / count;
     const int64_t pixel = (chunk.first(a) + p) * a.C + c;
-    most.store(call.z[0] + pixel), average.store(call.z[1] + pixel);
+    by_storage<HALVES>(call.storage, [&](Storage as) {
+      most = rounded(most, as), average = rounded(average, as);
+      write(most, call.z[0], as, pixel), write(average, call.z[1], as, pixel);
+    });
+#pragma unroll
+    for (int v = 0; v < V; ++v) mean[0].v[v] = mean[0].v[v] + most.v[v], mean[1].v[v] = mean[1].v[v] + average.v[v];
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     fold(mean[half]);
 #pragma unroll
     for (int v = 0; v < V; ++v) mean[half].v[v] = mean[half].v[v] / static_cast<T>(chunk.pixels);
-    for (int p = interleave; here && p < chunk.pixels; p += 8) {
-      const auto z = Pack<T, V>::load(call.z[half] + (chunk.first(a) + p) * a.C + c);
+    by_storage<HALVES>(call.storage, [&](Storage as) {
+      for (int p = interleave; here && p < chunk.pixels; p += 8) {
+        const auto z = read<T, V>(call.z[half], as, (chunk.first(a) + p) * a.C + c);
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const T d = z.v[v] - mean[half].v[v];
-        squares[half].v[v] = fused(d, d, squares[half].v[v]);
+        for (int v = 0; v < V; ++v) {
+          const T d = z.v[v] - mean[half].v[v];
+          squares[half].v[v] = fused(d, d, squares[half].v[v]);
+        }
       }
-    }
+    });
     fold(squares[half]);
     if (!here || interleave != 0) continue;
     T* const part = call.parts[half] + chunk.number * 2 * a.C + c;
@@ -151,14 +157,14 @@ struct Given {
   unsigned char where[kWindows * kWindows][kChannels];
 };
 
-template <class T, int V>
+template <class T, int V, bool HALVES>
 __device__ void find(const Pool3x3Backward<T>& a, int n, int y, int x, int c, Given<T>& given, int place, int slot) {
   const Window<T> w(a.size, n, y, x);
   Pack<T, V> most;
   Pack<unsigned char, V> where;
 #pragma unroll
   for (int v = 0; v < V; ++v) most.v[v] = -__builtin_inf(), where.v[v] = w.y0 * 3 + w.x0;
-  w.template each<V>(a.size, c, [&](int tap, const Pack<T, V>& at) {
+  w.template each<V, HALVES>(a.size, c, [&](int tap, const Pack<T, V>& at) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const bool better = beats(at.v[v], most.v[v]);
@@ -178,7 +184,7 @@ __device__ inline int last_window(int at, int stride, int count) {
   return (at + 1) / stride < count ? (at + 1) / stride : count - 1;
 }
 
-template <class T, int V>
+template <class T, int V, bool HALVES>
 __global__ void __launch_bounds__(kThreads)
     pool3x3_backward_kernel(const __grid_constant__ Group<Pool3x3Backward<T>> group) {
   __shared__ Given<T> given;
@@ -195,7 +201,7 @@ __global__ void __launch_bounds__(kThreads)
   const int rows = last_window(min(y0 + kTile, s.H) - 1, s.stride, s.Ho) - wy + 1;
   const int columns = last_window(min(x0 + kTile, s.W) - 1, s.stride, s.Wo) - wx + 1;
   for (int i = threadIdx.x / kGroups; here && i < rows * columns; i += kThreads / kGroups) {
-    find<T, V>(a, n, wy + i / columns, wx + i % columns, c, given, i / columns * kWindows + i % columns, slot);
+    find<T, V, HALVES>(a, n, wy + i / columns, wx + i % columns, c, given, i / columns * kWindows + i % columns, slot);
   }
   __syncthreads();
   for (int i = threadIdx.x / kGroups; here && i < kTile * kTile; i += kThreads / kGroups) {
@@ -227,11 +233,11 @@ bool whole(const Image<U>& i) {
 }
 template <class T>
 bool whole(const PoolSize<T>& a) {
-  return a.C % kWide<T> == 0 && whole<T>(a.x);
+  return a.C % kWide<T> == 0 && wide<kWide<T>, T>(a.x);
 }
 template <class T>
 bool whole(const Pool3x3<T>& a) {
-  return whole(a.size) && wide<T>(a.z[0]) && wide<T>(a.z[1]);
+  return whole(a.size) && wide<kWide<T>, T>(a.z[0], a.storage) && wide<kWide<T>, T>(a.z[1], a.storage);
 }
 template <class T>
 bool whole(const Pool3x3Backward<T>& a) {
@@ -240,12 +246,20 @@ bool whole(const Pool3x3Backward<T>& a) {
   return good;
 }
 
-// The calls by groups, those whose rows are all on 16 bytes with the first kernel; blocks(call): how many one needs.
+template <class T>
+bool halved(const Pool3x3<T>& a) {
+  return a.size.x.storage != Storage::own || a.storage != Storage::own;
+}
+template <class T>
+bool halved(const Pool3x3Backward<T>& a) {
+  return a.size.x.storage != Storage::own;
+}
+
+// The calls by groups, those whose rows are all aligned with the first kernel; blocks(call): how many one needs.
 template <class A, class F>
 void launch_all(const std::vector<const A*>& calls, void (*wide)(Group<A>), void (*any)(Group<A>), Stream stream,
                 F blocks) {
-  std::vector<const A*> aligned, others;
-  for (const A* call : calls) (whole(*call) ? aligned : others).push_back(call);
+  const auto [aligned, others] = parted(calls, [](const A& call) { return whole(call); });
   for (const bool all : {true, false}) {
     each_group(all ? aligned : others, [=](const Group<A>& group, int count) {
       int64_t most = 0;
@@ -259,19 +273,32 @@ void launch_all(const std::vector<const A*>& calls, void (*wide)(Group<A>), void
 
 template <class T>
 void pool3x3(const std::vector<const Pool3x3<T>*>& calls, Stream stream) {
-  launch_all<Pool3x3<T>>(calls, pool3x3_kernel<T, kWide<T>>, pool3x3_kernel<T, 1>, stream, [](const auto& call, bool all) {
+  const auto blocks = [](const auto& call, bool all) {
     const PoolSize<T>& a = call.size;
     return blocks_of(a.N * chunks(a.Ho, a.Wo) * blocks_of(a.C, 4 * (all ? kWide<T> : 1)), kWarps);
-  });
+  };
+  constexpr int V = kWide<T>;
+  const auto [halves, own] = parted(calls, [](const auto& call) { return halved(call); });
+  launch_all<Pool3x3<T>>(own, pool3x3_kernel<T, V, false>, pool3x3_kernel<T, 1, false>, stream, blocks);
+  if constexpr (kServesHalves<T>) {
+    launch_all<Pool3x3<T>>(halves, pool3x3_kernel<T, V, true>, pool3x3_kernel<T, 1, true>, stream, blocks);
+  }
 }
 
 template <class T>
 void pool3x3_backward(const std::vector<const Pool3x3Backward<T>*>& calls, Stream stream) {
-  launch_all<Pool3x3Backward<T>>(calls, pool3x3_backward_kernel<T, kWide<T>>, pool3x3_backward_kernel<T, 1>, stream,
-                                 [](const auto& call, bool) {
-                                   const PoolSize<T>& a = call.size;
-                                   return a.N * blocks_of(a.H, kTile) * blocks_of(a.W, kTile) * blocks_of(a.C, kChannels);
-                                 });
+  const auto blocks = [](const auto& call, bool) {
+    const PoolSize<T>& a = call.size;
+    return a.N * blocks_of(a.H, kTile) * blocks_of(a.W, kTile) * blocks_of(a.C, kChannels);
+  };
+  constexpr int V = kWide<T>;
+  const auto [halves, own] = parted(calls, [](const auto& call) { return halved(call); });
+  launch_all<Pool3x3Backward<T>>(own, pool3x3_backward_kernel<T, V, false>, pool3x3_backward_kernel<T, 1, false>, stream,
+                                 blocks);
+  if constexpr (kServesHalves<T>) {
+    launch_all<Pool3x3Backward<T>>(halves, pool3x3_backward_kernel<T, V, true>, pool3x3_backward_kernel<T, 1, true>, stream,
+                                   blocks);
+  }
 }
 
 template void pool3x3(const std::vector<const Pool3x3<float>*>&, Stream);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../order.h"
+#include "../storage.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -12,13 +12,14 @@ namespace dartsfast::cuda {
 template <class T>
 struct PoolSize {
   int32_t N, H, W, C, Ho, Wo, stride;
-  Image<const T> x;
+  StoredImage x;
 };
 
 template <class T>
 struct Pool3x3 {
   PoolSize<T> size;
-  T* z[2];      // [N, Ho, Wo, C], maximum and average
+  void* z[2];   // [N, Ho, Wo, C], maximum and average
+  Storage storage;  // of z
   T* parts[2];  // [N * chunks, 2, C] moments of chunks of either
 };
 

@@ -24,16 +24,16 @@ void check_arguments(const Tensor& x, const std::optional<Tensor>& norm, const T
   check(dilation.size() == depthwise.size(), "dilation must hold one number a depthwise weight: got ",
         dilation.size(), " for ", depthwise.size());
   if (norm) {
-    check_like(*norm, x, "norm");
+    check_fits(*norm, x, "norm");
     check_shape(*norm, {2, Ci}, "norm");
   }
   for (size_t b = 0; b < pointwise.size(); ++b) {
-    check_like(pointwise[b], x, "pointwise");
+    check_fits(pointwise[b], x, "pointwise");
     check_shape(pointwise[b], {-1, Ci, 1, 1}, "pointwise");
     check(pointwise[b].size(0) > 0 && pointwise[b].size(0) == pointwise[0].size(0),
           "the pointwise weights of all branches must have the same number of output channels");
     if (depthwise.empty()) continue;
-    check_like(depthwise[b], x, "depthwise");
+    check_fits(depthwise[b], x, "depthwise");
     check_shape(depthwise[b], {Ci, 1, -1, -1}, "depthwise");
     const int64_t K = depthwise[b].size(2);
     check(K == depthwise[b].size(3) && K % 2 == 1 && K * K <= kMaxTaps,
@@ -49,9 +49,9 @@ struct Given : BranchConvInputs {
   Given(const Tensor& input, const std::optional<Tensor>& mean_rstd, const Tensors& depthwises,
         const Tensors& pointwises, const Ints& dilations, int64_t step, bool with_relu) {
     x = keep(by_row(input));
-    if (mean_rstd) norm = keep(dense(*mean_rstd));
-    for (const Tensor& t : depthwises) depthwise.push_back(keep(dense(t)));
-    for (const Tensor& t : pointwises) pointwise.push_back(keep(dense(t)));
+    if (mean_rstd) norm = keep(dense(widened(*mean_rstd)));
+    for (const Tensor& t : depthwises) depthwise.push_back(keep(dense(widened(t))));
+    for (const Tensor& t : pointwises) pointwise.push_back(keep(dense(widened(t))));
     dilation = dilations, stride = step, relu = with_relu;
   }
   Array keep(const Tensor& t) { return array(kept.emplace_back(t)); }
@@ -61,18 +61,19 @@ std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tens
                                        const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu,
                                        const std::optional<ScalarType>& dtype) {
   check_arguments(x, norm, depthwise, pointwise, dilation, stride);
-  check(!dtype || *dtype == x.scalar_type(), "on a CPU z is stored in the dtype of x only");
+  const ScalarType kept_as = dtype ? *dtype : x.scalar_type(), own = arithmetic(x.scalar_type());
+  check(kept_as == x.scalar_type() || (kHalves && arithmetic(kept_as) == own), "z cannot be stored in this dtype");
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
     const int64_t branches = static_cast<int64_t>(pointwise.size()), Co = pointwise[0].size(0);
     const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1;
-    Tensor z = empty(x, {branches, N, Ho, Wo, Co});
-    Tensor stats = torch::stable::new_empty(x, {branches, 2, Co});
+    Tensor z = empty(x, {branches, N, Ho, Wo, Co}, kept_as);
+    Tensor stats = torch::stable::new_empty(x, {branches, 2, Co}, own);
     std::vector<Array> images(branches);
     std::vector<Moments<T>> rows(branches);
     for (int64_t b = 0; b < branches; ++b) {
-      images[b] = dense_array(written<T>(z) + b * N * Ho * Wo * Co, {N, Ho, Wo, Co});
+      images[b] = part(z, b);
       rows[b] = {written<T>(stats) + b * 2 * Co, written<T>(stats) + (b * 2 + 1) * Co};
     }
     BranchConvCall<T> call(given, images, rows);
@@ -93,38 +94,39 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
   check(z.empty() ? !coef : z.size() == B && coef, "z and coef go together: one z a branch and coef, or neither");
   for (const auto* images : {&g, &z}) {
     for (const Tensor& t : *images) {
-      check_like(t, x, "g and z");
+      check_fits(t, x, "g and z");
       check_shape(t, {x.size(0), Ho, Wo, Co}, "g and z");
     }
   }
   if (coef) {
-    check_like(*coef, x, "coef");
+    check_fits(*coef, x, "coef");
     check_shape(*coef, {static_cast<int64_t>(B), 4, Co}, "coef");
   }
   if (base) {
     check(input_grad, "base is given but no input gradient is asked for");
-    check_like(*base, x, "base");
+    check_fits(*base, x, "base");
     check_shape(*base, {x.size(0), x.size(1), x.size(2), x.size(3)}, "base");
   }
+  const ScalarType own = arithmetic(x.scalar_type());
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
     BranchConvGradients<T> out;
-    for (const Tensor& t : g) out.g.push_back(given.keep(by_row(t)));
+    for (const Tensor& t : g) out.g.push_back(given.keep(by_row(widened(t))));
     for (const Tensor& t : z) out.z.push_back(given.keep(by_row(t)));
     if (coef) {
-      const T* rows = static_cast<const T*>(given.keep(dense(*coef)).data);
+      const T* rows = static_cast<const T*>(given.keep(dense(widened(*coef))).data);
       for (size_t b = 0; b < B; ++b) out.coef.push_back(dense_array(rows + b * 4 * Co, {4, Co}));
     }
-    if (base) out.base = given.keep(by_row(*base));
+    if (base) out.base = given.keep(by_row(widened(*base)));
     const bool averages = input_grad && norm;
-    Tensor dx = empty(x, {input_grad ? x.size(0) : 0, x.size(1), x.size(2), x.size(3)});
-    Tensor means = torch::stable::new_empty(x, {averages ? 2 : 0, x.size(3)});
+    Tensor dx = empty(x, {input_grad ? x.size(0) : 0, x.size(1), x.size(2), x.size(3)}, own);
+    Tensor means = torch::stable::new_empty(x, {averages ? 2 : 0, x.size(3)}, own);
     if (input_grad) out.dx = written_array(dx);
     if (averages) out.means = written<T>(means);
     Tensors taps_grad, pointwise_grad;
-    const auto like = [](const Tensor& weight, Tensors& grads) {
-      return written<T>(grads.emplace_back(torch::stable::new_empty(weight, weight.sizes())));
+    const auto like = [own](const Tensor& weight, Tensors& grads) {
+      return written<T>(grads.emplace_back(torch::stable::new_empty(weight, weight.sizes(), own)));
     };
     for (size_t b = 0; b < (weight_grads ? B : 0); ++b) {
       out.pointwise.push_back(like(pointwise[b], pointwise_grad));
@@ -133,7 +135,11 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
     BranchConvBackwardCall<T> call(given, out);
     run_section({call.images()});
     run_section({call.finish()});
-    return std::make_tuple(dx, taps_grad, pointwise_grad, means);
+    const auto narrowed = [](Tensors& grads, const Tensors& weights) {
+      for (size_t b = 0; b < grads.size(); ++b) grads[b] = as(grads[b], weights[b].scalar_type());
+    };
+    narrowed(taps_grad, depthwise), narrowed(pointwise_grad, pointwise);
+    return std::make_tuple(as(dx, g[0].scalar_type()), taps_grad, pointwise_grad, means);
   });
 }
 

@@ -19,9 +19,10 @@ std::tuple<Tensor, Tensor> pool3x3(const Tensor& input, int64_t stride) {
     using T = decltype(zero);
     const Tensor x = by_row(input);
     const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1, C = x.size(3);
-    Tensor z = empty(x, {2, N, Ho, Wo, C}), stats = torch::stable::new_empty(x, {2, 2, C});
-    T *most = written<T>(z), *rows = written<T>(stats);
-    Pool3x3Call<T> call(array(x), stride, {most, most + N * Ho * Wo * C},
+    Tensor z = empty(x, {2, N, Ho, Wo, C});
+    Tensor stats = torch::stable::new_empty(x, {2, 2, C}, arithmetic(x.scalar_type()));
+    T* const rows = written<T>(stats);
+    Pool3x3Call<T> call(array(x), stride, {part(z, 0), part(z, 1)},
                         {Moments<T>{rows, rows + C}, Moments<T>{rows + 2 * C, rows + 3 * C}});
     run_section({call.images()});
     run_section({call.finish()});
@@ -38,16 +39,16 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
   const int64_t Ho = (input.size(1) - 1) / stride + 1, Wo = (input.size(2) - 1) / stride + 1, C = input.size(3);
   for (const auto* images : {&g, &z}) {
     for (const Tensor& t : *images) {
-      check_like(t, input, "g and z");
+      check_fits(t, input, "g and z");
       check_shape(t, {input.size(0), Ho, Wo, C}, "g and z");
     }
   }
   if (coef) {
-    check_like(*coef, input, "coef");
+    check_fits(*coef, input, "coef");
     check_shape(*coef, {2, 4, C}, "coef");
   }
   if (base) {
-    check_like(*base, input, "base");
+    check_fits(*base, input, "base");
     check_shape(*base, {input.size(0), input.size(1), input.size(2), C}, "base");
   }
   return for_dtype(input, [&](auto zero) {
@@ -55,17 +56,17 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
     Tensors kept;
     const auto keep = [&](const Tensor& t) { return array(kept.emplace_back(t)); };
     Pool3x3Gradients<T> out;
-    const T* k = coef ? static_cast<const T*>(keep(dense(*coef)).data) : nullptr;
+    const T* k = coef ? static_cast<const T*>(keep(dense(widened(*coef))).data) : nullptr;
     for (int half = 0; half < 2; ++half) {
-      out.g[half] = keep(by_row(g[half]));
-      if (coef) out.z[half] = keep(by_row(z[half])), out.coef[half] = k + half * 4 * C;
+      out.g[half] = keep(by_row(widened(g[half])));
+      if (coef) out.z[half] = keep(by_row(widened(z[half]))), out.coef[half] = k + half * 4 * C;
     }
-    if (base) out.base = keep(by_row(*base));
-    Tensor dx = empty(input, {input.size(0), input.size(1), input.size(2), C});
+    if (base) out.base = keep(by_row(widened(*base)));
+    Tensor dx = empty(input, {input.size(0), input.size(1), input.size(2), C}, arithmetic(input.scalar_type()));
     out.dx = written_array(dx);
     Pool3x3BackwardCall<T> call(keep(by_row(input)), stride, out);
     run_section({call.images()});
-    return dx;
+    return as(dx, g[0].scalar_type());
   });
 }
 

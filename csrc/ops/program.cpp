@@ -3,6 +3,7 @@
 #include "program.h"
 
 #include <cstring>
+#include <iterator>
 #include <memory>
 
 #include "branch_conv.call.h"
@@ -37,13 +38,31 @@ double as_double(int64_t bits) {
   return number;
 }
 
+// Which arguments may be stored in 16 bits.
+bool read_in_halves(Op op, size_t k) {
+  if (op == Op::branch_conv || op == Op::pool3x3 || op == Op::mixed_sum) return k == 0;
+  if (op == Op::mixed_sum_backward) return k == 1;
+  if (op == Op::branch_conv_backward) return k == 1 || k == 3;
+  return op == Op::pool3x3_backward && k == 3;
+}
+bool written_in_halves(Op op, size_t k) {
+  return k == 0 && (op == Op::branch_conv || op == Op::pool3x3 || op == Op::copy);
+}
+
 // Nobody reads everything that an operator can write; the rest has to be there.
 void check_memory(const Instruction& i) {
   const bool moments = i.op == Op::branch_conv || i.op == Op::pool3x3;
-  for (const Arrays& part : i.reads) {
-    for (const Array& a : part) check(a.data, "the program reads what nothing wrote");
+  const auto stored = [](const Array& a, bool halves) {
+    check(a.storage == Storage::own || halves, "the program has what is stored in 16 bits where no kernel takes that");
+  };
+  for (size_t k = 0; k < i.reads.size(); ++k) {
+    for (const Array& a : i.reads[k]) {
+      check(a.data, "the program reads what nothing wrote");
+      stored(a, read_in_halves(i.op, k));
+    }
   }
   for (size_t k = 0; k < i.writes.size(); ++k) {
+    for (const Array& a : i.writes[k]) stored(a, written_in_halves(i.op, k));
     const bool weights = i.op == Op::branch_conv_backward && k > 0;
     if ((moments && k == 1) || weights || i.op == Op::mixed_sum_backward) continue;
     for (const Array& a : i.writes[k]) check(a.data, "the program writes to no memory");
@@ -106,7 +125,7 @@ class Section {
   void pool3x3(const Instruction& i) {
     const Arrays &z = i.writes[0], &stats = i.writes[1];
     const Both<Moments<T>> into = {moments(stats[0]), moments(stats[1])};
-    auto& call = keep<Pool3x3Call<T>>(i.reads[0][0], i.numbers[0], Both<T*>{at<T>(z[0]), at<T>(z[1])}, into);
+    auto& call = keep<Pool3x3Call<T>>(i.reads[0][0], i.numbers[0], Both<Array>{z[0], z[1]}, into);
     works_.push_back(call.images());
     if (into[0].mean) finishing_.push_back(call.finish());
   }
@@ -200,41 +219,82 @@ class Section {
   std::vector<Work> works_, finishing_;
 };
 
-Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(written<char>(t)), t.numel(), size}; }
+Base base(const Tensor& t) {
+  return {static_cast<char*>(written<char>(t)), t.numel(), static_cast<int64_t>(t.element_size()), storage(t.scalar_type())};
+}
 
-// Code: dtype (0 float32, 1 float64); elements of the arena that is kept, of the temporary one; of each given tensor
-// its count of elements, and whether it is of int64; of each returned tensor its sizes; of each section its
-// instructions. Memory is numbered: given, returned, kept, temporary.
-template <class T>
-Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& kept) {
-  const int64_t kept_size = code.number(), temporary_size = code.number();
-  check(kept_size >= 0 && temporary_size >= 0, "the program's arenas have negative sizes");
-  std::vector<Base> bases;
+// The dtype that a program's code names by number, of a program whose arithmetic is in `own`.
+ScalarType dtype_of(int64_t number, ScalarType own) {
+  constexpr ScalarType known[] = {ScalarType::Float, ScalarType::Double, ScalarType::Long, ScalarType::BFloat16,
+                                  ScalarType::Half};
+  check(number >= 0 && number < static_cast<int64_t>(std::size(known)), "the program's code names an unknown dtype");
+  const bool halves = storage(known[number]) != Storage::own;
+  check(!halves || kHalves, "kernels for the ", kDevice, " store nothing in 16 bits");
+  const bool fits = halves ? own == ScalarType::Float : known[number] == own || known[number] == ScalarType::Long;
+  check(fits, "a program's memory does not fit the dtype of its arithmetic");
+  return known[number];
+}
+
+void read_given(Code& code, ScalarType own, const Tensors& given, std::vector<Base>& bases) {
   check(code.count() == static_cast<int64_t>(given.size()), "the program is given another number of tensors");
   for (const Tensor& t : given) {
-    const int64_t count = code.number();
-    const bool whole = code.number() != 0;
+    const int64_t count = code.number(), dtype = code.number();
     check(is_ours(t) && t.is_contiguous() && t.numel() == count, "a program is given contiguous tensors on the ", kDevice);
-    check(t.scalar_type() == (whole ? ScalarType::Long : like.scalar_type()), "a program's tensors are of one dtype");
-    bases.push_back(base(t, whole ? sizeof(int64_t) : sizeof(T)));
+    check(dtype < 0 || t.scalar_type() == dtype_of(dtype, own), "a program is given a tensor of another dtype");
+    bases.push_back(dtype < 0 ? Base() : base(t));
   }
+}
+
+// A program's own memory, of each dtype in it an arena that the backward has from the forward, and a temporary one.
+class OwnMemory {
+ public:
+  OwnMemory(Code& code, ScalarType own, const Tensor& like, const Tensors& kept, std::vector<Base>& bases) {
+    auto given = kept.begin();
+    for (int64_t left = code.count(); left > 0; --left) {
+      const ScalarType dtype = dtype_of(code.number(), own);
+      const int64_t kept_size = code.number(), temporary_size = code.number();
+      check(kept_size >= 0 && temporary_size >= 0, "the program's arenas have negative sizes");
+      if (kept_size == 0) {
+        bases.push_back(Base());
+      } else {
+        check(kept.empty() || given != kept.end(), "the program's forward kept fewer arenas");
+        const Tensor arena = kept.empty() ? made_.emplace_back(empty(like, {kept_size}, dtype)) : *given++;
+        check(arena.numel() == kept_size && arena.scalar_type() == dtype, "the program's forward kept another arena");
+        bases.push_back(base(arena));
+      }
+      const int64_t size = storage(dtype) != Storage::own ? 2 : dtype == ScalarType::Float ? 4 : 8;
+      const auto& temporary = temporary_.emplace_back(std::make_unique<Workspace>(temporary_size * size));
+      bases.push_back({temporary->data(), temporary_size, size, storage(dtype)});
+    }
+  }
+  // The arenas to be kept that there were not before.
+  const Tensors& made() const { return made_; }
+
+ private:
+  Tensors made_;
+  std::vector<std::unique_ptr<Workspace>> temporary_;
+};
+
+// Code: dtype of the arithmetic (0 float32, 1 float64); of each given tensor its count of elements and its dtype, -1 where nobody reads it; of
+// each returned tensor its sizes; of each dtype in the program's own memory the dtype, the elements of the arena that
+// is kept and of the temporary one; of each section its instructions. Memory is numbered: given, returned, of each dtype
+// kept and temporary.
+template <class T>
+Tensors run(Code code, ScalarType own, const Tensors& given, const Tensors& kept) {
+  std::vector<Base> bases;
+  read_given(code, own, given, bases);
   Tensors found(code.count());
   for (Tensor& t : found) {
-    t = empty(like, code.numbers());
-    bases.push_back(base(t, sizeof(T)));
+    t = empty(given[0], code.numbers(), own);
+    bases.push_back(base(t));
   }
-  const bool keeps = kept.empty() && kept_size > 0;
-  const Tensor arena = keeps ? empty(like, {kept_size}) : kept.empty() ? like : kept[0];
-  check(kept.empty() || arena.numel() == kept_size, "the program's forward kept another arena");
-  const Workspace temporary(temporary_size * sizeof(T));
-  bases.push_back(kept_size ? base(arena, sizeof(T)) : Base());
-  bases.push_back({temporary.data(), temporary_size, sizeof(T)});
+  const OwnMemory memory(code, own, given[0], kept, bases);
   for (int64_t sections = code.count(); sections > 0; --sections) {
     Section<T> section;
     for (int64_t left = code.count(); left > 0; --left) section.add(code.instruction(bases));
     section.run();
   }
-  if (keeps) found.push_back(arena);
+  found.insert(found.end(), memory.made().begin(), memory.made().end());
   return found;
 }
 
@@ -243,9 +303,8 @@ Tensors run_program(const Tensor& numbers, const Tensors& given, const Tensors& 
         "a program's code is int64 [n] on the CPU");
   check(!given.empty(), "a program is given at least one tensor");
   Code code(static_cast<const int64_t*>(numbers.const_data_ptr()), numbers.numel());
-  const int64_t dtype = code.number();
-  check(given[0].scalar_type() == (dtype ? ScalarType::Double : ScalarType::Float), "a program's tensors are of its dtype");
-  return dtype ? run<double>(code, given[0], given, kept) : run<float>(code, given[0], given, kept);
+  return code.number() ? run<double>(code, ScalarType::Double, given, kept)
+                       : run<float>(code, ScalarType::Float, given, kept);
 }
 
 }  // namespace

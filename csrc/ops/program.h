@@ -37,6 +37,7 @@ struct Instruction {
 struct Base {
   char* data = nullptr;
   int64_t count = 0, size = 0;
+  Storage storage = Storage::own;
 };
 
 // Reads numbers one after the other; what leaves the code or the memory fails.
@@ -90,6 +91,7 @@ class Code {
     }
     check(good && last < bases[base].count, "the program's code leaves memory ", base);
     found.data = bases[base].data + offset * bases[base].size;
+    found.storage = bases[base].storage;
     return found;
   }
 

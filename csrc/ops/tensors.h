@@ -14,6 +14,7 @@
 
 #include "../array.h"
 #include "device.h"
+#include "halves.h"
 
 namespace dartsfast {
 
@@ -45,9 +46,23 @@ inline std::ostream& operator<<(std::ostream& text, const shape& s) {
 
 inline void check_ours(const Tensor& t, const char* name) { check(is_ours(t), name, " must be a ", kDevice, " tensor"); }
 
+// How images of a dtype are stored, and what the arithmetic on them is in.
+inline Storage storage(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? Storage::bfloat16 : dtype == ScalarType::Half ? Storage::float16 : Storage::own;
+}
+inline ScalarType arithmetic(ScalarType dtype) { return storage(dtype) == Storage::own ? dtype : ScalarType::Float; }
+
 inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
   check_ours(t, name);
   check(t.scalar_type() == x.scalar_type(), name, " must have the dtype of the other tensors");
+}
+
+// Where tensors may be stored in several dtypes that one serves the arithmetic on.
+inline void check_fits(const Tensor& t, const Tensor& x, const char* name) {
+  if (!kHalves) return check_like(t, x, name);
+  check_ours(t, name);
+  check(arithmetic(t.scalar_type()) == arithmetic(x.scalar_type()), name,
+        " must have the dtype of the other tensors, or one that the same arithmetic serves");
 }
 
 // `sizes` may hold -1 for any size.
@@ -63,8 +78,9 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> sizes, c
 
 inline void check_image(const Tensor& x, const char* name) {
   check_ours(x, name);
-  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, name,
-        " must be float32 or float64");
+  const ScalarType dtype = kHalves ? arithmetic(x.scalar_type()) : x.scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32",
+        kHalves ? ", float64, bfloat16 or float16" : " or float64");
   check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape{x});
   for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape{x});
   // Far beyond any memory, and far enough from overflow for every size that is computed from it.
@@ -85,6 +101,12 @@ inline Tensor by_row(const Tensor& t) {
 
 // The tensor itself where all its elements are adjacent and in index order, else a copy.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// The tensor itself where it is of this dtype, else a copy.
+inline Tensor as(const Tensor& t, ScalarType dtype) { return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype); }
+
+// The tensor itself where it is stored as the numbers of the arithmetic on it, else a copy.
+inline Tensor widened(const Tensor& t) { return as(t, arithmetic(t.scalar_type())); }
 
 // Memory from a tensor's first to its last element.
 struct Span {
@@ -107,10 +129,20 @@ inline Array view(void* data, const Tensor& t) {
   noted(t);
   Array a{data, t.dim()};
   for (int64_t i = 0; i < a.dim; ++i) a.size[i] = t.size(i), a.stride[i] = t.stride(i);
+  a.storage = storage(t.scalar_type());
   return a;
 }
 inline Array array(const Tensor& t) { return view(const_cast<void*>(t.const_data_ptr()), t); }
 inline Array written_array(const Tensor& t) { return view(t.mutable_data_ptr(), t); }
+
+// Part [i] of a dense tensor, to write.
+inline Array part(const Tensor& t, int64_t i) {
+  Array a = written_array(t);
+  a.data = static_cast<char*>(a.data) + i * a.stride[0] * t.element_size();
+  --a.dim;
+  for (int64_t k = 0; k < a.dim; ++k) a.size[k] = a.size[k + 1], a.stride[k] = a.stride[k + 1];
+  return a;
+}
 
 template <class T>
 const T* read(const Tensor& t) {

@@ -25,6 +25,8 @@ PREFERENCE = {
 }
 KERNEL_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.bfloat16, torch.float16)
+STORING = ("cuda", "triton")
+"""The backends that store images as one of those."""
 NOT_TRACED = (
     "torch.jit.trace and torch.export do not see what its kernels compute; "
     "they take the reference path and the networks of found cells"
@@ -135,10 +137,10 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
     resolve_backend(backend)
     if storage_dtype not in (None, torch.float32, *STORAGE_DTYPES):
         raise InputError(f"storage_dtype must be None, bfloat16 or float16, got {storage_dtype}")
-    if storage_dtype in STORAGE_DTYPES and backend in ("cpu", "cuda", "reference"):
+    if storage_dtype in STORAGE_DTYPES and backend not in (*STORING, "auto"):
         raise InputError(
             f"backend {backend!r} keeps images in the network's own dtype: "
-            f"storage_dtype={storage_dtype} needs the triton backend"
+            f"storage_dtype={storage_dtype} needs the backend {' or '.join(STORING)}"
         )
     return storage_dtype
 

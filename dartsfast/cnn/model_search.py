@@ -157,7 +157,7 @@ class Network(ArchModule):
         memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
             backward.
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
-            float32 arithmetic; None for the network's own. The triton backend only.
+            float32 arithmetic; None for the network's own. The backends cuda and triton only.
         primitives: operation names of the search space, keys of ``operations.OPS``; None for those of this
             module's :data:`PRIMITIVES`.
 

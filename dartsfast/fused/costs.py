@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dartsfast.fused.memory import arenas, in_use, lifetimes, refs
+from dartsfast.fused.memory import arenas, halves, in_use, lifetimes, refs
 from dartsfast.fused.program import Instruction, Parts, Place, Program, Ref
 
 
@@ -52,12 +52,14 @@ def memory(program: Program, dtype: torch.dtype, *, native: bool) -> tuple[int, 
     Args:
         program: the program.
         dtype: of its arithmetic.
-        native: whether the CPU's runner runs it, in two arenas; else a temporary slot is a tensor from the
-            section that writes it first to the last that uses it.
+        native: whether the runner in C++ runs it, in two arenas a dtype; else a temporary slot is a tensor
+            from the section that writes it first to the last that uses it.
     """
     if native:
-        found = arenas(program)
-        return found.kept_size * dtype.itemsize, found.temporary_size * dtype.itemsize
+        found = [(arenas(program), dtype.itemsize)]
+        if (half := halves(program)) is not None:
+            found.append((arenas(program, half), half.itemsize))
+        return sum(a.kept_size * size for a, size in found), sum(a.temporary_size * size for a, size in found)
     size = [prod(slot.shape) * (slot.dtype or dtype).itemsize for slot in program.slots]
     kept = sum(size[k] for k, slot in enumerate(program.slots) if slot.place == Place.KEPT)
     living = [0] * len(program.sections)

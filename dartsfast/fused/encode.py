@@ -1,16 +1,17 @@
-"""A program as numbers, and the CPU's runner of those (``csrc/ops/program.cpp``)."""
+"""A program as numbers, and the runner in C++ of those (``csrc/ops/program.cpp``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.memory import Arenas, arenas
+from dartsfast.fused.memory import Arenas, arenas, halves, refs
 from dartsfast.fused.program import Program, Ref
+from dartsfast.ops.contract import require
 
 # In the order of csrc/ops/program.h.
 _OPS = (
@@ -28,16 +29,30 @@ _OPS = (
     "concatenate",
 )
 
+# In the order of csrc/ops/program.cpp.
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.bfloat16, torch.float16)
+_UNREAD = -1
+
 torch.library.define("dartsfast::run_program", "(Tensor code, Tensor(a!)[] given, Tensor[] kept) -> Tensor[]")
 
 
 class Native:
-    """Runs a program in one call, on arenas that are laid out beforehand."""
+    """Runs a program in one call, on arenas that are laid out beforehand.
+
+    Raises:
+        InputError: arithmetic in float64 on what is stored in 16 bits.
+    """
 
     def __init__(self, program: Program, setting: Setting) -> None:
-        self.arenas = arenas(program)
+        half = halves(program)
+        require(
+            half is None or setting.dtype == torch.float32,
+            f"images stored as {half} go with arithmetic in float32, got {setting.dtype}",
+        )
+        stored = [None] if half is None else [None, half]
+        self.arenas = {dtype or setting.dtype: arenas(program, dtype) for dtype in stored}
         self._returned = len(program.returned)
-        numbers = [int(setting.dtype == torch.float64), *_encoded(program, self.arenas)]
+        numbers = [_DTYPES.index(setting.dtype), *_encoded(program, setting.dtype, self.arenas)]
         with plain():
             self.code = torch.tensor(numbers, dtype=torch.int64)
 
@@ -47,20 +62,25 @@ class Native:
         return found[: self._returned], found[self._returned :]
 
 
-def _encoded(program: Program, memory: Arenas) -> Iterator[int]:
+def _encoded(program: Program, dtype: torch.dtype, memory: Mapping[torch.dtype, Arenas]) -> Iterator[int]:
     """Yield the numbers after the dtype."""
-    yield memory.kept_size
-    yield memory.temporary_size
+    parts = (part for section in program.sections for i in section for part in (*i.reads, *i.writes))
+    used = {ref.slot for ref in refs(tuple(parts))}
     yield len(program.given)
     for number in program.given:
         slot = program.slots[number]
         yield _elements(slot.shape)
-        yield int(slot.dtype == torch.int64)
+        # In the place of an input that only a forward reads, its backward may be given another tensor.
+        known = slot.dtype if slot.dtype in _DTYPES else dtype  # of any other the runner says so
+        yield _DTYPES.index(known) if number in used else _UNREAD
     yield len(program.returned)
     for number in program.returned:
         shape = program.slots[number].shape
         yield from (len(shape), *shape)
-    places = _Places(program, memory)
+    yield len(memory)
+    for stored, found in memory.items():
+        yield from (_DTYPES.index(stored), found.kept_size, found.temporary_size)
+    places = _Places(program, memory.values())
     yield len(program.sections)
     for section in program.sections:
         yield len(section)
@@ -78,12 +98,13 @@ def _encoded(program: Program, memory: Arenas) -> Iterator[int]:
 class _Places:
     """Where slots lie: the number of their memory and their offset in it."""
 
-    def __init__(self, program: Program, memory: Arenas) -> None:
+    def __init__(self, program: Program, memory: Iterable[Arenas]) -> None:
         given, returned = len(program.given), len(program.returned)
         self._found = {slot: (k, 0) for k, slot in enumerate(program.given)}
         self._found |= {slot: (given + k, 0) for k, slot in enumerate(program.returned)}
-        self._found |= {slot: (given + returned, offset) for slot, offset in memory.kept.items()}
-        self._found |= {slot: (given + returned + 1, offset) for slot, offset in memory.temporary.items()}
+        own = [offsets for found in memory for offsets in (found.kept, found.temporary)]
+        for k, offsets in enumerate(own, given + returned):
+            self._found |= {slot: (k, offset) for slot, offset in offsets.items()}
 
     def encoded(self, ref: Ref) -> Iterator[int]:
         """Yield memory, offset, dimensions, and size and stride of each; -1 for what nobody reads."""

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
+from dartsfast.backends.table import STORAGE_DTYPES
 from dartsfast.fused.program import Place, Program, Ref
 
 ALIGNMENT = 64  # elements: a cache line of any dtype, and whole registers
@@ -59,7 +62,7 @@ def last_reads(program: Program) -> dict[int, list[int]]:
 
 @dataclass
 class Arenas:
-    """Offsets of slots in elements, and the elements of both arenas."""
+    """Offsets of slots of one dtype in elements, and the elements of both arenas."""
 
     kept: dict[int, int]
     temporary: dict[int, int]
@@ -67,18 +70,29 @@ class Arenas:
     temporary_size: int
 
 
-def arenas(program: Program) -> Arenas:
+def halves(program: Program) -> torch.dtype | None:
+    """Return the dtype of 16 bits that some of a program's own slots have; None: there are none."""
+    own = (slot.dtype for slot in program.slots if slot.place in (Place.KEPT, Place.TEMPORARY))
+    return next((dtype for dtype in own if dtype in STORAGE_DTYPES), None)
+
+
+def arenas(program: Program, halved: torch.dtype | None = None) -> Arenas:
     """Lay out a program's own slots: kept ones side by side, temporary ones where none that lives lies.
 
     A slot takes the lowest gap that is large enough, the largest slot of a section first.
+
+    Args:
+        program: the program.
+        halved: the slots are those of this dtype of 16 bits; None: those of the arithmetic's.
     """
+    chosen = [(slot.dtype if slot.dtype in STORAGE_DTYPES else None) == halved for slot in program.slots]
     kept: dict[int, int] = {}
     kept_size = 0
     for number, slot in enumerate(program.slots):
-        if slot.place == Place.KEPT:
+        if slot.place == Place.KEPT and chosen[number]:
             kept[number] = kept_size
             kept_size += _size(slot.shape)
-    spans = lifetimes(program)
+    spans = {number: span for number, span in lifetimes(program).items() if chosen[number]}
     temporary, size = packed(spans, {slot: prod(program.slots[slot].shape) for slot in spans})
     return Arenas(kept, temporary, kept_size, size)
 

@@ -120,7 +120,7 @@ class CNNConfig(CommonConfig):
     layers: int = option(8, "number of cells", group=NETWORK)
     storage_dtype: str = option(
         "float32",
-        "of what memory=store keeps; half precision needs the triton backend",
+        "of what memory=store keeps; half precision needs a GPU, or the backend cuda or triton",
         ("float32", "bfloat16", "float16"),
         group=NETWORK,
     )

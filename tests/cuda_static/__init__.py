@@ -60,16 +60,20 @@ class Kernel:
         return [f"{self.name} on {self.target}: {what}" for what in wrong if wrong[what]]
 
     def _narrow(self, parameters):
-        """Return where accesses of 16 bytes are missing: a ``Pack<T, V>`` of that size is loaded and stored,
-        and a kernel with WIDE loads rows at least.
+        """Return where wide accesses are missing: a ``Pack<T, V>`` of 16 bytes or more is loaded and stored,
+        and a kernel with WIDE loads rows at least. Where HALVES are stored, V or four of them are one access.
         """
         inner = re.findall(r"(?:[^<>,]|<[^<>]*>)+", self.name.partition("<")[2][:-1])
         given = dict(zip(parameters, map(str.strip, inner), strict=True))
-        packs = (given.get("T"), given.get("V")) in {("float", "4"), ("double", "2")}
+        packs = (given.get("T"), given.get("V")) in {("float", "4"), ("float", "8"), ("double", "2")}
+        rows = packs or given.get("WIDE") == "true"
+        halves = given.get("HALVES") == "true"
+        size = 2 * int(given.get("V", 4))
         used = self.usage
         return {
-            "no load of 16 bytes": (packs or given.get("WIDE") == "true") and 16 not in used.loads,
+            "no load of 16 bytes": rows and 16 not in used.loads,
             "no store of 16 bytes": packs and 16 not in used.stores,
+            f"no access of {size} bytes": rows and halves and size not in used.loads | used.stores,
         }
 
 

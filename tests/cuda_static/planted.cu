@@ -63,6 +63,14 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const T* x, T* y) {
   for (int k = 0; k < V; ++k) y[threadIdx.x * V + k] = x[threadIdx.x * V + k] + T(1);
 }
 
+// Rows of 16 bytes, and halves one by one.
+template <class T, int V, bool HALVES>
+__global__ void __launch_bounds__(kThreads) halves_kernel(const unsigned short* x, const T* y, T* z) {
+  auto v = Pack<T, V>::load(y + threadIdx.x * V);
+  for (int k = 0; k < V; ++k) v.v[k] = v.v[k] + static_cast<T>(x[threadIdx.x * V + k]);
+  v.store(z + threadIdx.x * V);
+}
+
 template <class T, bool WIDE>
 __global__ void __launch_bounds__(kThreads) wide_kernel(const T* x, T* y) {
   y[threadIdx.x] = x[threadIdx.x];
@@ -77,6 +85,8 @@ template __global__ void constant_kernel<double>(double*);
 template __global__ void narrow_kernel<float, 4>(const float*, float*);
 template __global__ void narrow_kernel<double, 2>(const double*, double*);
 template __global__ void narrow_kernel<float, 1>(const float*, float*);
+template __global__ void halves_kernel<float, 4, true>(const unsigned short*, const float*, float*);
+template __global__ void halves_kernel<float, 4, false>(const unsigned short*, const float*, float*);
 template __global__ void wide_kernel<float, true>(const float*, float*);
 template __global__ void wide_kernel<float, false>(const float*, float*);
 

@@ -68,6 +68,7 @@ def test_kernels_need_no_more_than_the_manifest_says(kernels):
         ("narrow_kernel<float, 4>", "no store of 16 bytes"),
         ("narrow_kernel<double, 2>", "no load of 16 bytes"),
         ("wide_kernel<float, true>", "no load of 16 bytes"),
+        ("halves_kernel<float, 4, true>", "no access of 8 bytes"),
         ("unbounded_kernel", "no __launch_bounds__"),
     ],
 )
@@ -81,6 +82,7 @@ RIGHT = {
     "right_kernel<double, 2>",
     "constant_kernel<double>",
     "narrow_kernel<float, 1>",
+    "halves_kernel<float, 4, false>",
     "wide_kernel<float, false>",
 }
 
