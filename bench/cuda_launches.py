@@ -1,13 +1,16 @@
 """The launches of a search iteration on the kernels for CUDA, from its programs: nothing is run.
 
-What shares a launch is what ``csrc/ops/program.cpp`` and the launchers in ``csrc/cuda`` put together, in float32 with
-everything aligned; tests hold it against the emulator. Bytes are what instructions read and write, each once; partial
-results of statistics and of weights' gradients are left out.
+What shares a launch is what ``csrc/ops/program.cpp`` and the launchers in ``csrc/cuda`` put together, in
+float32 with everything aligned; tests hold it against the emulator. Bytes are what instructions read and
+write, each once; partial results of statistics and of weights' gradients are left out.
+
+``python -m bench.cuda_launches`` prints the table of ``docs/cuda.md``: an ESTIMATE for an H100.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 from unittest import mock
@@ -15,8 +18,9 @@ from unittest import mock
 import torch
 from torch import nn
 
-from bench.cnn_peers import Size
+from bench.cnn_peers import CNN, Size
 from bench.costs import Launch
+from bench.model import CARDS, Card, count, device_seconds
 from dartsfast.backends import pretending
 from dartsfast.cnn.model_search import Network
 from dartsfast.explain import iteration
@@ -45,13 +49,11 @@ SIZES = {
     "zeros_kernel": 16,
 }
 """Bytes of an argument struct, where all are of one size."""
-ROUNDS = {
-    "branch_conv_tile_kernel": 8,
-    "branch_conv_kernel": 8,
-    "pool3x3_kernel": 8,
-    "mixed_sum_backward_kernel": 8,
-}
-"""Trips to memory one after the other: four tickets, and what eight chunks left, behind each."""
+FINISHING = ("branch_conv_tile_kernel", "branch_conv_kernel", "pool3x3_kernel", "mixed_sum_backward_kernel")
+ROUNDS = 8
+"""Trips to memory one after the other of kernels that are FINISHING: tickets, and what eight chunks left."""
+CARD, SECONDS = "H100 SXM", {1: 15e-3, 2: 40e-3}
+"""What an iteration may take, by order."""
 
 
 class Piece(NamedTuple):
@@ -98,6 +100,42 @@ def program_launches(program: Program) -> list[Launch]:
     return [*found, *_grouped([(piece, 0, 0) for piece in weights])]
 
 
+def needed_share(launches: Sequence[Launch], card: Card, seconds: float) -> float:
+    """Return the share of a card's bandwidth at which launches in a graph take so long; above 1: never."""
+    low, high = 0.01, 10.0
+    for _ in range(50):
+        share = (low + high) / 2
+        slower = device_seconds(launches, _slowed(card, share)) > seconds
+        low, high = (share, high) if slower else (low, share)
+    return high
+
+
+def _slowed(card: Card, share: float) -> Card:
+    return replace(card, bandwidth=share * card.bandwidth)
+
+
+def table(size: Size, order: int) -> str:
+    """Return a markdown table of an iteration: its kernels, those that move most first, and all."""
+    own = iteration_launches(size, order)
+    others, _ = count(CNN, "triton store", order, size)
+    rest = [one for one in others if not one.name.startswith("grouped_")]
+    card, groups = CARDS[CARD], dict[str, list[Launch]]()
+    share = needed_share([*own, *rest], card, SECONDS[order])
+    for one in own:
+        groups.setdefault(one.name.removesuffix("_kernel"), []).append(one)
+    rows = sorted(groups.items(), key=lambda row: -sum(one.bytes for one in row[1]))
+    rows += [("other operators", rest), ("iteration", [*own, *rest])]
+    titles = ["order", "kernel", "launches", "GB", "GFLOP", "ms", "ms at most", "share of bandwidth"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name, launches in rows:
+        size_, operations = (sum(getattr(one, what) for one in launches) for what in ("bytes", "operations"))
+        fast, slow = (device_seconds(launches, c) for c in (card, _slowed(card, share)))
+        cells = [str(order), name, f"{len(launches):,}", f"{size_ / 1e9:.2f}", f"{operations / 1e9:.1f}"]
+        cells += [f"{1e3 * fast:.2f}", f"{1e3 * slow:.2f}", f"{size_ / slow / card.bandwidth:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _grouped(pieces: Sequence[tuple[Piece, int, int]]) -> Iterator[Launch]:
     groups: dict[tuple[object, ...], list[tuple[Piece, int, int]]] = {}
     for piece in pieces:
@@ -120,7 +158,7 @@ def _fits(pieces: Sequence[Piece], more: Piece) -> bool:
 def _launch(pieces: Sequence[tuple[Piece, int, int]]) -> Launch:
     name = pieces[0][0].kernel
     sizes, operations = ([one[k] for one in pieces] for k in (1, 2))
-    return Launch(name, sum(sizes), sum(operations), False, ROUNDS.get(name, 0))
+    return Launch(name, sum(sizes), sum(operations), False, ROUNDS if name in FINISHING else 0)
 
 
 class _Made:
@@ -163,8 +201,8 @@ def _pieces(i: Instruction, made: _Made, used: set[int]) -> Iterator[Piece]:
     elif i.op in ("pool3x3", "pool3x3_backward"):
         yield Piece(f"{i.op}_kernel", (i.reads[0][0].shape[-1] % 4 == 0,))
     elif i.op == "mixed_sum":
-        for branches in _parts(len(i.reads[0]), 64):
-            yield Piece("mixed_sum_kernel", (branches > FEW,), 256 if branches <= FEW else PARAMETERS)
+        for count in _parts(len(i.reads[0]), 64):
+            yield Piece("mixed_sum_kernel", (count > FEW,), 256 if count <= FEW else PARAMETERS)
     elif i.op == "mixed_sum_backward":
         for branches in _parts(len(i.reads[1]), GRADIENT_BRANCHES):
             yield Piece(
@@ -237,3 +275,7 @@ def _weights(i: Instruction, used: set[int]) -> int:
     if i.op != "branch_conv_backward":
         return 0
     return sum(ref.slot in used and prod(ref.shape) > 0 for part in i.writes[1:3] for ref in part)
+
+
+if __name__ == "__main__":
+    print(*(table(CNN.size, order) for order in SECONDS), sep="\n\n")

@@ -27,7 +27,8 @@ class Placed:
         inner: norms [2, C] between two stages.
         pool_norms: those of pools, which are made for all edges that share them.
         final: norms [2, C] of every operation, in the order of the sum.
-        own_inner, own_pools, own_final: whether a norm is the batch's own, so that its gradient flows through it.
+        own_inner, own_pools, own_final: whether a norm is the batch's own, so that its gradient flows through
+            it.
         first, second, pooled, reduced, extras: images before their norms.
         first_stats, second_stats, pool_stats, reduced_stats: mean and variance [2, C] of each of them.
     """
