@@ -103,7 +103,7 @@ def test_z_may_be_stored_in_another_dtype_than_x(case, dtype):
 
 def unusual():
     """Return float32 numbers of any exponent, NaN, infinities, and all that rounding turns at."""
-    bits = torch.randint(-(2**31), 2**31, (2**17,), generator=torch.Generator().manual_seed(0))
+    bits = torch.randint(-(2**31), 2**31, (2**15,), generator=torch.Generator().manual_seed(0))
     every = torch.arange(2**16).to(torch.int16)
     exact = torch.cat([every.view(dtype).float() for dtype in HALVES])
     numbers = exact[exact.isfinite()].view(torch.int32)
@@ -112,24 +112,23 @@ def unusual():
     small = numbers.view(torch.float32)[numbers.view(torch.float32).abs() < 2**-12]
     between = (small[:-1] + small[1:]) / 2
     around = [part.view(torch.float32) for part in (bits.to(torch.int32), numbers, *ties)]
-    return torch.cat([*around, largest, -largest, between])
+    return torch.cat([largest, -largest, between, *around])
 
 
 @stores
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_numbers_are_rounded_to_nearest_and_read_as_they_are(dtype):
     """A product with 1, which makes -0 to 0, and the maximum of a pixel alone."""
-    x, one = unusual().reshape(-1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    numbers, one = unusual(), torch.ones(1, 1, 1, 1)
+    x = numbers[: len(numbers) // 64 * 64].reshape(1, -1, 64, 1)
     options = None, [], [one], [], 1, False
     z, _ = kernels.branch_conv(x, *options, dtype)
     assert same_bits(z[0], x.to(dtype) + 0)
-    every = torch.arange(2**16).to(torch.int16).view(dtype).reshape(-1, 1, 1, 1)
-    z, _ = kernels.branch_conv(every, *options, torch.float32)
-    assert same_bits(z[0], every.float() + 0)
-    for C in (1, 8):
-        image = every.reshape(-1, 1, 1, C)
-        z, _ = kernels.pool3x3(image, 1)
-        assert same_bits(z[0], image)
+    every = torch.arange(2**16).to(torch.int16).view(dtype)
+    z, _ = kernels.branch_conv(every.reshape(1, -1, 64, 1), *options, torch.float32)
+    assert same_bits(z[0], every.reshape(1, -1, 64, 1).float() + 0)
+    z, _ = kernels.pool3x3(every.reshape(-1, 1, 1, 8), 1)
+    assert same_bits(z[0], every.reshape(-1, 1, 1, 8))
 
 
 @stores

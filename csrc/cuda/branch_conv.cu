@@ -14,6 +14,7 @@
 #include "branch_conv.h"
 
 #include "branch_conv_tile.h"
+#include "finish.h"
 #include "group.h"
 #include "stored.h"
 #include "../alpha_softmax.h"
@@ -33,7 +34,8 @@ struct Single {
   void* z;
   int64_t z_pitch;
   Storage z_storage;
-  T* parts;
+  Statistic<T> stat;
+  Arrivals arrivals;
 };
 
 // Places in shared memory, in elements: t [pixels, slice] and the weights [slice, CO], or z [pixels, CO]; then taps
@@ -269,11 +271,11 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
   for (int first = 0; first < chunk.pixels; first += kPixels) {
     z = product<T, V, CO, HALVES>(a, chunk, first, co, shared);
     store<T, CO, HALVES>(a, chunk, first, co, z);
-    if (!a.parts) continue;
+    if (!a.stat.parts) continue;
     share<T, CO>(z, shared);
     mean.add(shared, chunk.pixels - first, [](int, T sum, T v) { return sum + v; });
   }
-  if (!a.parts) return;
+  if (!a.stat.parts) return;
   mean.fold();
   for (T& sum : mean.sum) sum = sum / static_cast<T>(chunk.pixels);
   for (int first = 0; first < chunk.pixels; first += kPixels) {
@@ -284,16 +286,20 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
     });
   }
   squares.fold();
-  T* const part = a.parts + chunk.index * 2 * a.Co;
+  T* const part = a.stat.parts + chunk.index * 2 * a.Co;
   mean.store(a, co, part);
   squares.store(a, co, part + a.Co);
+  const auto at = [&](int c) { return moments_of(a.stat, c, a.Ho, a.Wo, a.arrivals.count); };
+  finish(a.arrivals, chunk.index, chunk.index + 1, a.Co, at, [&] {
+    make_statistic(a.stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
+  });
 }
 
 template <class T>
 Single<T> single(const BranchConv<T>& a, const ConvBranch<T>& b) {
   const bool wide_z = a.Co % kQuad == 0 && wide<kQuad, T>(b.z, b.z_storage, b.z_pitch);
   return {a.N, a.H, a.W, a.Ci, a.Co, a.Ho, a.Wo, a.stride, b.kernel, b.dilation, a.relu, wide_z, a.x, a.norm, b.taps,
-          b.pointwise, b.z, b.z_pitch, b.z_storage, b.parts};
+          b.pointwise, b.z, b.z_pitch, b.z_storage, b.stat, b.arrivals};
 }
 
 template <class T>
@@ -324,10 +330,12 @@ void launch_aligned(const std::vector<const Single<T>*>& calls, Stream stream) {
 }
 
 template <class T, int CO>
-void launch_columns(const std::vector<const Single<T>*>& calls, Stream stream) {
-  const auto [halves, own] = parted(calls, [](const Single<T>& a) {
-    return a.x.storage != Storage::own || a.z_storage != Storage::own;
-  });
+void launch_columns(const std::vector<Single<T>*>& calls, Stream stream) {
+  std::vector<const Single<T>*> own, halves;
+  for (Single<T>* call : calls) {
+    call->arrivals.each = blocks_of(call->Co, CO);
+    (call->x.storage == Storage::own && call->z_storage == Storage::own ? own : halves).push_back(call);
+  }
   launch_aligned<T, CO, false>(own, stream);
   if constexpr (kServesHalves<T>) launch_aligned<T, CO, true>(halves, stream);
 }
@@ -344,8 +352,8 @@ void branch_conv(const std::vector<const BranchConv<T>*>& calls, Stream stream) 
     }
   }
   tiles.launch(stream);
-  std::vector<const Single<T>*> narrow, middle, broad;
-  for (const Single<T>& one : all) (one.Co <= 16 ? narrow : one.Co <= 32 ? middle : broad).push_back(&one);
+  std::vector<Single<T>*> narrow, middle, broad;
+  for (Single<T>& one : all) (one.Co <= 16 ? narrow : one.Co <= 32 ? middle : broad).push_back(&one);
   launch_columns<T, 16>(narrow, stream);
   launch_columns<T, 32>(middle, stream);
   launch_columns<T, 64>(broad, stream);

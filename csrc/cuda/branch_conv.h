@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../storage.h"
+#include "arrivals.h"
 #include "runtime.h"
+#include "statistic.h"
 
 namespace dartsfast::cuda {
 
@@ -17,7 +19,8 @@ struct ConvBranch {
   void* z;                   // [N, Ho, Wo, Co]
   int64_t z_pitch;           // elements from a pixel of z to the next, rows and images too
   Storage z_storage;
-  T* parts;                  // [N * chunks, 2, Co] moments of chunks, null: not asked for
+  Statistic<T> stat;         // of z
+  Arrivals arrivals;         // for it, or for those of all branches
 };
 
 template <class T>
@@ -29,7 +32,7 @@ struct BranchConv {
   std::vector<ConvBranch<T>> branches;
 };
 
-// z of all branches, and the moments of its chunks.
+// z of all branches, and their statistics.
 template <class T>
 void branch_conv(const std::vector<const BranchConv<T>*>& calls, Stream stream);
 

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../storage.h"
+#include "arrivals.h"
 #include "runtime.h"
+#include "statistic.h"
 
 namespace dartsfast::cuda {
 
@@ -18,9 +20,10 @@ struct PoolSize {
 template <class T>
 struct Pool3x3 {
   PoolSize<T> size;
-  void* z[2];   // [N, Ho, Wo, C], maximum and average
-  Storage storage;  // of z
-  T* parts[2];  // [N * chunks, 2, C] moments of chunks of either
+  void* z[2];               // [N, Ho, Wo, C], maximum and average
+  Storage storage;          // of z
+  Statistic<T, 4> stat[2];  // of either, for the edges that read x
+  Arrivals arrivals;        // for both
 };
 
 template <class T>
