@@ -123,7 +123,7 @@ def test_numbers_are_rounded_to_nearest_and_read_as_they_are(dtype):
     x = numbers[: len(numbers) // 64 * 64].reshape(1, -1, 64, 1)
     options = None, [], [one], [], 1, False
     z, _ = kernels.branch_conv(x, *options, dtype)
-    assert same_bits(z[0], x.to(dtype) + 0)
+    assert same_bits(z[0], (x + 0).to(dtype))
     every = torch.arange(2**16).to(torch.int16).view(dtype)
     z, _ = kernels.branch_conv(every.reshape(1, -1, 64, 1), *options, torch.float32)
     assert same_bits(z[0], every.reshape(1, -1, 64, 1).float() + 0)
