@@ -254,8 +254,12 @@ struct Column {
   }
 };
 
+// Of a multiprocessor: with more doubles would spill.
+template <class T>
+constexpr int kMultiprocessorThreads = sizeof(T) == 4 ? 512 : 256;
+
 template <class T, int V, int CO, bool HALVES>
-__global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::threads)
+__global__ void __launch_bounds__(Places<T, CO>::threads, kMultiprocessorThreads<T> / Places<T, CO>::threads)
     branch_conv_kernel(const __grid_constant__ Group<Single<T>> group) {
   SHARED(T, shared);
   const Single<T>& a = group.member[blockIdx.z];
@@ -290,9 +294,8 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
   mean.store(a, co, part);
   squares.store(a, co, part + a.Co);
   const auto at = [&](int c) { return moments_of(a.stat, c, a.Ho, a.Wo, a.arrivals.count); };
-  finish(a.arrivals, chunk.index, chunk.index + 1, a.Co, at, [&] {
-    make_statistic(a.stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
-  });
+  if (!finish(a.arrivals, chunk.index, chunk.index + 1, a.Co, at)) return;
+  make_statistic(a.stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
 }
 
 template <class T>

@@ -238,9 +238,8 @@ template <class S, int C, int W>
 __device__ void finish_tile(const TileCall& a) {
   const auto at = [&](int i) { return moments_of(a.branches[i / C].stat, i % C, a.H, W, a.arrivals.count); };
   const int first = blockIdx.x * S::CHUNKS, count = a.count();
-  finish(a.arrivals, first, first + S::CHUNKS, count * C, at, [&] {
-    for (int b = 0; b < count; ++b) make_statistic(a.branches[b].stat, static_cast<float>(int64_t{a.N} * a.H * W));
-  });
+  if (!finish(a.arrivals, first, first + S::CHUNKS, count * C, at)) return;
+  for (int b = 0; b < count; ++b) make_statistic(a.branches[b].stat, static_cast<float>(int64_t{a.N} * a.H * W));
 }
 
 // FIRST: the dilation of the first pair.

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto at = [&](int i) {
     return Sums<T>{a.sums + static_cast<int64_t>(i / a.C) * a.arrivals.count * a.C + i % a.C, a.C};
   };
-  finish(a.arrivals, chunk, chunk + 1, outputs * a.C, at, [&] { make_gradients(a); });
+  if (finish(a.arrivals, chunk, chunk + 1, outputs * a.C, at)) make_gradients(a);
 }
 
 template <int V, class T>

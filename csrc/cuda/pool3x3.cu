@@ -136,9 +136,8 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
   }
   const Arrivals all{call.arrivals.tickets, count, blocks};
   const auto at = [&](int i) { return moments_of(call.stat[i / a.C], i % a.C, a.Ho, a.Wo, count); };
-  finish(all, first, first + kWarps < count ? first + kWarps : count, 2 * a.C, at, [&] {
-    for (const auto& stat : call.stat) make_statistic(stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
-  });
+  if (!finish(all, first, first + kWarps < count ? first + kWarps : count, 2 * a.C, at)) return;
+  for (const auto& stat : call.stat) make_statistic(stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
 }
 
 // The gradient of z: that of the node, through batch norm, or z's own.

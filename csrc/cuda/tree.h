@@ -14,8 +14,8 @@ struct Sums {
   T* data;
   int64_t step;
 
-  __device__ T load(int i, int span) const { return data[static_cast<int64_t>(i) * span * step]; }
-  __device__ void store(int i, int span, T sum) const { data[static_cast<int64_t>(i) * span * step] = sum; }
+  __device__ T load(int i, int span) const { return data[i * (span * step)]; }
+  __device__ void store(int i, int span, T sum) const { data[i * (span * step)] = sum; }
   __device__ static T join(T a, T b) { return a + b; }
 };
 
@@ -47,11 +47,11 @@ struct Moments {
 
   __device__ Value load(int64_t i, int64_t span) const {
     const int64_t first = i * span, end = first + span < all ? first + span : all;
-    const T* p = data + first * step;
+    const T* p = data + i * (span * step);
     return {p[0], p[apart], static_cast<uint32_t>(chunks.before(end) - chunks.before(first))};
   }
   __device__ void store(int64_t i, int64_t span, const Value& v) const {
-    T* const p = data + i * span * step;
+    T* const p = data + i * (span * step);
     p[0] = v.mean, p[apart] = v.squares;
   }
   __device__ static Value join(const Value& a, const Value& b) {
