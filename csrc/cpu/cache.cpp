@@ -22,30 +22,23 @@ void* map(size_t bytes) {
 // They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
 class Cache {
  public:
+  // Memory for a tensor.
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    used_ += bytes;
-    most_ = std::max(most_, used_);
     auto found = idle_.find(bytes);
     // Rather a block that is too large than to give one back and have another's pages filled with zeros.
-    if (found == idle_.end() && used_ + idle_bytes_ > most_) found = idle_.lower_bound(bytes);
-    void* block = nullptr;
-    if (found != idle_.end() && found->first <= kLargestRatio * bytes) {
-      used_ += found->first - bytes;
-      bytes = found->first;
-      block = found->second.back();
-      pop(found);
-    } else {
-      while (used_ + idle_bytes_ > most_ && release(used_ + idle_bytes_ - most_)) {
-      }
-      block = map(bytes);
+    if (found == idle_.end() && used_ + bytes + idle_bytes_ > std::max(most_, used_ + bytes)) {
+      found = idle_.lower_bound(bytes);
     }
-    if (block == MAP_FAILED) {
-      used_ -= bytes;
-      throw std::bad_alloc();
-    }
-    sizes_[block] = bytes;
-    return block;
+    if (found != idle_.end() && found->first > kLargestRatio * bytes) found = idle_.end();
+    return found != idle_.end() ? reuse(found) : make(bytes);
+  }
+
+  // Memory for as long as a call runs: whatever is large enough, since nothing else will have asked for it by then.
+  void* borrow(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = idle_.lower_bound(bytes);
+    return found != idle_.end() ? reuse(found) : make(std::max(bytes, kSmallest));
   }
 
   void give_back(void* block) {
@@ -65,6 +58,28 @@ class Cache {
 
  private:
   using Idle = std::map<size_t, std::vector<void*>>;
+
+  void* reuse(Idle::iterator found) {
+    void* const block = found->second.back();
+    used_ += found->first;
+    most_ = std::max(most_, used_);
+    pop(found);
+    return block;
+  }
+
+  void* make(size_t bytes) {
+    used_ += bytes;
+    most_ = std::max(most_, used_);
+    while (used_ + idle_bytes_ > most_ && release(used_ + idle_bytes_ - most_)) {
+    }
+    void* const block = map(bytes);
+    if (block == MAP_FAILED) {
+      used_ -= bytes;
+      throw std::bad_alloc();
+    }
+    sizes_[block] = bytes;
+    return block;
+  }
 
   void pop(Idle::iterator found) {
     idle_bytes_ -= found->first;
@@ -98,24 +113,7 @@ Cache& cache() {
 
 void give_back(void* block) { cache().give_back(block); }
 
-// Workspaces that no call uses: one, or as many as there were calls at a time.
-struct Workspaces {
-  std::mutex mutex;
-  std::multimap<size_t, void*> idle;
-};
-
-Workspaces& workspaces() {
-  static Workspaces* one = new Workspaces();
-  return *one;
-}
-
-void empty_cache() {
-  cache().clear();
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  for (const auto& [bytes, data] : all.idle) munmap(data, bytes);
-  all.idle.clear();
-}
+void empty_cache() { cache().clear(); }
 
 Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
   double count = 1;
@@ -129,30 +127,10 @@ Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) : data_(nullptr), bytes_(bytes) {
-  if (bytes == 0) return;
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  if (!all.idle.empty()) {
-    const auto largest = std::prev(all.idle.end());
-    if (largest->first >= bytes) {
-      bytes_ = largest->first, data_ = static_cast<char*>(largest->second);
-    } else {
-      munmap(largest->second, largest->first);
-    }
-    all.idle.erase(largest);
-  }
-  if (data_) return;
-  void* const block = map(bytes);
-  if (block == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<char*>(block);
-}
+Workspace::Workspace(size_t bytes) : data_(bytes ? static_cast<char*>(cache().borrow(bytes)) : nullptr) {}
 
 Workspace::~Workspace() {
-  if (!data_) return;
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  all.idle.emplace(bytes_, data_);
+  if (data_) give_back(data_);
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {

@@ -68,7 +68,7 @@ class Plan(TorchDispatchMode):
         self.part, self.phase = "stem", "forward"
         self.runs: list[Run] = []
         self.in_use = self.peak = 0
-        self._blocks = self._most_blocks = self._workspace = 0
+        self._blocks = self._most_blocks = 0
         self._known: set[int] = set()
 
     def __enter__(self) -> Plan:
@@ -109,14 +109,9 @@ class Plan(TorchDispatchMode):
 
     def note(self, part: str, program: Program, dtype: torch.dtype, kept: int, temporary: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
-        more = temporary
-        if self.native:  # one workspace, as large as any program needed yet
-            more = max(temporary - self._workspace, 0)
-            self._workspace += more
-        self._add(more, False)
+        self._add(temporary, self.native)
         self.runs.append(Run(part, self.phase, program, dtype, kept, temporary, self.in_use))
-        if not self.native:
-            self._add(-more, False)
+        self._add(-temporary, self.native)
 
 
 class Part(NamedTuple):
