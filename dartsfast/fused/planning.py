@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from dartsfast.fused.costs import memory
 from dartsfast.fused.program import Program
 
-kernels = torch.ops.dartsfast
+aten, kernels = torch.ops.aten, torch.ops.dartsfast
 
 _SMALLEST_BLOCK = 256 << 10  # bytes; csrc/cpu/cache.cpp leaves smaller tensors to torch
 
@@ -82,6 +82,8 @@ class Plan(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is aten.add.Tensor and torch._C._current_graph_task_id() >= 0:
+            func = aten.add_.Tensor  # how autograd adds gradients where no mode is on
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         for t in _tensors(out):
