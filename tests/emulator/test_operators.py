@@ -72,6 +72,11 @@ def test_operators_have_the_oracles_bits(files):
     assert run_tests(operators.library(), *chosen, "-k", OF_THE_HOST) > 150
 
 
+def test_searches_have_the_originals_figures():
+    chosen = "-k", "emulated and store"
+    assert run_tests(operators.library(), str(TESTS / "test_golden.py"), *chosen) == 4
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_access_is_right_in_any_order(order):
     library = operators.library(checked=True)
