@@ -157,8 +157,8 @@ def _fits(pieces: Sequence[Piece], more: Piece) -> bool:
 
 def _launch(pieces: Sequence[tuple[Piece, int, int]]) -> Launch:
     name = pieces[0][0].kernel
-    sizes, operations = ([one[k] for one in pieces] for k in (1, 2))
-    return Launch(name, sum(sizes), sum(operations), False, ROUNDS if name in FINISHING else 0)
+    size, operations = sum(moved for _, moved, _ in pieces), sum(done for *_, done in pieces)
+    return Launch(name, size, operations, False, ROUNDS if name in FINISHING else 0)
 
 
 class _Made:
@@ -177,15 +177,16 @@ class _Made:
 
     def norm(self, mean: Ref) -> bool:
         """Whether a norm is made; its statistic may have come in parts."""
-        start, parts = mean.offset, []
+        start = mean.offset
+        parts: list[Ref] = []
         while start < mean.offset + mean.shape[0]:
             part = [m for m in self._left if (m.slot, m.offset) == (mean.slot, start) and self._left[m]]
             if not part:
                 return False
             parts += part[:1]
             start += part[0].shape[0]
-        for part in parts:
-            self._left[part] -= 1
+        for made in parts:
+            self._left[made] -= 1
         return True
 
     def coefficients(self, mean: Ref) -> bool:
