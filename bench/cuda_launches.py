@@ -4,7 +4,7 @@ What shares a launch is what ``csrc/ops/program.cpp`` and the launchers in ``csr
 float32 with everything aligned; tests hold it against the emulator. Bytes are what instructions read and
 write, each once; partial results of statistics and of weights' gradients are left out.
 
-``python -m bench.cuda_launches`` prints the table of ``docs/cuda.md``: an ESTIMATE for an H100.
+``python -m bench.cuda_launches`` prints the table of ``docs/gpu.md``: an ESTIMATE for an A100 and an H100.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SIZES = {
 FINISHING = ("branch_conv_tile_kernel", "branch_conv_kernel", "pool3x3_kernel", "mixed_sum_backward_kernel")
 ROUNDS = 8
 """Trips to memory one after the other of kernels that are FINISHING: tickets, and what eight chunks left."""
-CARD, SECONDS = "H100 SXM", {1: 15e-3, 2: 40e-3}
+CARD, OLDER, SECONDS = "H100 SXM", "A100 80GB SXM", {1: 15e-3, 2: 40e-3}
 """What an iteration may take, by order."""
 
 
@@ -125,13 +125,13 @@ def table(size: Size, order: int) -> str:
         groups.setdefault(one.name.removesuffix("_kernel"), []).append(one)
     rows = sorted(groups.items(), key=lambda row: -sum(one.bytes for one in row[1]))
     rows += [("other operators", rest), ("iteration", [*own, *rest])]
-    titles = ["order", "kernel", "launches", "GB", "GFLOP", "ms", "ms at most", "share of bandwidth"]
+    titles = ["order", "kernel", "launches", "GB", "GFLOP", "A100, ms", "H100, ms", "H100, ms at most", "share of bandwidth"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, launches in rows:
         size_, operations = (sum(getattr(one, what) for one in launches) for what in ("bytes", "operations"))
-        fast, slow = (device_seconds(launches, c) for c in (card, _slowed(card, share)))
+        older, fast, slow = (device_seconds(launches, c) for c in (CARDS[OLDER], card, _slowed(card, share)))
         cells = [str(order), name, f"{len(launches):,}", f"{size_ / 1e9:.2f}", f"{operations / 1e9:.1f}"]
-        cells += [f"{1e3 * fast:.2f}", f"{1e3 * slow:.2f}", f"{size_ / slow / card.bandwidth:.0%}"]
+        cells += [f"{1e3 * older:.2f}", f"{1e3 * fast:.2f}", f"{1e3 * slow:.2f}", f"{size_ / slow / card.bandwidth:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
