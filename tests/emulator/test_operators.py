@@ -43,7 +43,7 @@ pytestmark = [
 def ran(library, *command, **environment):
     """Run Python on a library of operators; return what it printed."""
     environment = {"DARTSFAST_LIBRARY": str(library), "DARTSFAST_SELFCHECK": "0", **environment}
-    path = os.pathsep.join([str(build.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(build.ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = subprocess.run(
         [sys.executable, *command],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
