@@ -12,8 +12,7 @@ namespace dartsfast {
 // An uninitialised tensor on the device of `like`, of its dtype unless another is given.
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype = {});
 
-// Uninitialised memory for as long as a call runs, which the next call uses again: it grows to the most that one
-// needed, and is given back to the system with the rest by empty_cache.
+// Uninitialised memory for as long as a call runs, of the same blocks.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
@@ -22,8 +21,7 @@ class Workspace {
   char* data() const { return data_; }
 
  private:
-  char* data_;
-  size_t bytes_;
+  char* const data_;
 };
 
 }  // namespace dartsfast
