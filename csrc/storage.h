@@ -62,6 +62,11 @@ struct StoredImage {
   Storage storage;
   // The element that channel c of a pixel is.
   DARTSFAST_BOTH int64_t at(int64_t image, int64_t y, int64_t x, int64_t c) const { return image * n + y * h + x * w + c; }
+  // A pixel of numbers that are the arithmetic's own.
+  template <class T>
+  DARTSFAST_BOTH const T* own(int64_t image, int64_t y, int64_t x) const {
+    return static_cast<const T*>(data) + image * n + y * h + x * w;
+  }
 };
 
 }  // namespace dartsfast

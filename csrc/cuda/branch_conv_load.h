@@ -63,10 +63,12 @@ __device__ __forceinline__ Four<T> load_four(const T* p, int left) {
   if constexpr (WIDE) return left > 0 ? load_four(p) : Four<T>{};
   else return four<T>([=](int i) { return i < left ? p[i] : T(0); });
 }
-// The same of an image in any storage, from its element `at` on.
+// The same of an image in any storage, from channel c of a pixel on. By value: of a reference the compiler keeps more in
+// registers than some kernels have.
 template <bool WIDE, class T>
-__device__ __forceinline__ Four<T> load_four(const StoredImage& image, Storage as, int64_t at, int left) {
-  if (as == Storage::own) return load_four<WIDE>(static_cast<const T*>(image.data) + at, left);
+__device__ __forceinline__ Four<T> load_four(StoredImage image, Storage as, int n, int y, int x, int c, int left) {
+  if (as == Storage::own) return load_four<WIDE>(image.own<T>(n, y, x) + c, left);
+  const int64_t at = image.at(n, y, x, c);
   if constexpr (WIDE) {
     if (left <= 0) return Four<T>{};
     const auto v = read<T, 4>(image.data, as, at);
@@ -103,7 +105,7 @@ struct GradientChannels {
   __device__ __forceinline__ Four<T> at(Storage as, int n, int y, int x) const {
     const auto g = load_four<WIDE>(dz.g.at(n, y) + x * dz.g.w + c, left);
     if (!NORMED && !dz.z.data) return g;
-    const auto z = load_four<WIDE, T>(dz.z, as, dz.z.at(n, y, x, c), left);
+    const auto z = load_four<WIDE, T>(dz.z, as, n, y, x, c, left);
     return four<T>([&](int i) { return ((g.v[i] - shift.v[i]) - (z.v[i] - mu.v[i]) * r.v[i]) * k.v[i]; });
   }
 };
@@ -120,7 +122,7 @@ struct InputChannels {
     mean = load_four<WIDE>(in.norm + c, left), rstd = load_four<WIDE>(in.norm + Ci + c, left);
   }
   __device__ __forceinline__ Four<T> at(Storage as, int n, int y, int x) const {
-    auto v = load_four<WIDE, T>(in.x, as, in.x.at(n, y, x, c), left);
+    auto v = load_four<WIDE, T>(in.x, as, n, y, x, c, left);
     if (in.norm) v = four<T>([&](int i) { return (v.v[i] - mean.v[i]) * rstd.v[i]; });
     // NaN passes.
     if (in.relu) v = four<T>([&](int i) { return v.v[i] < 0 ? T(0) : v.v[i]; });

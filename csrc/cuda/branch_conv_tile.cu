@@ -253,7 +253,11 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
   const TileCall& a = group.member(blockIdx.z);
   const int tiles = a.H / S::ROWS, n = blockIdx.x / tiles, y0 = blockIdx.x % tiles * S::ROWS;
   if (n >= a.N) return;
-  by_storage<HALVES>(a.x.storage, [&](Storage as) { load_window<S, C, W, HALO>(a, as, n, y0, shared); });
+  if constexpr (HALVES) {
+    by_storage<HALVES>(a.x.storage, [&](Storage as) { load_window<S, C, W, HALO>(a, as, n, y0, shared); });
+  } else {
+    load_window<S, C, W, HALO>(a, Storage::own, n, y0, shared);  // from a lambda registers would be spilled
+  }
   load_taps<S, C, FIRST, PAIRS>(a, shared + S::FIRST);
   __syncthreads();
 

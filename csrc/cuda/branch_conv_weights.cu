@@ -81,6 +81,26 @@ __device__ Four<T> depthwise_pixel(const WeightGradient<T>& a, const InputChanne
   return sum;
 }
 
+// 64 depthwise outputs, a thread 4 channels of one of them; and dz [64, 16 R].
+template <class T, bool WIDE>
+__device__ __forceinline__ void load_outputs(const WeightGradient<T>& a, const InputChannels<T, WIDE>& in, Storage as,
+                                             const T* taps, int n, int pixel, T* t) {
+  const int Wo = a.shape.Wo;
+  store_four(depthwise_pixel(a, in, as, taps, n, pixel / Wo, pixel % Wo), t + threadIdx.x * 4);
+}
+template <int R, bool WIDE, class T>
+__device__ __forceinline__ void load_gradients(const WeightGradient<T>& a, Storage as, int n, int first, int count, int o0,
+                                               T* dz) {
+  const int Wo = a.shape.Wo;
+#pragma unroll
+  for (int i = threadIdx.x; i < kTile * 4 * R; i += kThreads) {
+    const int p = i / (4 * R), o = i % (4 * R) * 4;
+    const GradientChannels<T, WIDE> gradient(a.dz, o0 + o, a.shape.Co);
+    const auto v = p < count ? gradient.at(as, n, (first + p) / Wo, (first + p) % Wo) : Four<T>{};
+    store_four(v, dz + p * kSlice * R + o);
+  }
+}
+
 // blockIdx.y: 16 input channels by 16 R output channels. Shared memory: t [64, 16], dz [64, 16 R], taps [K*K, 16].
 template <class T, int R, bool WIDE, bool HALVES>
 __global__ void __launch_bounds__(kThreads) pointwise_grad_kernel(const __grid_constant__ Group<WeightGradient<T>> group) {
@@ -101,21 +121,19 @@ __global__ void __launch_bounds__(kThreads) pointwise_grad_kernel(const __grid_c
     __syncthreads();
     const int pixel = first + threadIdx.x / 4;
     if (pixel < pixels && c < s.Ci) {
-      by_storage<HALVES>(a.in.x.storage, [&](Storage as) {
-        store_four(depthwise_pixel(a, in, as, taps + quarter, n, pixel / s.Wo, pixel % s.Wo), t + threadIdx.x * 4);
-      });
+      if constexpr (HALVES) {
+        by_storage<HALVES>(a.in.x.storage, [&](Storage as) { load_outputs(a, in, as, taps + quarter, n, pixel, t); });
+      } else {
+        load_outputs(a, in, Storage::own, taps + quarter, n, pixel, t);  // from a lambda it takes more registers
+      }
     } else {
       store_four(Four<T>{}, t + threadIdx.x * 4);
     }
-    by_storage<HALVES>(a.dz.z.storage, [&](Storage as) {
-#pragma unroll
-      for (int i = threadIdx.x; i < kTile * 4 * R; i += kThreads) {
-        const int p = i / (4 * R), o = i % (4 * R) * 4;
-        const GradientChannels<T, WIDE> gradient(a.dz, o0 + o, s.Co);
-        const auto v = p < count ? gradient.at(as, n, (first + p) / s.Wo, (first + p) % s.Wo) : Four<T>{};
-        store_four(v, dz + p * kSlice * R + o);
-      }
-    });
+    if constexpr (HALVES) {
+      by_storage<HALVES>(a.dz.z.storage, [&](Storage as) { load_gradients<R, WIDE>(a, as, n, first, count, o0, dz); });
+    } else {
+      load_gradients<R, WIDE>(a, Storage::own, n, first, count, o0, dz);
+    }
     __syncthreads();
 #pragma unroll 4
     for (int p = 0; p < count; ++p) {

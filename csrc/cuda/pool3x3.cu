@@ -23,25 +23,26 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kTile = 8, kChannels = 16;
 constexpr int kWindows = kTile + 2;  // a side, that reach into a tile at stride 1
 
 // The taps of the window around an output pixel that lie in the image: [y0, y1) x [x0, x1) of 3 x 3.
-template <class T>
+template <class T, bool HALVES>
 struct Window {
-  int64_t in;  // the element of the pixel in the middle
+  const void* in;  // the pixel in the middle
   int y0, y1, x0, x1;
   __device__ Window(const PoolSize<T>& a, int n, int oy, int ox) {
     const int y = oy * a.stride, x = ox * a.stride;
-    in = a.x.at(n, y, x, 0);
+    in = a.x.template own<T>(n, y, x);
+    if (HALVES && a.x.storage != Storage::own) in = static_cast<const uint16_t*>(a.x.data) + a.x.at(n, y, x, 0);
     y0 = y ? 0 : 1, y1 = y + 1 < a.H ? 3 : 2, x0 = x ? 0 : 1, x1 = x + 1 < a.W ? 3 : 2;
   }
   __device__ T count() const { return static_cast<T>((y1 - y0) * (x1 - x0)); }
 
   // f(tap 0 to 8, the channels of its pixel from c on) for each that is there, row by row.
-  template <int V, bool HALVES, class F>
+  template <int V, class F>
   __device__ void each(const PoolSize<T>& a, int c, F f) const {
     Pack<T, V> taps[9];
     by_storage<HALVES>(a.x.storage, [&](Storage as) {
 #pragma unroll
       for (int t = 0; t < 9; ++t) {
-        if (has(t)) taps[t] = read<T, V>(a.x.data, as, in + (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c);
+        if (has(t)) taps[t] = read<T, V>(in, as, (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c);
       }
     });
 #pragma unroll
@@ -93,10 +94,10 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
   const bool here = c < a.C && chunk.number < count;
   Pack<T, V> mean[2] = {Pack<T, V>::zero(), Pack<T, V>::zero()}, squares[2] = {mean[0], mean[1]};
   for (int p = interleave; here && p < chunk.pixels; p += 8) {
-    const Window<T> w(a, chunk.n, chunk.y + p / a.Wo, p % a.Wo);
+    const Window<T, HALVES> w(a, chunk.n, chunk.y + p / a.Wo, p % a.Wo);
     Pack<T, V> most, average = Pack<T, V>::zero();
     for (int v = 0; v < V; ++v) most.v[v] = -__builtin_inf();
-    w.template each<V, HALVES>(a, c, [&](int, const Pack<T, V>& x) {
+    w.template each<V>(a, c, [&](int, const Pack<T, V>& x) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         most.v[v] = beats(x.v[v], most.v[v]) ? x.v[v] : most.v[v];
@@ -164,12 +165,12 @@ struct Given {
 
 template <class T, int V, bool HALVES>
 __device__ void find(const Pool3x3Backward<T>& a, int n, int y, int x, int c, Given<T>& given, int place, int slot) {
-  const Window<T> w(a.size, n, y, x);
+  const Window<T, HALVES> w(a.size, n, y, x);
   Pack<T, V> most;
   Pack<unsigned char, V> where;
 #pragma unroll
   for (int v = 0; v < V; ++v) most.v[v] = -__builtin_inf(), where.v[v] = w.y0 * 3 + w.x0;
-  w.template each<V, HALVES>(a.size, c, [&](int tap, const Pack<T, V>& at) {
+  w.template each<V>(a.size, c, [&](int tap, const Pack<T, V>& at) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const bool better = beats(at.v[v], most.v[v]);

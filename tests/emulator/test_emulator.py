@@ -176,9 +176,18 @@ def test_a_planted_fault_is_found_where_it_is(checked, launcher, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("launcher", ["right_ticket", *(name for name in LAUNCHERS if "traffic" in name)])
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if re.match("right_|traffic_", name)])
 def test_a_right_kernel_beside_them_is_not(checked, launcher, order):
     assert run_planted(checked, launcher, order)[0] == []
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_finishing_without_a_fence_or_a_barrier_is_a_race(missing):
+    """Each of those in csrc/cuda/finish.h that order what blocks leave: two fences, three barriers."""
+    library = loaded(True, f"-DMISSING={missing}", sources=[PLANTED / "finish.cu"])
+    for order in ORDERS:
+        races = [found for found in run_planted(library, "right_finish", order)[0] if found.kind == "race"]
+        assert races and all("finish.h" in found.text for found in races), order
 
 
 @pytest.mark.parametrize(
