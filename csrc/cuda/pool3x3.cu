@@ -11,6 +11,8 @@
 // (10 x 10 windows at stride 1: 1.56 times the least; scattering would need none of that, but a barrier a window row).
 #include "pool3x3.h"
 
+#include <type_traits>
+
 #include "finish.h"
 #include "group.h"
 #include "stored.h"
@@ -25,12 +27,12 @@ constexpr int kWindows = kTile + 2;  // a side, that reach into a tile at stride
 // The taps of the window around an output pixel that lie in the image: [y0, y1) x [x0, x1) of 3 x 3.
 template <class T, bool HALVES>
 struct Window {
-  const void* in;  // the pixel in the middle
+  std::conditional_t<HALVES, int64_t, const T*> in;  // the pixel in the middle, its element where there are halves
   int y0, y1, x0, x1;
   __device__ Window(const PoolSize<T>& a, int n, int oy, int ox) {
     const int y = oy * a.stride, x = ox * a.stride;
-    in = a.x.template own<T>(n, y, x);
-    if (HALVES && a.x.storage != Storage::own) in = static_cast<const uint16_t*>(a.x.data) + a.x.at(n, y, x, 0);
+    if constexpr (HALVES) in = a.x.at(n, y, x, 0);
+    else in = a.x.template own<T>(n, y, x);
     y0 = y ? 0 : 1, y1 = y + 1 < a.H ? 3 : 2, x0 = x ? 0 : 1, x1 = x + 1 < a.W ? 3 : 2;
   }
   __device__ T count() const { return static_cast<T>((y1 - y0) * (x1 - x0)); }
@@ -42,7 +44,10 @@ struct Window {
     by_storage<HALVES>(a.x.storage, [&](Storage as) {
 #pragma unroll
       for (int t = 0; t < 9; ++t) {
-        if (has(t)) taps[t] = read<T, V>(in, as, (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c);
+        if (!has(t)) continue;
+        const auto at = in + (t / 3 - 1) * a.x.h + (t % 3 - 1) * a.x.w + c;
+        if constexpr (HALVES) taps[t] = read<T, V>(a.x.data, as, at);
+        else taps[t] = Pack<T, V>::load(at);
       }
     });
 #pragma unroll
