@@ -3,7 +3,7 @@
 dz of a branch is formed from g, z and coef in registers wherever it is read, and the depthwise output t is
 computed again, so neither is stored. dt = dz times the pointwise weight is: the depthwise adjoint and the
 depthwise weight gradient read it K * K times. Weight gradients are summed by at most ``SPLITS`` programs a
-block of weights, in an order that only the shapes decide, then by an ordered pass.
+block of weights, chunk of pixels after chunk, in an order that only the shapes decide, then by an ordered pass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 SPLITS = 64
 TAPS = 1024
 """Numbers of a block where there is no matrix product: 8 a thread."""
+CHUNK = 4
+"""Such blocks of which a sum over pixels is one tree."""
 
 
 @triton.jit
@@ -85,9 +87,9 @@ def pointwise_adjoint_kernel(
 
 @triton.jit
 def depthwise_adjoint(
-    dt, weight, Ho, Wo, n, y, column, there, c, Ci, K, D, STRIDE: tl.constexpr, ACC: tl.constexpr,
+    dt, pitch, weight, Ho, Wo, n, y, column, there, c, Ci, K, D, STRIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return the depthwise adjoint of dt [N * Ho * Wo, Ci] at input pixels, [BP, BC]."""
+    """Return the depthwise adjoint of dt [N * Ho * Wo, Ci], rows every ``pitch``, at input pixels, [BP, BC]."""
     s = tl.zeros([there.shape[0], c.shape[0]], ACC)
     top = y + D * (K - 1) // 2
     left = column + D * (K - 1) // 2
@@ -98,7 +100,7 @@ def depthwise_adjoint(
         for kx in range(K):
             right = left - kx * D
             seen = row & (right >= 0) & (right < Wo * STRIDE) & (right % STRIDE == 0)
-            at = ((first + right // STRIDE) * Ci)[:, None] + c[None, :]
+            at = ((first + right // STRIDE) * pitch)[:, None] + c[None, :]
             d = tl.load(dt + at, seen[:, None] & (c < Ci)[None, :], 0.0)
             w = tl.load(weight + c * (K * K) + ky * K + kx, c < Ci, 0.0).to(ACC)
             added = tl.fma(d, w[None, :], s)
@@ -152,7 +154,7 @@ def input_gradient_kernel(
                 part = tl.where(taken[:, None], part, 0.0)
         else:
             part = depthwise_adjoint(
-                dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
+                dt[b], Ci, depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
             )
         if b == 0:
             s = part
@@ -167,6 +169,25 @@ def input_gradient_kernel(
         at = (n * base_strides[0] + y * base_strides[1] + column * base_strides[2])[:, None] + c[None, :]
         s = tl.load(base + at, inside, 0.0).to(ACC) + s
     tl.store(dx + p[:, None] * Ci + c[None, :], s.to(dx.dtype.element_ty), inside)
+
+
+@triton.jit
+def pointwise_gradient(
+    total, g, g_strides, z, z_strides, coef, pitch, x, x_strides, norm, norm_stride, depthwise, K, D,
+    begin, end, H, W, Ho, Wo, o, c, Ci, Co, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    PRECISION: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return total [BO, BC] + dz^T t of output pixels begin to end."""
+    for start in range(begin, end, BP):
+        p = start + tl.arange(0, BP)
+        n, y, column = place(p, Ho, Wo)
+        t = convolved(
+            x, x_strides, H, W, n, y, column, p < end, c, Ci, norm, norm_stride, depthwise, K, D,
+            STRIDE, RELU, ACC,
+        )  # fmt: skip
+        d = output_gradient(g, g_strides, z, z_strides, coef, pitch, n, y, column, p < end, o, Co, ACC)
+        total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
+    return total
 
 
 @triton.jit
@@ -189,29 +210,26 @@ def pointwise_gradient_kernel(
     c = tl.program_id(2) * BC + tl.arange(0, BC)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
-            total = tl.zeros([BO, BC], ACC)
-            for start in range(split * span, tl.minimum(split * span + span, pixels), BP):
-                p = start + tl.arange(0, BP)
-                n, y, column = place(p, Ho, Wo)
-                t = convolved(
-                    x, x_strides, H, W, n, y, column, p < pixels, c, Ci, norm, norm_stride,
-                    None if depthwise is None else depthwise[b], K[b], D[b], STRIDE, RELU, ACC,
-                )  # fmt: skip
-                d = output_gradient(
-                    g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, Co,
-                    n, y, column, p < pixels, o, Co, ACC,
-                )  # fmt: skip
-                total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
+            total = pointwise_gradient(
+                tl.zeros([BO, BC], ACC), g[b], g_strides, z[b], z_strides,
+                None if coef is None else coef + b * 4 * Co, Co, x, x_strides, norm, norm_stride,
+                None if depthwise is None else depthwise[b], K[b], D[b],
+                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, o, c, Ci, Co,
+                STRIDE, RELU, PRECISION, BP, ACC,
+            )  # fmt: skip
             to = partial[b] + (split * Co + o[:, None]) * Ci + c[None, :]
             tl.store(to, total, (o < Co)[:, None] & (c < Ci)[None, :])
 
 
 @triton.jit
 def depthwise_gradient(
-    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci, K, D,
+    dt, pitch, x, strides, norm, mean, rstd, partial, before, begin, end, H, W, Ho, Wo, c, Ci, K, D,
     STRIDE: tl.constexpr, RELU: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill partial [Ci, K * K] of one branch from output pixels begin to end, BT taps at a time."""
+    """Sum over output pixels begin to end, as one tree, BT taps at a time, to partial [Ci, K * K] of a branch.
+
+    On top of what is there, ``before``; rows of dt are every ``pitch`` numbers.
+    """
     for first in range(0, K * K, BT):
         tap = first + tl.arange(0, BT)[:, None]
         down, right = (tap // K - K // 2) * D, (tap % K - K // 2) * D  # [BT, 1]
@@ -224,19 +242,20 @@ def depthwise_gradient(
             at = (n * strides[0] + y * strides[1] + column * strides[2])[:, :, None] + c[None, None, :]
             inside = seen[:, :, None] & (c < Ci)[None, None, :]
             v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
-            d = tl.load(dt + p[:, None] * Ci + c[None, :], (p < end)[:, None] & (c < Ci)[None, :], 0.0)
+            d = tl.load(dt + p[:, None] * pitch + c[None, :], (p < end)[:, None] & (c < Ci)[None, :], 0.0)
             total = tl.fma(v, d[None, :, :], total)
-        to = partial + c[None, :] * (K * K) + tap
-        tl.store(to, tl.sum(total, 1), (c < Ci)[None, :] & (tap < K * K))
+        to, inside = partial + c[None, :] * (K * K) + tap, (c < Ci)[None, :] & (tap < K * K)
+        tl.store(to, tl.load(to, inside & before, 0.0) + tl.sum(total, 1), inside)
 
 
 @triton.jit
 def depthwise_gradient_kernel(
     dt, x, strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill partial, a tuple of [splits, Ci, K * K]; grid (splits * branches, blocks of Ci).
+    """Fill partial, a tuple of [splits, Ci, K * K], chunks [CHUNK, BC] one after the other; grid (splits * branches, blocks of Ci).
 
     A program goes through its pixels again for every block of taps: they stay in the first cache.
     """
@@ -247,11 +266,14 @@ def depthwise_gradient_kernel(
     mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
-            depthwise_gradient(
-                dt[b], x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
-                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, c, Ci,
-                K[b], D[b], STRIDE, RELU, BT, BP, ACC,
-            )  # fmt: skip
+            end = tl.minimum(split * span + span, pixels)
+            for begin in range(split * span, end, CHUNK):
+                depthwise_gradient(
+                    dt[b], Ci, x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
+                    begin > split * span, begin, tl.minimum(begin + CHUNK, end), H, W, Ho, Wo, c, Ci,
+                    K[b], D[b], STRIDE, RELU, BT, BP, ACC,
+                )  # fmt: skip
+                tl.debug_barrier()  # what is added to was stored by other threads
 
 
 @triton.jit(do_not_specialize=["one"])
@@ -390,7 +412,8 @@ class Gradient:
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, ACC=self.options["ACC"],
+                **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, CHUNK=CHUNK * shape["BP"],
+                ACC=self.options["ACC"],
                 many_registers=crowded(self.Ci, self.source[0].element_size()) or self.stride > 1, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -11,7 +12,14 @@ from triton import cdiv
 from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
 from dartsfast.fused.launches import Address, At, Launches, Region
 from dartsfast.fused.program import Instruction, Place
-from dartsfast.kernels import branch_conv, branch_conv_backward, grouped_conv_backward, images, reduce
+from dartsfast.kernels import (
+    branch_conv,
+    branch_conv_backward,
+    grouped_conv_backward,
+    grouped_stage_backward,
+    images,
+    reduce,
+)
 from dartsfast.kernels.grouped import Work, units
 
 
@@ -25,10 +33,11 @@ def conv_alike(plan: Launches, i: Instruction) -> Any:
     return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to
 
 
-_G, _Z, _COEF, _DT, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K = range(9)  # of a branch's row
+_G, _Z, _COEF, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K, _D = range(9)  # of a branch's row
+_BRANCHES, _OWN = 7, 8  # of an input's row: how many there are, and memory of its programs
 
 
-_TOGETHER = 32  # channels of dz up to which registers hold both of its products
+_PROGRAMS = 384  # that have memory of their own, for rows of dt
 _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 
 
@@ -84,15 +93,14 @@ class _Conv:
                 partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
             inputs.append((
                 at(x, self.ui), maybe(norm, self.ui), maybe([dense(b) for b in base], self.ui),
-                maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), 0, 0,
+                maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), None,
             ))  # fmt: skip
             for b in range(len(g)):
-                dt = plan.scratch(self.pixels * self.Ci, self.ui) if self.tapped else None
                 partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
                 taps = depthwise[b] if self.tapped else None
                 branches.append((
-                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), dt,
-                    *partials, Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
+                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), *partials,
+                    Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
                     taps.shape[-1] if taps else 1, i.numbers[2 + b] if taps else 1, k, 0,
                 ))  # fmt: skip
         return branches, inputs
@@ -121,116 +129,110 @@ class _Conv:
             return 0
         return 2 * self.pixels * self.Ci * sum(row[_K] ** 2 for row in self.by_branch)
 
-    def adjoint(self) -> None:
-        """Add dt of every branch."""
-        branches = len(self.by_branch)
-        _, _, Ho, Wo = self.sizes
+    def stage(self, by_input: bool, by_weights: bool) -> None:
+        """Add dx of every input, and the gradients of both weights of every branch."""
+        TP = self.tap_tile["BP"]
+        chunk = branch_conv_backward.CHUNK * TP
+        pixels, span = (self.pixels, self.span) if by_weights else (self.inputs, chunk)
+        splits = cdiv(pixels, span)
+        reaches = [row[_D] * (row[_K] - 1) // 2 for row in self.by_branch] if by_input else []
+        rows = [_rows_reached(pixels, span, chunk, *self.sizes, self.stride, reach) for reach in reaches]
+        made = sum(total for _, total in rows) if by_input else self.pixels * len(self.by_branch)
+        most = max(most for most, _ in rows) if by_input else min(chunk, span)
+        room = cdiv((chunk + most) * self.tile["BC"], 16)
+        programs = max(1, min(splits, _PROGRAMS // (self.blocks * len(self.group))))
+        programs = cdiv(splits, cdiv(splits, programs))
+        inputs = [
+            (*row[:_OWN], self.plan.scratch(programs * self.blocks * room * 16, 16)) for row in self.by_input
+        ]
+        touched = [row[k] for row in inputs for k in ((*range(6), _OWN) if by_input else (0, 1, _OWN))]
+        weights = (_BY_POINTWISE, _BY_DEPTHWISE) if by_weights else ()
         self.plan.add(
             Work(
-                grouped_conv_backward.grouped_adjoint_kernel,
-                (cdiv(self.pixels, self.tile["BP"]) * branches, self.blocks),
-                self.by_branch,
-                (branches, *self.dz, self.pixels, Ho, Wo, self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    Z_HALF=self.halves["Z_HALF"], PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
-                    many_registers=self.Ci > 64, **self.tile,
+                grouped_stage_backward.grouped_stage_backward_kernel,
+                (programs * len(self.group), self.blocks),
+                inputs + self.by_branch,
+                (
+                    16 * len(inputs), len(inputs), splits, span, room, pixels, *self.dz, *self.source,
+                    *self.onto, *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
-                self._products(),
+                dict(
+                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, CHUNK=chunk, TP=TP, BT=4, **self._options()
+                ),
+                2 * made * self.Ci * self.Co + by_input * self._tap_operations()
+                + by_weights * (self._products() + 2 * self._tap_operations()),
+                self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, by_input, by_weights),
             ),
-            self._touched((_G, _Z, _COEF, _DT, _POINTWISE), ()),
+            self._touched((_G, _Z, _COEF, _POINTWISE, _DEPTHWISE, *weights), ()) + touched,
         )  # fmt: skip
+
+    def _rounds(self, chunks: int, most: int, by_input: bool, by_weights: bool) -> int:
+        """Return the rounds of a program: of every chunk and branch dt, its adjoint and both products."""
+        TP, BP = self.tap_tile["BP"], self.tile["BP"]
+        chunk = branch_conv_backward.CHUNK * TP
+        tiles = cdiv(chunk, TP)
+        found = 0
+        for row in self.by_branch[: self.by_input[0][_BRANCHES]]:
+            taps = cdiv(row[_K] ** 2, 4)  # through its pixels again for every block of taps
+            found += cdiv(most, BP) + by_input * tiles + by_weights * (cdiv(chunk, BP) + taps * tiles)
+        return chunks * (found + by_input * tiles)
 
     def input_gradient(self) -> None:
         """Add dx of every input."""
-        shape = self.tap_tile if self.tapped else self.tile
         self.plan.add(
             Work(
                 grouped_conv_backward.grouped_input_gradient_kernel,
-                (cdiv(self.inputs, shape["BP"]), self.blocks, len(self.group)),
+                (cdiv(self.inputs, self.tile["BP"]), self.blocks, len(self.group)),
                 self.by_input + self.by_branch,
                 (
                     16 * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
                     *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
-                dict(
-                    NORMED=self.normed, TAPS=self.tapped, **self.halves, STRIDE=self.stride,
-                    RELU=bool(self.relu), PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
-                    many_registers=not self.tapped, **shape,
-                ),
-                self._tap_operations() if self.tapped else self._products(),
+                self._options(),
+                self._products(),
             ),
-            self._touched((_DT, _DEPTHWISE) if self.tapped else (_G, _Z, _COEF, _POINTWISE), range(6)),
-        )  # fmt: skip
-
-    def _from_source(self) -> tuple[Any, ...]:
-        """Return the arguments of kernels that read the source: branches' rows come first."""
-        branches = len(self.by_branch)
-        return 18 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes
-
-    def _common(self) -> dict[str, Any]:
-        return dict(NORMED=self.normed, STRIDE=self.stride, RELU=bool(self.relu), UI=self.ui)
-
-    def pointwise_backward(self) -> None:
-        """Add dt and the gradient of the pointwise weight of every branch."""
-        self.plan.add(
-            Work(
-                grouped_conv_backward.grouped_pointwise_backward_kernel,
-                (self.splits * len(self.by_branch), self.blocks),
-                self.by_branch + self.by_input,
-                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo, many_registers=True,
-                    **self._common(), **self.tile,
-                ),
-                2 * self._products() + self._tap_operations(),
-                cdiv(self.span, self.tile["BP"]),
-            ),
-            self._touched((_G, _Z, _COEF, _DT, _BY_POINTWISE, _POINTWISE, _DEPTHWISE), range(2)),
+            self._touched((_G, _Z, _COEF, _POINTWISE), range(6)),
         )  # fmt: skip
 
     def pointwise_gradient(self) -> None:
-        """Add the gradient of the pointwise weight of every branch."""
+        """Add the gradient of the weight of every branch."""
         branches = len(self.by_branch)
         self.plan.add(
             Work(
                 grouped_conv_backward.grouped_pointwise_gradient_kernel,
                 (self.splits * branches, cdiv(self.Co, self.tile["BO"]), self.blocks),
                 self.by_branch + self.by_input,
-                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    TAPS=self.tapped, **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo,
-                    many_registers=True, **self._common(), **self.tile,
+                (
+                    16 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes,
+                    self.Ci // self.ui, self.Co // self.uo,
                 ),
-                self._products() + self._tap_operations() * cdiv(self.Co, self.tile["BO"]),
+                self._options(),
+                self._products(),
                 cdiv(self.span, self.tile["BP"]),
             ),
-            self._touched((_G, _Z, _COEF, _BY_POINTWISE, _DEPTHWISE), range(2)),
+            self._touched((_G, _Z, _COEF, _BY_POINTWISE), range(2)),
         )  # fmt: skip
 
-    def depthwise_gradient(self) -> None:
-        """Add the gradient of the depthwise weight of every branch."""
-        branches = len(self.by_branch)
-        shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
-        size = 2 if self.halves["X_HALF"] else self.plan.itemsize
-        self.plan.add(
-            Work(
-                grouped_conv_backward.grouped_depthwise_gradient_kernel,
-                (self.splits * branches, self.blocks),
-                self.by_branch + self.by_input,
-                (
-                    18 * branches, branches, *self.source, self.pixels, self.span, *self.sizes,
-                    self.Ci // self.ui,
-                ),
-                dict(
-                    X_HALF=self.halves["X_HALF"], BT=4, **self._common(),
-                    many_registers=branch_conv.crowded(self.Ci, size) or self.stride > 1, **shape,
-                ),
-                self._tap_operations(),
-                # Through its pixels again for every block of taps.
-                cdiv(self.span, shape["BP"]) * max(cdiv(row[_K] ** 2, 4) for row in self.by_branch),
-            ),
-            self._touched((_DT, _BY_DEPTHWISE), range(2)),
+    def _options(self) -> dict[str, Any]:
+        """Return the options of all kernels."""
+        return dict(
+            NORMED=self.normed, **self.halves, STRIDE=self.stride, RELU=bool(self.relu),
+            PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo, many_registers=True, **self.tile,
         )  # fmt: skip
+
+
+@cache
+def _rows_reached(
+    pixels: int, span: int, chunk: int, H: int, W: int, Ho: int, Wo: int, stride: int, reach: int
+) -> tuple[int, int]:
+    """Return how many output pixels the taps of a chunk of input pixels reach: at most, and all together."""
+    most = total = 0
+    for split in range(0, pixels, span):
+        for begin in range(split, end := min(split + span, pixels), chunk):
+            (n, y), (m, bottom) = (divmod(p // W, H) for p in (begin, min(begin + chunk, end) - 1))
+            rows = m * Ho + min((bottom + reach) // stride, Ho - 1) + 1 - n * Ho - max(y - reach, 0) // stride
+            most, total = max(most, rows * Wo), total + rows * Wo
+    return most, total
 
 
 def add_up(plan: Launches) -> None:
@@ -255,17 +257,16 @@ def conv(plan: Launches, group: Group) -> None:
     """Add the backward of convolutions."""
     launches = _Conv(plan, group)
     dx, _, d_pointwise, _ = group[0].writes
-    together = launches.tapped and bool(d_pointwise) and launches.Co <= _TOGETHER
-    if together:
-        launches.pointwise_backward()
+    by_input, by_weights = bool(dx), bool(d_pointwise)
+    if launches.tapped and by_input and by_weights and launches.stride > 1:
+        launches.stage(True, False)  # chunks are of the input
+        launches.stage(False, True)  # of the output
     elif launches.tapped:
-        launches.adjoint()
-    if dx:
+        launches.stage(by_input, by_weights)
+    elif by_input:
         launches.input_gradient()
-    if d_pointwise and not together:
+    if by_weights and not launches.tapped:
         launches.pointwise_gradient()
-    if d_pointwise and launches.tapped:
-        launches.depthwise_gradient()
     if sum(row[2] * row[3] for row in plan.sums) > _WAITING:
         add_up(plan)
 

@@ -1,0 +1,133 @@
+"""The backward of a depthwise and a pointwise convolution for the edges of a section, in one launch.
+
+dt, dz times the pointwise weight, exists for a few rows at a time: a program makes those that a chunk of pixels
+reaches in memory of its own, so small that it stays in the second cache, and takes all from there that reads
+it. What is as large as an image is read and written once: g, z, x, dx.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from dartsfast.kernels.branch_conv import norm_rows
+from dartsfast.kernels.branch_conv import place as pixel
+from dartsfast.kernels.branch_conv_backward import (
+    depthwise_adjoint,
+    depthwise_gradient,
+    pointwise_adjoint,
+    pointwise_gradient,
+)
+from dartsfast.kernels.grouped import given, place
+from dartsfast.kernels.grouped_conv_backward import arrive
+from dartsfast.kernels.images import scaled
+
+
+@triton.jit
+def reached(begin, end, H, W, Ho, Wo, reach, STRIDE: tl.constexpr):
+    """Return first and last output pixel, whole rows, whose taps reach input pixels begin to end."""
+    n, y, _ = pixel(begin, H, W)
+    low = n * Ho + tl.maximum(y - reach, 0) // STRIDE
+    n, y, _ = pixel(end - 1, H, W)
+    high = n * Ho + tl.minimum((y + reach) // STRIDE, Ho - 1) + 1
+    return low * Wo, high * Wo
+
+
+@triton.jit
+def add_adjoint(
+    sums, before, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci,
+    STRIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Let sums [end - begin, BC] be a branch's depthwise adjoint, on top of what is there, ``before``."""
+    for start in range(begin, end, BP):
+        p = start + tl.arange(0, BP)
+        n, y, column = pixel(p, H, W)
+        here = p < end
+        s = depthwise_adjoint(dt, BC, taps, Ho, Wo, n, y, column, here, c, Ci, K, D, STRIDE, ACC)
+        to = sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :]
+        tl.store(to, tl.load(to, here[:, None] & before, 0.0) + s, here[:, None])
+
+
+@triton.jit(do_not_specialize=["start", "branches", "inputs", "splits", "span", "Ci", "Co"])
+def grouped_stage_backward_kernel(
+    table, addresses, bases, halves, start, branches, inputs, splits, span, room, pixels,
+    g_strides, z_strides, coef_row, x_strides, norm_stride, onto_strides, dx_strides, H, W, Ho, Wo, Ci, Co,
+    BY_INPUT: tl.constexpr, BY_WEIGHTS: tl.constexpr, NORMED: tl.constexpr, X_HALF: tl.constexpr,
+    Z_HALF: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    UI: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr, BT: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dx of every input, and partial [splits, Co, Ci] and [splits, Ci, K * K] of its branches.
+
+    What is asked for of them; both only with stride 1. Grid (programs * inputs, blocks of Ci): a program takes
+    every programs-th split of ``span`` pixels, of the input for dx, else of the output, and of that a chunk at
+    a time. Its own memory, ``room`` times 16 numbers, holds what branches have given for the chunk
+    [CHUNK, BC], then rows of dt [rows * Wo, BC]. With norm also partial [tiles, 2, Ci], as
+    :func:`grouped_input_gradient_kernel`.
+    """
+    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
+    onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
+    at = table + start + tl.program_id(0) % inputs * 16
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    number = tl.program_id(0) // inputs
+    sums = place(bases, halves, at + 14, False, 16)
+    sums += (number * tl.num_programs(1) + tl.program_id(1)) * room * 16
+    x, norm = place(bases, halves, at, X_HALF, UI), None
+    if NORMED:
+        norm = place(bases, halves, at + 2, False, UI)
+    mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
+    for split in range(number, splits, tl.num_programs(0) // inputs):
+        stop = tl.minimum(split * span + span, pixels)
+        for begin in range(split * span, stop, CHUNK):
+            end = tl.minimum(begin + CHUNK, stop)
+            before = begin > split * span
+            for b in range(tl.load(at + 13).to(tl.int32)):
+                one = table + start + branches + (tl.load(at + 12) + b) * 16
+                g, z = place(bases, halves, one, False, UO), place(bases, halves, one + 2, Z_HALF, UO)
+                coef = place(bases, halves, one + 4, False, UO)
+                pointwise, taps = given(addresses, one + 10, ACC), given(addresses, one + 11, ACC)
+                K, D = tl.load(one + 12).to(tl.int32), tl.load(one + 13).to(tl.int32)
+                low, high = begin, end
+                if BY_INPUT:
+                    low, high = reached(begin, end, H, W, Ho, Wo, D * (K - 1) // 2, STRIDE)
+                dt = sums + CHUNK * BC - low * BC - tl.program_id(1) * BC  # [p, c]
+                for p0 in range(low, high, BP):
+                    p = p0 + tl.arange(0, BP)
+                    n, y, column = pixel(p, Ho, Wo)
+                    made = pointwise_adjoint(
+                        g, g_strides, z, z_strides, coef, coef_row * UO, pointwise, n, y, column, p < high,
+                        c, Ci, Co, PRECISION, BO, ACC,
+                    )  # fmt: skip
+                    tl.store(dt + p[:, None] * BC + c[None, :], made, (p < high)[:, None] & (c < Ci)[None, :])
+                tl.debug_barrier()
+                if BY_INPUT:
+                    add_adjoint(
+                        sums, b > 0, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, STRIDE, TP, BC, ACC
+                    )
+                if BY_WEIGHTS:
+                    to = place(bases, halves, one + 6, False, 1) + split * Co * Ci
+                    for o0 in range(0, Co, BO):
+                        o = o0 + tl.arange(0, BO)
+                        into = to + o[:, None] * Ci + c[None, :]
+                        both = (o < Co)[:, None] & (c < Ci)[None, :]
+                        total = pointwise_gradient(
+                            tl.load(into, both & before, 0.0), g, g_strides, z, z_strides, coef,
+                            coef_row * UO, x, x_strides, norm, norm_stride, taps, K, D, begin, end,
+                            H, W, Ho, Wo, o, c, Ci, Co, STRIDE, RELU, PRECISION, BP, ACC,
+                        )  # fmt: skip
+                        tl.store(into, total, both)
+                    depthwise_gradient(
+                        dt, BC, x, x_strides, norm, mean, rstd,
+                        place(bases, halves, one + 8, False, 1) + split * Ci * (K * K), before, begin, end,
+                        H, W, Ho, Wo, c, Ci, K, D, STRIDE, RELU, BT, TP, ACC,
+                    )  # fmt: skip
+                tl.debug_barrier()
+            if BY_INPUT:
+                for p0 in range(begin, end, TP):
+                    p = p0 + tl.arange(0, TP)
+                    inside = (p < end)[:, None] & (c < Ci)[None, :]
+                    s = tl.load(sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :], inside, 0.0)
+                    arrive(
+                        s, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
+                        p0 // TP, p, H, W, inside, c, Ci, RELU, UI, ACC,
+                    )  # fmt: skip
