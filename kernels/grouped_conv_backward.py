@@ -1,11 +1,11 @@
-"""The backward of convolutions without taps and of pools for the edges of a section, and sums for weights."""
+"""The backward of convolutions without taps and of pools for the edges of a section, and weights' sums."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from dartsfast.kernels.branch_conv import place as pixel
-from dartsfast.kernels.branch_conv_backward import pointwise_adjoint, pointwise_gradient, through_source
+from dartsfast.kernels.branch_gradients import pointwise_adjoint, pointwise_gradient, through_source
 from dartsfast.kernels.grouped import given, place, there
 from dartsfast.kernels.images import offset, position, scaled
 from dartsfast.kernels.pool3x3 import coefficients, pool_gradient

@@ -1,8 +1,8 @@
 """The backward of a depthwise and a pointwise convolution for the edges of a section, in one launch.
 
-dt, dz times the pointwise weight, exists for a few rows at a time: a program makes those that a chunk of pixels
-reaches in memory of its own, so small that it stays in the second cache, and takes all from there that reads
-it. What is as large as an image is read and written once: g, z, x, dx.
+dt, dz times the pointwise weight, exists for a few rows at a time: a program makes those that the taps of a
+chunk of pixels reach, in memory of its own that is small enough to stay in the second cache, and all that
+reads them follows at once. What is as large as an image is touched once: g, z, x, dx.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from dartsfast.kernels.branch_conv import norm_rows
 from dartsfast.kernels.branch_conv import place as pixel
-from dartsfast.kernels.branch_conv_backward import (
+from dartsfast.kernels.branch_gradients import (
     depthwise_adjoint,
     depthwise_gradient,
     pointwise_adjoint,
@@ -58,10 +58,10 @@ def grouped_stage_backward_kernel(
 ):  # fmt: skip
     """Fill dx of every input, and partial [splits, Co, Ci] and [splits, Ci, K * K] of its branches.
 
-    What is asked for of them; both only with stride 1. Grid (programs * inputs, blocks of Ci): a program takes
-    every programs-th split of ``span`` pixels, of the input for dx, else of the output, and of that a chunk at
-    a time. Its own memory, ``room`` times 16 numbers, holds what branches have given for the chunk
-    [CHUNK, BC], then rows of dt [rows * Wo, BC]. With norm also partial [tiles, 2, Ci], as
+    What is asked for of them; both only with stride 1. Grid (programs * inputs, blocks of Ci): a program
+    takes every programs-th split of ``span`` pixels, of the input for dx, else of the output, and of that a
+    chunk at a time. Its own memory, ``room`` times 16 numbers, holds what branches have given until now for
+    the chunk, [CHUNK, BC], then rows of dt [rows * Wo, BC]. With norm also partial [tiles, 2, Ci], as
     :func:`grouped_input_gradient_kernel`.
     """
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)

@@ -53,9 +53,9 @@ def test_kernels_of_a_tiny_network():
     # those that do not, of which the first node has none, the second stages, and both halves of reductions.
     first, second, halves = 4 + 3, 4, 4 * 2
     assert names["grouped_conv_kernel"] == 2 * (1 + 1 + first + second + halves)
-    # Every stage has an input gradient in both backwards, and weight gradients in the weight step.
-    assert names["grouped_depthwise_gradient_kernel"] == first + second
-    assert names["grouped_pointwise_backward_kernel"] == first + second
+    # The backward of a stage is a launch; of edges that reduce one for the input, one for the weights. That of
+    # the alphas ends at what reads the inputs, and the first node reads nothing else.
+    assert names["grouped_stage_backward_kernel"] == (first + 4 + second) + (3 + 3)
     assert names["grouped_pointwise_gradient_kernel"] == 1 + 1 + halves
     assert names["grouped_weight_sums_kernel"] == 2  # the cell's and the stem's
     assert names["alpha_softmax_kernel"] == names["alpha_softmax_backward_kernel"] == 2
@@ -150,14 +150,14 @@ def test_all_kernels_that_loop_over_what_is_in_memory_have_rounds():
                 found.add(name)
     # A tile's products go through blocks of channels, of which there are one or two, and norms likewise.
     few = {"forward_tile", "pointwise_adjoint", "norm_stats_kernel"}
-    inner = {"depthwise_gradient", "combined", "added"}  # of kernels
+    inner = {"pointwise_gradient", "add_adjoint", "depthwise_gradient", "combined", "added"}  # of kernels
     grouped = {name for name in found if name.startswith("grouped_")}
     assert found - few - inner - grouped <= set(ROUNDS)
     # Which call such a loop.
-    calling = {"depthwise_gradient_kernel", "weight_sums_kernel", "moments_kernel", "sum_kernel"}
+    calling = {"pointwise_gradient_kernel", "weight_sums_kernel", "moments_kernel", "sum_kernel"}
     assert set(ROUNDS) - found == calling
     launches, _ = model.count(CNN, "triton store", 1, QUICK)
-    assert grouped | {f"grouped_{name}" for name in ("depthwise_gradient_kernel", "weight_sums_kernel")} <= {
+    assert grouped | {f"grouped_{name}_kernel" for name in ("pointwise_gradient", "weight_sums")} <= {
         one.name for one in launches if one.rounds
     }
 

@@ -37,7 +37,7 @@ _G, _Z, _COEF, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K, _D = ra
 _BRANCHES, _OWN = 7, 8  # of an input's row: how many there are, and memory of its programs
 
 
-_PROGRAMS = 384  # that have memory of their own, for rows of dt
+_PROGRAMS = 320  # that have memory of their own, for rows of dt
 _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 
 
@@ -70,6 +70,7 @@ class _Conv:
         self.tap_tile = {
             **self.tile, "BP": branch_conv_backward.TAPS // self.tile["BC"], "BO": 16, "num_warps": 4
         }  # fmt: skip
+        self.taps = 16 // plan.itemsize  # that are summed up at a time
         self.halves = dict(X_HALF=plan.half(x), Z_HALF=plan.half(z[0]))
         self.blocks = cdiv(self.Ci, self.tile["BC"])
         tiles = cdiv(self.pixels, self.tile["BP"])
@@ -157,7 +158,8 @@ class _Conv:
                     *self.onto, *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
                 dict(
-                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, CHUNK=chunk, TP=TP, BT=4, **self._options()
+                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, CHUNK=chunk, TP=TP, BT=self.taps,
+                    **self._options(),
                 ),
                 2 * made * self.Ci * self.Co + by_input * self._tap_operations()
                 + by_weights * (self._products() + 2 * self._tap_operations()),
@@ -173,7 +175,7 @@ class _Conv:
         tiles = cdiv(chunk, TP)
         found = 0
         for row in self.by_branch[: self.by_input[0][_BRANCHES]]:
-            taps = cdiv(row[_K] ** 2, 4)  # through its pixels again for every block of taps
+            taps = cdiv(row[_K] ** 2, self.taps)  # through its pixels again for every block of taps
             found += cdiv(most, BP) + by_input * tiles + by_weights * (cdiv(chunk, BP) + taps * tiles)
         return chunks * (found + by_input * tiles)
 
