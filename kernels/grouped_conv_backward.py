@@ -14,8 +14,9 @@ from dartsfast.kernels.reduce import added
 GRADIENT = 16
 """Entries of a branch's row: g, z, coef, partial of the pointwise and of the depthwise weight, pointwise,
 depthwise, K, D, its input."""
-INPUT = 16
-"""Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches, memory of programs."""
+INPUT = 32
+"""Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches, memory of programs,
+and those of a pool's that stands for base, but dx."""
 POOL = 18
 """Entries of a pool's row: place, g, both halves of z, coef of both, base, weight of g, dx."""
 WEIGHT = 6
@@ -23,9 +24,42 @@ WEIGHT = 6
 
 
 @triton.jit
+def pooled(
+    bases, halves, at, g_strides, z_strides, p, c, inside, H, W, Ho, Wo, C,
+    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Return a tile [BP, BC] of a pool's base + gradient of its input; ``at``: its row."""
+    n, y, x = position(p, H, W)
+    places = place(bases, halves, at, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
+    g = place(bases, halves, at + 2, False, UNIT)
+    z = place(bases, halves, at + 4, False, UNIT), place(bases, halves, at + 6, False, UNIT)
+    of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
+    of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
+    total = pool_gradient(
+        places, (g, g), z, of_most, of_mean, (g_strides, g_strides), (z_strides, z_strides),
+        n, y, x, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
+    )  # fmt: skip
+    base = place(bases, halves, at + 12, False, UNIT)
+    to = (p * C)[:, None] + c[None, :]
+    before = tl.load(base + to, inside & there(at + 12), 0.0)
+    if there(at + 14):  # the source itself, weighted: strides are 1 then, and base is not there
+        weight = tl.load(place(bases, halves, at + 14, False, 1))
+        to_g = offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :]
+        before = tl.fma(weight, tl.load(g + to_g, inside, 0.0), before)
+    return before + total
+
+
+@triton.jit
+def dense(bases, halves, at, p, c, inside, Ci, UI: tl.constexpr):
+    """Return a tile [BP, BC] of a dense image, 0 where it is not there."""
+    image = place(bases, halves, at, False, UI)
+    return tl.load(image + p[:, None] * Ci + c[None, :], inside & there(at), 0.0)
+
+
+@triton.jit
 def arrive(
-    s, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, tile, p, H, W, inside,
-    c, Ci, RELU: tl.constexpr, UI: tl.constexpr, ACC: tl.constexpr,
+    s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, tile, p, H, W,
+    inside, c, Ci, RELU: tl.constexpr, UI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill a tile of an input's dx = onto + (base + what relu and norm leave of s [BP, BC])."""
     n, y, column = pixel(p, H, W)
@@ -36,8 +70,7 @@ def arrive(
         s = through_source(
             s, x, x_strides, norm, norm_stride, partial, n, y, column, inside, c, Ci, RELU, ACC
         )
-    base = place(bases, halves, at + 4, False, UI)
-    s = tl.load(base + p[:, None] * Ci + c[None, :], inside & there(at + 4), 0.0) + s
+    s = base + s
     to = (n * onto_strides[0] + y * onto_strides[1] + column * onto_strides[2])[:, None] + c[None, :]
     s = tl.load(place(bases, halves, at + 6, False, UI) + to, inside & there(at + 6), 0.0) + s
     to = (n * dx_strides[0] + y * dx_strides[1] + column * dx_strides[2])[:, None] + c[None, :]
@@ -60,7 +93,7 @@ def grouped_input_gradient_kernel(
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
-    at = table + start + tl.program_id(2) * 16
+    at = table + start + tl.program_id(2) * 32
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = p < pixels
@@ -82,10 +115,11 @@ def grouped_input_gradient_kernel(
     norm = None
     if NORMED:
         norm = place(bases, halves, at + 2, False, UI)
+    inside = here[:, None] & (c < Ci)[None, :]
     arrive(
-        s, bases, halves, at, place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride,
-        onto_strides, dx_strides, tl.program_id(0), p, H, W, here[:, None] & (c < Ci)[None, :], c, Ci,
-        RELU, UI, ACC,
+        s, dense(bases, halves, at + 4, p, c, inside, Ci, UI), bases, halves, at,
+        place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride, onto_strides, dx_strides,
+        tl.program_id(0), p, H, W, inside, c, Ci, RELU, UI, ACC,
     )  # fmt: skip
 
 
@@ -105,7 +139,7 @@ def grouped_pointwise_gradient_kernel(
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     at = table + start + tl.program_id(0) % branches * 16
-    source = table + start + inputs + tl.load(at + 14) * 16
+    source = table + start + inputs + tl.load(at + 14) * 32
     split = tl.program_id(0) // branches
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     c = tl.program_id(2) * BC + tl.arange(0, BC)
@@ -147,21 +181,7 @@ def grouped_pool_gradient_kernel(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    n, y, x = position(p, H, W)
-    places = place(bases, halves, at, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
-    g = place(bases, halves, at + 2, False, UNIT)
-    z = place(bases, halves, at + 4, False, UNIT), place(bases, halves, at + 6, False, UNIT)
-    of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
-    of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
-    total = pool_gradient(
-        places, (g, g), z, of_most, of_mean, (g_strides, g_strides), (z_strides, z_strides),
-        n, y, x, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
-    )  # fmt: skip
-    base = place(bases, halves, at + 12, False, UNIT)
-    to = (p * C)[:, None] + c[None, :]
-    before = tl.load(base + to, inside & there(at + 12), 0.0)
-    if there(at + 14):  # the source itself, weighted: strides are 1 then, and base is not there
-        weight = tl.load(place(bases, halves, at + 14, False, 1))
-        to_g = offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :]
-        before = tl.fma(weight, tl.load(g + to_g, inside, 0.0), before)
-    tl.store(place(bases, halves, at + 16, False, UNIT) + to, before + total, inside)
+    dx = pooled(
+        bases, halves, at, g_strides, z_strides, p, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC
+    )
+    tl.store(place(bases, halves, at + 16, False, UNIT) + (p * C)[:, None] + c[None, :], dx, inside)

@@ -18,7 +18,7 @@ from dartsfast.kernels.branch_gradients import (
     pointwise_gradient,
 )
 from dartsfast.kernels.grouped import given, place
-from dartsfast.kernels.grouped_conv_backward import arrive
+from dartsfast.kernels.grouped_conv_backward import arrive, dense, pooled
 from dartsfast.kernels.images import scaled
 
 
@@ -50,10 +50,11 @@ def add_adjoint(
 @triton.jit(do_not_specialize=["start", "branches", "inputs", "splits", "span", "Ci", "Co"])
 def grouped_stage_backward_kernel(
     table, addresses, bases, halves, start, branches, inputs, splits, span, room, pixels,
-    g_strides, z_strides, coef_row, x_strides, norm_stride, onto_strides, dx_strides, H, W, Ho, Wo, Ci, Co,
-    BY_INPUT: tl.constexpr, BY_WEIGHTS: tl.constexpr, NORMED: tl.constexpr, X_HALF: tl.constexpr,
-    Z_HALF: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    UI: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr, BT: tl.constexpr,
+    g_strides, z_strides, coef_row, x_strides, norm_stride, onto_strides, dx_strides, pool_strides,
+    H, W, Ho, Wo, Ci, Co,
+    BY_INPUT: tl.constexpr, BY_WEIGHTS: tl.constexpr, POOLED: tl.constexpr, NORMED: tl.constexpr,
+    X_HALF: tl.constexpr, Z_HALF: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr, BT: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx of every input, and partial [splits, Co, Ci] and [splits, Ci, K * K] of its branches.
@@ -62,12 +63,13 @@ def grouped_stage_backward_kernel(
     takes every programs-th split of ``span`` pixels, of the input for dx, else of the output, and of that a
     chunk at a time. Its own memory, ``room`` times 16 numbers, holds what branches have given until now for
     the chunk, [CHUNK, BC], then rows of dt [rows * Wo, BC]. With norm also partial [tiles, 2, Ci], as
-    :func:`grouped_input_gradient_kernel`.
+    :func:`grouped_input_gradient_kernel`. ``POOLED``: base is the gradient of a pool of the same input, whose
+    g and z have ``pool_strides``.
     """
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
-    at = table + start + tl.program_id(0) % inputs * 16
+    at = table + start + tl.program_id(0) % inputs * 32
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     number = tl.program_id(0) // inputs
     sums = place(bases, halves, at + 14, False, 16)
@@ -127,7 +129,14 @@ def grouped_stage_backward_kernel(
                     p = p0 + tl.arange(0, TP)
                     inside = (p < end)[:, None] & (c < Ci)[None, :]
                     s = tl.load(sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :], inside, 0.0)
+                    if POOLED:
+                        base = pooled(
+                            bases, halves, at + 16, pool_strides[0], pool_strides[1], p, c, inside, H, W,
+                            Ho, Wo, Ci, STRIDE, UI, TP, BC, ACC,
+                        )  # fmt: skip
+                    else:
+                        base = dense(bases, halves, at + 4, p, c, inside, Ci, UI)
                     arrive(
-                        s, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
-                        p0 // TP, p, H, W, inside, c, Ci, RELU, UI, ACC,
+                        s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides,
+                        dx_strides, p0 // TP, p, H, W, inside, c, Ci, RELU, UI, ACC,
                     )  # fmt: skip

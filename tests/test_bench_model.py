@@ -53,8 +53,8 @@ def test_kernels_of_a_tiny_network():
     # those that do not, of which the first node has none, the second stages, and both halves of reductions.
     first, second, halves = 4 + 3, 4, 4 * 2
     assert names["grouped_conv_kernel"] == 2 * (1 + 1 + first + second + halves)
-    # The backward of a stage is a launch; of edges that reduce one for the input, one for the weights. That of
-    # the alphas ends at what reads the inputs, and the first node reads nothing else.
+    # The backward of a stage is a launch; of edges that reduce one by input and one by weights. That of the
+    # alphas ends at what reads the inputs, and the first node reads nothing else.
     assert names["grouped_stage_backward_kernel"] == (first + 4 + second) + (3 + 3)
     assert names["grouped_pointwise_gradient_kernel"] == 1 + 1 + halves
     assert names["grouped_weight_sums_kernel"] == 2  # the cell's and the stem's

@@ -56,6 +56,7 @@ class Launches:
         summed: returned slots that are gradients of convolutions' weights.
         sums: rows of the partial sums of those that are not yet added up.
         places: where the taps are that maxima came from, by the slot of the maxima.
+        bases: pools by the slot of a gradient that nothing else reads than the convolution that adds to it.
         skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
     """
 
@@ -70,6 +71,8 @@ class Launches:
         self.sums: list[tuple[At, At, int, int]] = []
         self.places: dict[int, At] = {}
         self.pools = self._all("pool3x3_backward")
+        self.convolutions = self._all("branch_conv_backward")
+        self.bases: dict[int, Instruction] = {}
         self.skips: dict[int, Ref] = {}
         self.works: list[Any] = []
         self.spans: dict[int, tuple[int, int]] = {}

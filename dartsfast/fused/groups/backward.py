@@ -11,7 +11,7 @@ from triton import cdiv
 
 from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
 from dartsfast.fused.launches import Address, At, Launches, Region
-from dartsfast.fused.program import Instruction, Place
+from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import (
     branch_conv,
     branch_conv_backward,
@@ -30,11 +30,20 @@ def conv_alike(plan: Launches, i: Instruction) -> Any:
     outputs = g[0].shape, alike(g), alike(z), plan.half(z[0]), coef[0].stride
     inputs = x.shape, steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
     to = tuple(steps(refs[0]) for refs in (onto, dx) if refs)
-    return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to
+    pool = _pooled(plan, i)
+    base = pool and (steps(pool.reads[0][0]), alike(pool.reads[1]))
+    return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to, base
+
+
+def _pooled(plan: Launches, i: Instruction) -> Instruction | None:
+    """Return the pool whose gradient is the base of a convolution's."""
+    base = i.reads[7]
+    return plan.bases.get(base[0].slot) if base else None
 
 
 _G, _Z, _COEF, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K, _D = range(9)  # of a branch's row
-_BRANCHES, _OWN = 7, 8  # of an input's row: how many there are, and memory of its programs
+_BRANCHES, _OWN, _POOL = 7, 8, 8  # of an input's row: how many, memory of its programs, entries for a pool
+_INPUT = grouped_conv_backward.INPUT
 
 
 _PROGRAMS = 320  # that have memory of their own, for rows of dt
@@ -56,8 +65,9 @@ class _Conv:
         sources = [
             ref for i in group for part in (*i.reads[3:5], *i.reads[7:], *i.writes[:1]) for ref in part
         ]
-        numbers = [n for ref in sources for n in (ref.offset, *steps(ref))]
-        self.ui = units(self.Ci, *numbers)
+        self.pools = [pool for i in group if (pool := _pooled(plan, i))]
+        sources += [ref for pool in self.pools for ref in _refs(pool)]
+        self.ui = units(self.Ci, *(n for ref in sources for n in (ref.offset, *steps(ref))))
         outputs = [ref for i in group for part in i.reads[:3] for ref in part]
         self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *steps(ref))))
         self.dz = (
@@ -93,8 +103,10 @@ class _Conv:
                 plan.region(means[0].slot, 1, Region(tiles, shape["BP"], self.inputs, 2 * self.Ci))
                 partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
             inputs.append((
-                at(x, self.ui), maybe(norm, self.ui), maybe([dense(b) for b in base], self.ui),
+                at(x, self.ui), maybe(norm, self.ui),
+                None if self.pools else maybe([dense(b) for b in base], self.ui),
                 maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), None,
+                *(_pool_row(plan, self.pools[k], self.ui) if self.pools else [None] * _POOL),
             ))  # fmt: skip
             for b in range(len(g)):
                 partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
@@ -144,9 +156,12 @@ class _Conv:
         programs = max(1, min(splits, _PROGRAMS // (self.blocks * len(self.group))))
         programs = cdiv(splits, cdiv(splits, programs))
         inputs = [
-            (*row[:_OWN], self.plan.scratch(programs * self.blocks * room * 16, 16)) for row in self.by_input
+            (*row[:_OWN], self.plan.scratch(programs * self.blocks * room * 16, 16), *row[_OWN + 1 :])
+            for row in self.by_input
         ]
-        touched = [row[k] for row in inputs for k in ((*range(6), _OWN) if by_input else (0, 1, _OWN))]
+        entries = (*range(6), *range(_OWN, _OWN + 1 + _POOL)) if by_input else (0, 1, _OWN)
+        touched = [row[k] for row in inputs for k in entries]
+        pooled = by_input and bool(self.pools)
         weights = (_BY_POINTWISE, _BY_DEPTHWISE) if by_weights else ()
         self.plan.add(
             Work(
@@ -154,19 +169,27 @@ class _Conv:
                 (programs * len(self.group), self.blocks),
                 inputs + self.by_branch,
                 (
-                    16 * len(inputs), len(inputs), splits, span, room, pixels, *self.dz, *self.source,
-                    *self.onto, *self.sizes, self.Ci // self.ui, self.Co // self.uo,
+                    _INPUT * len(inputs), len(inputs), splits, span, room, pixels, *self.dz, *self.source,
+                    *self.onto, self._pool_strides(), *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
                 dict(
-                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, CHUNK=chunk, TP=TP, BT=self.taps,
-                    **self._options(),
+                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, POOLED=pooled, CHUNK=chunk, TP=TP,
+                    BT=self.taps, **self._options(),
                 ),
                 2 * made * self.Ci * self.Co + by_input * self._tap_operations()
+                + pooled * len(inputs) * _pool_operations(self.inputs, self.Ci, self.stride)
                 + by_weights * (self._products() + 2 * self._tap_operations()),
                 self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, by_input, by_weights),
             ),
             self._touched((_G, _Z, _COEF, _POINTWISE, _DEPTHWISE, *weights), ()) + touched,
         )  # fmt: skip
+
+    def _pool_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Return the strides of g and z of the pools, in units."""
+        if not self.pools:
+            return (0, 0, 0), (0, 0, 0)
+        g, z = self.pools[0].reads[:2]
+        return scaled(steps(g[0]), self.ui), scaled(steps(z[0]), self.ui)
 
     def _rounds(self, chunks: int, most: int, by_input: bool, by_weights: bool) -> int:
         """Return the rounds of a program: of every chunk and branch dt, its adjoint and both products."""
@@ -187,7 +210,7 @@ class _Conv:
                 (cdiv(self.inputs, self.tile["BP"]), self.blocks, len(self.group)),
                 self.by_input + self.by_branch,
                 (
-                    16 * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
+                    _INPUT * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
                     *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
                 self._options(),
@@ -279,31 +302,55 @@ def pool_alike(plan: Launches, i: Instruction) -> Any:
     return x.shape, steps(x), plan.half(x), steps(g), alike(z), i.numbers
 
 
+def _with_convolution(plan: Launches, i: Instruction) -> bool:
+    """Whether a convolution adds to what a pool gives, which no one else reads: then it makes that itself."""
+    (dx,) = i.writes[0]
+    readers = [conv for conv in plan.convolutions if dx in conv.reads[7]]
+    if not readers or not readers[0].reads[5] or dx in readers[0].writes[0]:
+        return False
+    plan.bases[dx.slot] = i
+    return True
+
+
+def _refs(pool: Instruction) -> list[Ref]:
+    """Return what the row of a pool names, but where maxima came from."""
+    return [ref for part in (*pool.reads[:3], pool.reads[4]) for ref in part]
+
+
+def _pool_row(plan: Launches, pool: Instruction, u: int) -> tuple[Any, ...]:
+    """Return a pool's row, but dx."""
+    (gradient,), both, coef, _, base = pool.reads
+    weight = plan.skips.get(base[0].slot) if base else None
+    return (
+        plan.places[both[0].slot]._replace(unit=u), at(gradient, u), *(at(half, u) for half in both),
+        *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
+        None if weight is None else at(weight),
+    )  # fmt: skip
+
+
+def _pool_operations(pixels: int, C: int, stride: int) -> int:
+    return 12 * pixels * C * (9 if stride == 1 else 4)
+
+
 def pool(plan: Launches, group: Group) -> None:
-    """Add the backward of pools."""
+    """Add the backward of pools, but those whose gradient a convolution makes."""
+    group = [i for i in group if not _with_convolution(plan, i)]
+    if not group:
+        return
     (g,), z, _, (x,), _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
-    refs = [ref for i in group for part in (*i.reads, *i.writes) for ref in part]
+    refs = [ref for i in group for ref in (*_refs(i), *i.writes[0])]
     u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
-    rows = []
-    for i in group:
-        (gradient,), both, coef, _, base = i.reads
-        weight = plan.skips.get(base[0].slot) if base else None
-        rows.append((
-            plan.places[both[0].slot]._replace(unit=u), at(gradient, u), *(at(half, u) for half in both),
-            *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
-            None if weight is None else at(weight), at(dense(i.writes[0][0]), u),
-        ))  # fmt: skip
-    sizes, stride = (H, W, Ho, Wo, C // u), group[0].numbers[0]
-    BP, BC = images.tile_of(C, plan.itemsize)
+    rows = [(*_pool_row(plan, i, u), at(dense(i.writes[0][0]), u)) for i in group]
+    stride, (BP, BC) = group[0].numbers[0], images.tile_of(C, plan.itemsize)
     pixels = pixels_of(x)
     plan.add(
         Work(
             grouped_conv_backward.grouped_pool_gradient_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows,
-            (scaled(steps(g), u), scaled(steps(z[0]), u), pixels, *sizes),
+            (scaled(steps(g), u), scaled(steps(z[0]), u), pixels, H, W, Ho, Wo, C // u),
             dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
-            12 * pixels * C * len(rows) * (9 if stride == 1 else 4),
+            len(rows) * _pool_operations(pixels, C, stride),
         ),
     )
