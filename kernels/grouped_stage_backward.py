@@ -54,8 +54,8 @@ def grouped_stage_backward_kernel(
     H, W, Ho, Wo, Ci, Co,
     BY_INPUT: tl.constexpr, BY_WEIGHTS: tl.constexpr, POOLED: tl.constexpr, NORMED: tl.constexpr,
     X_HALF: tl.constexpr, Z_HALF: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr, BT: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx of every input, and partial [splits, Co, Ci] and [splits, Ci, K * K] of its branches.
 
