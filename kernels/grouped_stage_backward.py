@@ -33,6 +33,40 @@ def reached(begin, end, H, W, Ho, Wo, reach, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def make_rows(
+    dt, g, g_strides, z, z_strides, coef, pitch, pointwise, low, high, Ho, Wo, c, Ci, Co,
+    PRECISION: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dt [p, c] of output pixels low to high, rows every BC numbers."""
+    for start in range(low, high, BP):
+        p = start + tl.arange(0, BP)
+        n, y, column = pixel(p, Ho, Wo)
+        here = p < high
+        made = pointwise_adjoint(
+            g, g_strides, z, z_strides, coef, pitch, pointwise, n, y, column, here, c, Ci, Co,
+            PRECISION, BO, ACC,
+        )  # fmt: skip
+        tl.store(dt + p[:, None] * BC + c[None, :], made, here[:, None] & (c < Ci)[None, :])
+
+
+@triton.jit
+def add_products(
+    partial, before, g, g_strides, z, z_strides, coef, pitch, x, x_strides, norm, norm_stride, taps, K, D,
+    begin, end, H, W, Ho, Wo, c, Ci, Co, STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Let partial [Co, Ci] be dz^T t of output pixels begin to end, on top of what is there, ``before``."""
+    for start in range(0, Co, BO):
+        o = start + tl.arange(0, BO)
+        to, inside = partial + o[:, None] * Ci + c[None, :], (o < Co)[:, None] & (c < Ci)[None, :]
+        total = pointwise_gradient(
+            tl.load(to, inside & before, 0.0), g, g_strides, z, z_strides, coef, pitch, x, x_strides, norm,
+            norm_stride, taps, K, D, begin, end, H, W, Ho, Wo, o, c, Ci, Co, STRIDE, RELU, PRECISION, BP, ACC,
+        )  # fmt: skip
+        tl.store(to, total, inside)
+
+
+@triton.jit
 def add_adjoint(
     sums, before, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci,
     STRIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
@@ -45,6 +79,30 @@ def add_adjoint(
         s = depthwise_adjoint(dt, BC, taps, Ho, Wo, n, y, column, here, c, Ci, K, D, STRIDE, ACC)
         to = sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :]
         tl.store(to, tl.load(to, here[:, None] & before, 0.0) + s, here[:, None])
+
+
+@triton.jit
+def leave(
+    sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, pool_strides,
+    begin, end, H, W, Ho, Wo, c, Ci, POOLED: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    UI: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dx of input pixels begin to end from what all branches gave."""
+    for start in range(begin, end, BP):
+        p = start + tl.arange(0, BP)
+        inside = (p < end)[:, None] & (c < Ci)[None, :]
+        s = tl.load(sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :], inside, 0.0)
+        if POOLED:
+            base = pooled(
+                bases, halves, at + 16, pool_strides[0], pool_strides[1], p, c, inside, H, W, Ho, Wo, Ci,
+                STRIDE, UI, BP, BC, ACC,
+            )  # fmt: skip
+        else:
+            base = dense(bases, halves, at + 4, p, c, inside, Ci, UI)
+        arrive(
+            s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
+            start // BP, p, H, W, inside, c, Ci, RELU, UI, ACC,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["start", "branches", "inputs", "splits", "span", "Ci", "Co"])
@@ -82,42 +140,32 @@ def grouped_stage_backward_kernel(
         stop = tl.minimum(split * span + span, pixels)
         for begin in range(split * span, stop, CHUNK):
             end = tl.minimum(begin + CHUNK, stop)
-            before = begin > split * span
+            before = begin > split * span  # whether partial sums hold something
             for b in range(tl.load(at + 13).to(tl.int32)):
                 one = table + start + branches + (tl.load(at + 12) + b) * 16
                 g, z = place(bases, halves, one, False, UO), place(bases, halves, one + 2, Z_HALF, UO)
                 coef = place(bases, halves, one + 4, False, UO)
-                pointwise, taps = given(addresses, one + 10, ACC), given(addresses, one + 11, ACC)
+                taps = given(addresses, one + 11, ACC)
                 K, D = tl.load(one + 12).to(tl.int32), tl.load(one + 13).to(tl.int32)
                 low, high = begin, end
                 if BY_INPUT:
                     low, high = reached(begin, end, H, W, Ho, Wo, D * (K - 1) // 2, STRIDE)
                 dt = sums + CHUNK * BC - low * BC - tl.program_id(1) * BC  # [p, c]
-                for p0 in range(low, high, BP):
-                    p = p0 + tl.arange(0, BP)
-                    n, y, column = pixel(p, Ho, Wo)
-                    made = pointwise_adjoint(
-                        g, g_strides, z, z_strides, coef, coef_row * UO, pointwise, n, y, column, p < high,
-                        c, Ci, Co, PRECISION, BO, ACC,
-                    )  # fmt: skip
-                    tl.store(dt + p[:, None] * BC + c[None, :], made, (p < high)[:, None] & (c < Ci)[None, :])
+                make_rows(
+                    dt, g, g_strides, z, z_strides, coef, coef_row * UO, given(addresses, one + 10, ACC),
+                    low, high, Ho, Wo, c, Ci, Co, PRECISION, BP, BC, BO, ACC,
+                )  # fmt: skip
                 tl.debug_barrier()
                 if BY_INPUT:
                     add_adjoint(
                         sums, b > 0, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, STRIDE, TP, BC, ACC
                     )
                 if BY_WEIGHTS:
-                    to = place(bases, halves, one + 6, False, 1) + split * Co * Ci
-                    for o0 in range(0, Co, BO):
-                        o = o0 + tl.arange(0, BO)
-                        into = to + o[:, None] * Ci + c[None, :]
-                        both = (o < Co)[:, None] & (c < Ci)[None, :]
-                        total = pointwise_gradient(
-                            tl.load(into, both & before, 0.0), g, g_strides, z, z_strides, coef,
-                            coef_row * UO, x, x_strides, norm, norm_stride, taps, K, D, begin, end,
-                            H, W, Ho, Wo, o, c, Ci, Co, STRIDE, RELU, PRECISION, BP, ACC,
-                        )  # fmt: skip
-                        tl.store(into, total, both)
+                    add_products(
+                        place(bases, halves, one + 6, False, 1) + split * Co * Ci, before,
+                        g, g_strides, z, z_strides, coef, coef_row * UO, x, x_strides, norm, norm_stride,
+                        taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, Co, STRIDE, RELU, PRECISION, BP, BO, ACC,
+                    )  # fmt: skip
                     depthwise_gradient(
                         dt, BC, x, x_strides, norm, mean, rstd,
                         place(bases, halves, one + 8, False, 1) + split * Ci * (K * K), before, begin, end,
@@ -125,18 +173,7 @@ def grouped_stage_backward_kernel(
                     )  # fmt: skip
                 tl.debug_barrier()
             if BY_INPUT:
-                for p0 in range(begin, end, TP):
-                    p = p0 + tl.arange(0, TP)
-                    inside = (p < end)[:, None] & (c < Ci)[None, :]
-                    s = tl.load(sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :], inside, 0.0)
-                    if POOLED:
-                        base = pooled(
-                            bases, halves, at + 16, pool_strides[0], pool_strides[1], p, c, inside, H, W,
-                            Ho, Wo, Ci, STRIDE, UI, TP, BC, ACC,
-                        )  # fmt: skip
-                    else:
-                        base = dense(bases, halves, at + 4, p, c, inside, Ci, UI)
-                    arrive(
-                        s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides,
-                        dx_strides, p0 // TP, p, H, W, inside, c, Ci, RELU, UI, ACC,
-                    )  # fmt: skip
+                leave(
+                    sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
+                    pool_strides, begin, end, H, W, Ho, Wo, c, Ci, POOLED, STRIDE, RELU, UI, TP, BC, ACC,
+                )  # fmt: skip
