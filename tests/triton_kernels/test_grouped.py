@@ -95,8 +95,9 @@ def test_only_what_is_asked_for_is_computed(launches, exact, poisoned, asked):
 @pytest.mark.parametrize("reduction", [False, True])
 def test_chunks_and_splits_of_a_program_follow_each_other(exact, poisoned, reduction):
     """Of both kinds there are several for every program: 216 pixels by 32, or 64 of what is half as large."""
-    from dartsfast.fused.groups import backward
     from dartsfast.kernels import branch_conv_backward as single
+
+    from dartsfast.fused.groups import backward
 
     patches = mock.patch.multiple(single, SPLITS=2, CHUNK=1), mock.patch.object(backward, "_PROGRAMS", 2)
     with patches[0], patches[1], few_programs(1):
