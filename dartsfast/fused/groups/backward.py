@@ -303,8 +303,13 @@ def pool_alike(plan: Launches, i: Instruction) -> Any:
 
 
 def _with_convolution(plan: Launches, i: Instruction) -> bool:
-    """Whether a convolution adds to what a pool gives, which no one else reads: then it makes that itself."""
+    """Whether a convolution adds to what a pool gives, which no one else reads: then it makes that itself.
+
+    Not in float64, for which registers would not do.
+    """
     (dx,) = i.writes[0]
+    if plan.itemsize == 8:
+        return False
     readers = [conv for conv in plan.convolutions if dx in conv.reads[7]]
     if not readers or not readers[0].reads[5] or dx in readers[0].writes[0]:
         return False
