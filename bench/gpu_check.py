@@ -36,7 +36,8 @@ class Stage:
     """A stage.
 
     Attributes:
-        name: a module of ``bench.gpu``, and after a colon what it is told.
+        name: a module of ``bench.gpu``, and after a colon what it is told; before a slash the backend that
+            serves the device, if not Triton's.
         about: what it finds out.
         seconds: its share of the time.
         needed: nothing that comes after it is worth anything without it.
@@ -49,23 +50,34 @@ class Stage:
     needed: bool = False
     interpreted: bool = False
 
+    @property
+    def backend(self) -> str:
+        """The backend that serves the device."""
+        return self.name.rpartition("/")[0] or "triton"
+
 
 STAGES = (
     # The first import of torch reads gigabytes; what is left of this the next stages have.
-    Stage("versions", "versions, device, ceilings", 40, needed=True),
-    Stage("build", "the native extension", 55),
-    Stage("warm", "all kernels compiled", 75, needed=True),
-    Stage("deep", "doctor --deep", 25, needed=True),
-    Stage("operators", "operators against their oracles", 50, needed=True, interpreted=True),
-    Stage("networks", "small networks: right, and the same bits", 50, needed=True),
-    Stage("paper:1", "the paper's searches, first order", 45),
-    Stage("profiled", "kernels of an iteration against the model", 25),
-    Stage("paper:2", "the paper's searches, second order", 50),
-    Stage("counters", "hardware counters of the heaviest kernels", 35),
-    Stage("sanitized", "compute-sanitizer: memcheck, racecheck", 30, interpreted=True),
+    Stage("versions", "versions, device, ceilings", 35, needed=True),
+    Stage("build", "the native extension", 40),
+    Stage("build:cuda", "the kernels for CUDA in C++", 50),
+    Stage("cuda/bits", "operators and cells in C++: the CPU's bits", 30, needed=True),
+    Stage("warm", "all Triton kernels compiled", 70, needed=True),
+    Stage("deep", "doctor --deep", 20, needed=True),
+    Stage("operators", "operators against their oracles", 45, needed=True, interpreted=True),
+    Stage("networks", "small networks: right, and the same bits", 45, needed=True),
+    Stage("cuda/networks", "the same, kernels in C++", 35),
+    Stage("paper:1", "the paper's searches, first order", 40),
+    Stage("cuda/paper:1", "the same, kernels in C++", 35),
+    Stage("profiled", "kernels of an iteration against the model", 20),
+    Stage("paper:2", "the paper's searches, second order", 45),
+    Stage("cuda/paper:2", "the same, kernels in C++", 35),
+    Stage("counters", "hardware counters of the heaviest kernels", 30),
+    Stage("sanitized", "compute-sanitizer: memcheck, racecheck", 25, interpreted=True),
 )
 """In order: right numbers first, so that a check which is cut off has said what matters."""
 SECONDS = sum(stage.seconds for stage in STAGES)
+KERNELS = ROOT / "dartsfast" / "_cuda.abi3.so"
 
 PASSED, WRONG, FAILED, OVER, NOT_RUN = "passed", "WRONG", "FAILED", "over its limit", "not run"
 
@@ -122,6 +134,9 @@ class Run:
                 if stopped:
                     self._note(Outcome(stage.name, stage.about, NOT_RUN, stopped))
                     continue
+                if reason := self._needless(stage):
+                    self._note(Outcome(stage.name, stage.about, NOT_RUN, reason))
+                    continue
                 limit = REHEARSAL_SECONDS if self.rehearse else total - left - (time.monotonic() - began)
                 outcome = self._stage(stage, limit)
                 self._note(outcome)
@@ -132,18 +147,30 @@ class Run:
         print(f"\n{text}")
         return 0 if all(o.outcome in (PASSED, NOT_RUN) for o in self.outcomes) else 1
 
+    def _needless(self, stage: Stage) -> str:
+        """Return why a stage of the kernels in C++ need not run."""
+        backend, _, twin = stage.name.rpartition("/")
+        if not backend:
+            return ""
+        if self.rehearse and any(other.name == twin for other in self.stages):
+            return f"a rehearsal of {twin} is one of it"
+        if not self.rehearse and not KERNELS.exists():
+            return "the kernels for CUDA in C++ are not there: see build:cuda"
+        return ""
+
     def _stage(self, stage: Stage, limit: float) -> Outcome:
         result, earlier = self.folder / "result.json", self.folder / "earlier.json"
         result.unlink(missing_ok=True)
         earlier.write_text(json.dumps({o.stage: o.rows for o in self.outcomes}), encoding="utf-8")
         command = [sys.executable, "-m", f"{self.package}.stage", stage.name, str(result)]
         command += ["--earlier", str(earlier), *(["--rehearse"] if self.rehearse else [])]
-        interpreted = {"TRITON_INTERPRET": "1"} if self.rehearse and stage.interpreted else {}
+        chosen = {} if self.rehearse else {"DARTSFAST_BACKEND": stage.backend}
+        chosen |= {"TRITON_INTERPRET": "1"} if self.rehearse and stage.interpreted else {}
         began = time.monotonic()
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {stage.name}: {stage.about}\n")
             log.flush()
-            status = finished(command, limit, log, {**self.environment, **interpreted}, self.folder)
+            status = finished(command, limit, log, {**self.environment, **chosen}, self.folder)
         seconds = time.monotonic() - began
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
         rows, wrong = found.get("rows", []), found.get("wrong", [])
@@ -156,7 +183,7 @@ class Run:
         (self.out / "gpu_check.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         reason = f": {outcome.reason}" if outcome.reason else ""
         took = f" ({outcome.seconds:.1f} s of {outcome.limit:.0f})" if outcome.seconds else ""
-        print(f"{outcome.stage:<10} {outcome.outcome}{took}{reason}", flush=True)
+        print(f"{outcome.stage:<13} {outcome.outcome}{took}{reason}", flush=True)
         if outcome.outcome == FAILED:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             print("\n".join(f"    {line}" for line in lines[-TAIL:]), flush=True)
@@ -200,7 +227,7 @@ def environment(folder: Path, *, rehearse: bool) -> dict[str, str]:
     package = folder / "dartsfast"
     package.mkdir()
     names = {path.name for path in (ROOT / "dartsfast").iterdir()} - {"__pycache__", "kernels"}
-    for name in names | {"_C.abi3.so"}:  # which may be built only now
+    for name in names | {"_C.abi3.so", KERNELS.name}:  # which may be built only now
         (package / name).symlink_to(ROOT / "dartsfast" / name)
     (package / "kernels").symlink_to(ROOT / "kernels")
     paths = [str(folder), str(ROOT), str(ROOT / "tests")]

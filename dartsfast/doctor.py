@@ -58,7 +58,7 @@ def diagnosis() -> list[tuple[str, str]]:
 
 def deep_diagnosis() -> list[tuple[str, str]]:
     """Return a line for every operator and device that kernels serve: how far it is from its oracle."""
-    devices = {"cpu"} if availability("cpu").available else set()
+    devices = {name for name in ("cpu", "cuda") if availability(name).available}
     if availability("triton").available:
         devices |= set(triton.DEVICES)
     lines = []

@@ -52,7 +52,7 @@ def test_kernels_of_a_tiny_network():
     # A forward: the stem and both preprocessings; of every node the first stages of edges that reduce and of
     # those that do not, of which the first node has none, the second stages, and both halves of reductions.
     first, second, halves = 4 + 3, 4, 4 * 2
-    assert names["grouped_conv_kernel"] == 2 * (1 + 1 + first + second + halves)
+    assert names["grouped_conv_kernel"] == 2 * (1 + 1 + first + second + halves) + 1  # the stem again
     # The backward of a stage is a launch; of edges that reduce one by input and one by weights. That of the
     # alphas ends at what reads the inputs, and the first node reads nothing else.
     assert names["grouped_stage_backward_kernel"] == (first + 4 + second) + (3 + 3)

@@ -242,7 +242,7 @@ def test_numbers_look_as_texts_do(number):
         figure.fit(canvas.figure, ax, 1, 1)
         write(ax)
         canvas.draw()
-        inks.append(255 - np.asarray(canvas.buffer_rgba())[..., 1].astype(int))  # [160, 160]
+        inks.append(255 - np.asarray(canvas.buffer_rgba())[..., 1].astype(int))  # [dpi, dpi]
     ours, texts = (np.argwhere(ink > 60) for ink in inks)
     assert abs(ours.mean(0)[1] - texts.mean(0)[1]) < 1, "at the same place"
     assert abs(sum(ours[[0, -1], 0]) / 2 - 0.4 * figure.DPI) < (1 if number != "→" else 4), "in the middle"
@@ -259,13 +259,15 @@ def test_numbers_stand_on_their_cells():
     alphas._draw_panel(ax, panel, 30.0, 40.0)
     figure.fit(canvas.figure, ax, 4, 3)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)  # [480, 640, 3]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)  # [height, width, 3]
     for x in panel.x:
+        width, height = np.array(alphas._CELL) * figure.DPI
         left, top = int(x * figure.DPI), int(panel.y[0] * figure.DPI)
-        cell = pixels[top + 8 : top + 30, left + 8 : left + 68]
+        # Without the cell's white edges, and without the line below its number.
+        cell = pixels[top + 6 : top + int(height) - 7, left + 6 : left + int(width) - 6]
         dark = np.argwhere(cell.sum(-1) < cell.sum(-1).max() - 150)
         assert len(dark) > 30, "a number is there"
-        assert np.abs(dark.mean(0) - [12, 30]).max() < 4, "in the middle"
+        assert np.abs(dark.mean(0) + 6 - np.array((height, width)) / 2).max() < 3, "in the middle"
 
 
 def test_edges_of_alphas_are_set_as_in_the_cell(tmp_path):

@@ -77,7 +77,21 @@ def test_time_left_over_is_the_next_stages_and_the_total_stays(tmp_path):
     limits = [s["limit"] for s in found]
     assert limits[0] == pytest.approx(50, abs=1)
     assert 60 < limits[1] < 80 and 70 < limits[2] < 100
-    assert gpu_check.SECONDS == 480
+    assert gpu_check.SECONDS == 600
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_kernels_in_cpp_serve_their_stages_where_they_were_built(built, tmp_path, monkeypatch):
+    library = tmp_path / "_cuda.abi3.so"
+    monkeypatch.setattr(gpu_check, "KERNELS", library)
+    if built:
+        library.touch()
+    (tmp_path / "out").mkdir()
+    status, found, _ = checked(tmp_path / "out", Stage("served", "a", 60), Stage("cuda/served", "b", 60))
+    assert status == 0 and found[0]["rows"] == [{"served_by": "triton"}]
+    assert found[1]["rows"] == [{"served_by": "cuda"}] * built
+    assert found[1]["outcome"] == ("passed" if built else "not run")
+    assert built or "see build:cuda" in found[1]["reason"]
 
 
 def test_the_command_line_chooses_stages_in_their_order(tmp_path, monkeypatch):

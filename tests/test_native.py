@@ -1,8 +1,11 @@
 """The native extension: what happens without it, and which instruction set runs."""
 
 import os
+import random
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,42 +116,57 @@ def test_the_instruction_set_can_be_chosen():
         torch.ops.dartsfast.set_cpu_instruction_set(chosen)
 
 
-@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+needs_cpu = pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
+MB = 1 << 18  # elements of float32
+
+
+@needs_cpu
 def test_large_memory_is_used_again():
-    """The same size from the same place, a smaller one too, but not a piece of something far too large."""
     kernels, like = torch.ops.dartsfast, torch.zeros(1)
     kernels.empty_cache()
-    large = kernels.empty(like, [1 << 22])  # 16 MB
+    large = kernels.empty(like, [16 * MB])
     place = large.data_ptr()
     del large
-    again = kernels.empty(like, [1 << 22])
-    assert again.data_ptr() == place
-    del again
-    smaller = kernels.empty(like, [1 << 21])
-    assert smaller.data_ptr() == place and smaller.shape == (1 << 21,)
-    smaller.fill_(1.0)
-    del smaller
-    assert kernels.empty(like, [1 << 20]).data_ptr() != place
+    assert kernels.empty(like, [16 * MB]).data_ptr() == place
 
 
-@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
-def test_a_large_block_stays_for_the_sake_of_a_small_one():
+@needs_cpu
+def test_memory_is_put_together_from_what_is_idle():
+    """Pages move: what two blocks held is found in a third, and the rest of the second in a fourth."""
     kernels, like = torch.ops.dartsfast, torch.zeros(1)
     kernels.empty_cache()
-    large = kernels.empty(like, [1 << 24])  # 64 MB
-    large.fill_(1.0)
-    del large
-    small = kernels.empty(like, [1 << 18])
-    assert kernels.empty(like, [1 << 24])[-1] == 1.0  # new pages are zeros
-    del small
+    first, second = (kernels.empty(like, [n * MB]).fill_(n) for n in (6, 4))
+    del first, second
+    third = kernels.empty(like, [8 * MB])
+    assert third[: 6 * MB].unique().tolist() == [6.0] and third[6 * MB :].unique().tolist() == [4.0]
+    third.fill_(8.0)
+    assert kernels.empty(like, [2 * MB]).unique().tolist() == [4.0]
+    assert kernels.empty(like, [3 * MB]).unique().tolist() == [0.0, 4.0], "a megabyte more than there was"
 
 
-@pytest.mark.skipif(not availability("cpu").available, reason=availability("cpu").reason)
-def test_memory_of_other_sizes_is_given_back():
+@needs_cpu
+def test_memory_of_any_sizes_stays_apart_and_within_the_most_in_use():
     kernels, like = torch.ops.dartsfast, torch.zeros(1)
     kernels.empty_cache()
-    blocks = [kernels.empty(like, [1 << 20]).fill_(1.0) for _ in range(4)]  # 4 x 4 MB
-    del blocks
-    kernels.empty(like, [1 << 22])  # 16 MB, as much as was in use
-    again = [kernels.empty(like, [1 << 20]) for _ in range(4)]
-    assert [block[-1].item() for block in again] == [0.0] * 4
+    draw = random.Random(0)
+    before, live, used, most = resident(), [], 0, 0
+    for number in range(1, 400):
+        while live and (used > 64 * MB or draw.random() < 0.4):
+            tag, tensor = live.pop(draw.randrange(len(live)))
+            assert tensor[0] == tag and tensor[-1] == tag and (tensor == tag).all()
+            used -= len(tensor)
+            del tensor
+        tensor = kernels.empty(like, [draw.choice([MB // 3, MB, 5 * MB, draw.randrange(MB // 4, 9 * MB)])])
+        live.append((number, tensor.fill_(number)))
+        used += len(tensor)
+        most = max(most, used)
+    pages = 4096 * 400
+    assert resident() - before < 4 * most + pages + (4 << 20)
+    del live, tensor
+    kernels.empty_cache()
+    assert resident() - before < 8 << 20
+
+
+def resident():
+    """Return the bytes of this process's memory that are resident."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -39,8 +39,8 @@ def run(check: Check) -> None:
 
 
 def peer(check: Check, **options: Any) -> Peer:
-    """Return how the device computes; in a rehearsal the CPU kernels stand in."""
-    return Peer("cpu" if check.rehearse else "triton", **options)
+    """Return how the device computes."""
+    return Peer(check.backend, **options)
 
 
 def _right(check: Check, network: str, workload: Workload, order: int) -> None:

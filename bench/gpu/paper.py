@@ -79,7 +79,7 @@ def _prepared(
     size = REHEARSED_SIZES[network] if check.rehearse else workload.size
     calls: dict[str, Callable[[], Any]] = {}
     memory: dict[str, float] = {}
-    for name, way in ways(network, "cpu" if check.rehearse else "triton").items():
+    for name, way in ways(network, check.backend).items():
         iteration = workload.iteration(way.peer, size, device=check.place)
         capturable(iteration)
         eager = partial(_step, iteration, order, way.autocast)

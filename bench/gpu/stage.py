@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Check:
     """What a stage is given: where to compute, and where to leave what it finds.
 
     Attributes:
+        backend: what serves the device; in a rehearsal the CPU's kernels stand in.
         rehearse: whether everything runs on the CPU, at tiny sizes.
         earlier: the rows of the stages before, by name.
         rows: what was found, flat dicts.
@@ -33,6 +35,7 @@ class Check:
 
     def __init__(self, result: Path, *, rehearse: bool, earlier: dict[str, list[Row]] | None = None) -> None:
         self.result, self.rehearse, self.earlier = result, rehearse, earlier or {}
+        self.backend = "cpu" if rehearse else os.environ.get("DARTSFAST_BACKEND", "triton")
         self.rows: list[Row] = []
         self.wrong: list[str] = []
         self.not_run: str | None = None
@@ -75,7 +78,7 @@ def _short(value: Any) -> str:
 def main() -> None:
     """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.stage")
-    parser.add_argument("name", help="a module of this package, and after a colon what its run() is given")
+    parser.add_argument("name", help="a stage, as bench/gpu_check.py calls it")
     parser.add_argument("result", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--earlier", type=Path)
@@ -83,7 +86,7 @@ def main() -> None:
     earlier = json.loads(args.earlier.read_text(encoding="utf-8")) if args.earlier else {}
     check = Check(args.result, rehearse=args.rehearse, earlier=earlier)
     try:
-        module, _, choice = args.name.partition(":")
+        module, _, choice = args.name.rpartition("/")[2].partition(":")
         importlib.import_module(f"bench.gpu.{module}").run(check, *([choice] if choice else []))
     except NotRun as reason:
         check.skip(str(reason))

@@ -1,6 +1,7 @@
 #include "cache.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <map>
@@ -11,83 +12,126 @@ namespace dartsfast {
 namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
-constexpr size_t kLargestRatio = 2;       // of a block to what it is taken or given back for
+constexpr size_t kSmallestMoved = 1 << 20;  // smaller pieces would be too many for the kernel to keep apart
 
-void* map(size_t bytes) {
-  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+size_t whole_pages(size_t bytes) {
+  static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
 }
 
-// Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the
-// most that was ever in use, or not much more; a block that is too large for what it serves is in use as a whole.
-// They are mapped one by one: from a heap shared with small tensors, what is given back would stay in pieces.
+// Where memory lies, and how long the pieces are that it was put together from.
+struct Block {
+  char* data;
+  size_t bytes;
+  std::vector<size_t> pieces;
+};
+
+// Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the most that was ever
+// in use. A block of another size is put together from their pages, which move there and are not copied: pages from
+// the system would have to be filled with zeros first. All are mapped one by one: from a heap shared with
+// small tensors, what is given back would stay in pieces.
 class Cache {
  public:
+  // Memory for a tensor.
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    used_ += bytes;
-    most_ = std::max(most_, used_);
-    auto found = idle_.find(bytes);
-    // Rather a block that is too large than to give one back and have another's pages filled with zeros.
-    if (found == idle_.end() && used_ + idle_bytes_ > most_) found = idle_.lower_bound(bytes);
-    void* block = nullptr;
-    if (found != idle_.end() && found->first <= kLargestRatio * bytes) {
-      used_ += found->first - bytes;
-      bytes = found->first;
-      block = found->second.back();
-      pop(found);
-    } else {
-      while (used_ + idle_bytes_ > most_ && release(used_ + idle_bytes_ - most_)) {
-      }
-      block = map(bytes);
-    }
-    if (block == MAP_FAILED) {
-      used_ -= bytes;
-      throw std::bad_alloc();
-    }
-    sizes_[block] = bytes;
-    return block;
+    bytes = whole_pages(bytes);
+    const auto found = idle_.find(bytes);
+    return use(found != idle_.end() ? pop(found) : make(bytes));
   }
 
-  void give_back(void* block) {
+  // Memory for as long as a call runs: whatever is large enough, since nothing else will have asked for it by then.
+  void* borrow(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t bytes = sizes_[block];
-    used_ -= bytes;
-    idle_bytes_ += bytes;
-    idle_[bytes].push_back(block);
+    bytes = whole_pages(std::max(bytes, kSmallest));
+    const auto found = idle_.lower_bound(bytes);
+    return use(found != idle_.end() ? pop(found) : make(bytes));
+  }
+
+  void give_back(void* data) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = used_.find(data);
+    used_bytes_ -= found->second.bytes;
+    keep(std::move(found->second));
+    used_.erase(found);
   }
 
   void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (release(idle_bytes_)) {
+    for (const auto& [bytes, blocks] : idle_) {
+      for (const Block& block : blocks) munmap(block.data, bytes);
     }
-    most_ = used_;
+    idle_.clear();
+    idle_bytes_ = 0;
+    most_ = used_bytes_;
   }
 
  private:
-  using Idle = std::map<size_t, std::vector<void*>>;
+  using Idle = std::map<size_t, std::vector<Block>>;
 
-  void pop(Idle::iterator found) {
-    idle_bytes_ -= found->first;
-    found->second.pop_back();
-    if (found->second.empty()) idle_.erase(found);
+  void* use(Block block) {
+    used_bytes_ += block.bytes;
+    most_ = std::max(most_, used_bytes_);
+    char* const data = block.data;
+    used_.emplace(data, std::move(block));
+    return data;
   }
 
-  // Unmap the largest idle block of at most `bytes`, else the smallest unless that is far too large: its pages
-  // would have to be faulted in again. Return whether one was.
-  bool release(size_t bytes) {
-    auto found = idle_.upper_bound(bytes);
+  void keep(Block block) {
+    idle_bytes_ += block.bytes;
+    idle_[block.bytes].push_back(std::move(block));
+  }
+
+  Block pop(Idle::iterator found) {
+    Block block = std::move(found->second.back());
+    idle_bytes_ -= block.bytes;
+    found->second.pop_back();
+    if (found->second.empty()) idle_.erase(found);
+    return block;
+  }
+
+  // A block of new pages as far as there may be more, and of idle ones.
+  Block make(size_t bytes) {
+    const size_t room = std::max(most_, used_bytes_ + bytes) - used_bytes_ - idle_bytes_;
+    void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    Block block{static_cast<char*>(data), bytes, {}};
+    size_t missing = bytes;
+    while (missing > room) {
+      block.pieces.push_back(move_idle(block.data + bytes - missing, missing - room));
+      missing -= block.pieces.back();
+    }
+    if (missing) block.pieces.push_back(missing);
+    return block;
+  }
+
+  // Moves at most `most` bytes of an idle block, the largest that goes whole if there is one; returns how many.
+  size_t move_idle(char* to, size_t most) {
+    auto found = idle_.upper_bound(most);
     if (found != idle_.begin()) --found;
-    if (found == idle_.end() || found->first > kLargestRatio * bytes) return false;
-    sizes_.erase(found->second.back());
-    munmap(found->second.back(), found->first);
-    pop(found);
-    return true;
+    Block block = pop(found);
+    const size_t bytes = std::min(block.pieces.back(), most);
+    block.bytes -= bytes;
+    block.pieces.back() -= bytes;
+    char* const from = block.data + block.bytes;
+    if (bytes < kSmallestMoved || !move_pages(from, bytes, to)) munmap(from, bytes);
+    if (block.pieces.back() == 0) block.pieces.pop_back();
+    if (block.bytes) keep(std::move(block));
+    return bytes;
+  }
+
+  static bool move_pages(char* from, size_t bytes, char* to) {
+#ifdef __linux__
+    return mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
+#else
+    return false;
+#endif
   }
 
   std::mutex mutex_;
   Idle idle_;
-  std::unordered_map<void*, size_t> sizes_;
-  size_t used_ = 0, idle_bytes_ = 0, most_ = 0;
+  std::unordered_map<void*, Block> used_;
+  size_t used_bytes_ = 0, idle_bytes_ = 0, most_ = 0;
 };
 
 // Never destroyed: tensors may outlive every static object.
@@ -98,24 +142,7 @@ Cache& cache() {
 
 void give_back(void* block) { cache().give_back(block); }
 
-// Workspaces that no call uses: one, or as many as there were calls at a time.
-struct Workspaces {
-  std::mutex mutex;
-  std::multimap<size_t, void*> idle;
-};
-
-Workspaces& workspaces() {
-  static Workspaces* one = new Workspaces();
-  return *one;
-}
-
-void empty_cache() {
-  cache().clear();
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  for (const auto& [bytes, data] : all.idle) munmap(data, bytes);
-  all.idle.clear();
-}
+void empty_cache() { cache().clear(); }
 
 Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
   double count = 1;
@@ -129,30 +156,10 @@ Tensor checked_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) : data_(nullptr), bytes_(bytes) {
-  if (bytes == 0) return;
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  if (!all.idle.empty()) {
-    const auto largest = std::prev(all.idle.end());
-    if (largest->first >= bytes) {
-      bytes_ = largest->first, data_ = static_cast<char*>(largest->second);
-    } else {
-      munmap(largest->second, largest->first);
-    }
-    all.idle.erase(largest);
-  }
-  if (data_) return;
-  void* const block = map(bytes);
-  if (block == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<char*>(block);
-}
+Workspace::Workspace(size_t bytes) : data_(bytes ? static_cast<char*>(cache().borrow(bytes)) : nullptr) {}
 
 Workspace::~Workspace() {
-  if (!data_) return;
-  Workspaces& all = workspaces();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  all.idle.emplace(bytes_, data_);
+  if (data_) give_back(data_);
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {

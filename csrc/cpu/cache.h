@@ -11,8 +11,7 @@ namespace dartsfast {
 // An uninitialised tensor with the dtype and device of `like`.
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes);
 
-// Uninitialised memory for as long as a call runs, which the next call uses again: it grows to the most that one
-// needed, and is given back to the system with the rest by empty_cache.
+// Uninitialised memory for as long as a call runs, of the same blocks.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
@@ -21,8 +20,7 @@ class Workspace {
   char* data() const { return data_; }
 
  private:
-  char* data_;
-  size_t bytes_;
+  char* const data_;
 };
 
 }  // namespace dartsfast

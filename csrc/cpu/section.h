@@ -18,6 +18,11 @@ struct Work {
   std::function<void(int64_t item, bool first)> run;
 };
 
+// What the calls of a program share, as long as it lives, and what has to be done before they run: nothing.
+struct Shared {
+  std::vector<Work> first() const { return {}; }
+};
+
 // Every item of every work, in order, each on the thread that is free next.
 void run_section(const std::vector<Work>& works);
 

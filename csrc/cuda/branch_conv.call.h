@@ -2,13 +2,14 @@
 // sections that its work runs in.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../branch_conv.h"
 #include "branch_conv.h"
 #include "device_memory.h"
-#include "moments.h"
 #include "section.h"
+#include "tickets.h"
 
 namespace dartsfast {
 
@@ -22,8 +23,10 @@ class BranchConvCall {
     a.N = in.x.size[0], a.H = in.x.size[1], a.W = in.x.size[2], a.Ci = in.x.size[3], a.Co = in.pointwise[0].size[0];
     a.stride = in.stride, a.Ho = (a.H - 1) / a.stride + 1, a.Wo = (a.W - 1) / a.stride + 1;
     a.relu = in.relu, a.x = image<const T>(in.x), a.norm = static_cast<const T*>(in.norm.data);
-    const int64_t branches = static_cast<int64_t>(z.size()), part = a.N * chunks(a.Ho, a.Wo) * 2 * a.Co;
+    const int64_t branches = static_cast<int64_t>(z.size()), count = a.N * chunks(a.Ho, a.Wo), part = count * 2 * a.Co;
     parts_ = Memory<T>(branches * part);
+    const int64_t asked = std::count_if(stats.begin(), stats.end(), [](const auto& s) { return s.mean || s.variance; });
+    if (asked) tickets_ = Tickets(asked * cuda::tickets_of(count));
     for (int64_t b = 0; b < branches; ++b) {
       cuda::ConvBranch<T> branch{1, 1, nullptr, static_cast<const T*>(in.pointwise[b].data)};
       if (!in.depthwise.empty()) {
@@ -32,20 +35,28 @@ class BranchConvCall {
       }
       branch.z = static_cast<T*>(z[b].data), branch.z_pitch = image<T>(z[b]).w;
       if (stats[b].mean || stats[b].variance) {
-        branch.parts = parts_.get() + b * part;
-        moments_.push_back({a.N, a.Ho, a.Wo, a.Co, branch.parts, stats[b].mean, stats[b].variance});
+        branch.stat = {parts_.get() + b * part, stats[b].mean, stats[b].variance, a.Co, 0, {}};
+        branch.arrivals = {tickets_.take(cuda::tickets_of(count)), static_cast<int32_t>(count), 1};
       }
       a.branches.push_back(branch);
     }
   }
 
-  Work images() { return work<cuda::BranchConv<T>, cuda::branch_conv<T>>(args_); }
-  Work finish() { return work<cuda::ChunkMoments<T>, cuda::merge_moments<T>>(moments_); }
+  // How many channels of a norm of its statistics it makes, or can make; to be asked before the section runs.
+  int64_t take(const NormSetting<T>& setting, const NormToMake<T>& norm, bool really) {
+    for (cuda::ConvBranch<T>& branch : args_.branches) {
+      if (const int64_t channels = branch.stat.take(setting, norm, really)) return channels;
+    }
+    return 0;
+  }
+
+  Work images() { return tickets_.after(work<cuda::BranchConv<T>, cuda::branch_conv<T>>(args_)); }
+  Work finish() { return {}; }  // the last block does
 
  private:
   cuda::BranchConv<T> args_;
-  std::vector<cuda::ChunkMoments<T>> moments_;
   Memory<T> parts_;
+  Tickets tickets_;
 };
 
 }  // namespace dartsfast

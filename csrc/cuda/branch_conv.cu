@@ -14,6 +14,7 @@
 #include "branch_conv.h"
 
 #include "branch_conv_tile.h"
+#include "finish.h"
 #include "group.h"
 #include "pack.h"
 #include "../alpha_softmax.h"
@@ -32,7 +33,8 @@ struct Single {
   const T *norm, *taps, *pointwise;
   T* z;
   int64_t z_pitch;
-  T* parts;
+  Statistic<T> stat;
+  Arrivals arrivals;
 };
 
 // Places in shared memory, in elements: t [pixels, slice] and the weights [slice, CO], or z [pixels, CO]; then taps
@@ -269,8 +271,12 @@ struct Column {
   }
 };
 
+// Of a multiprocessor: with more doubles would spill.
+template <class T>
+constexpr int kMultiprocessorThreads = sizeof(T) == 4 ? 512 : 256;
+
 template <class T, int V, int CO>
-__global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::threads)
+__global__ void __launch_bounds__(Places<T, CO>::threads, kMultiprocessorThreads<T> / Places<T, CO>::threads)
     branch_conv_kernel(const __grid_constant__ Group<Single<T>> group) {
   SHARED(T, shared);
   const Single<T>& a = group.member[blockIdx.z];
@@ -286,11 +292,11 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
   for (int first = 0; first < chunk.pixels; first += kPixels) {
     z = product<T, V, CO>(a, chunk, first, co, shared);
     write<T, CO>(a, chunk, first, co, z);
-    if (!a.parts) continue;
+    if (!a.stat.parts) continue;
     share<T, CO>(z, shared);
     mean.add(shared, chunk.pixels - first, [](int, T sum, T v) { return sum + v; });
   }
-  if (!a.parts) return;
+  if (!a.stat.parts) return;
   mean.fold();
   for (T& sum : mean.sum) sum = sum / static_cast<T>(chunk.pixels);
   for (int first = 0; first < chunk.pixels; first += kPixels) {
@@ -301,16 +307,19 @@ __global__ void __launch_bounds__(Places<T, CO>::threads, 512 / Places<T, CO>::t
     });
   }
   squares.fold();
-  T* const part = a.parts + chunk.index * 2 * a.Co;
+  T* const part = a.stat.parts + chunk.index * 2 * a.Co;
   mean.store(a, co, part);
   squares.store(a, co, part + a.Co);
+  const auto at = [&](int c) { return moments_of(a.stat, c, a.Ho, a.Wo, a.arrivals.count); };
+  if (!finish(a.arrivals, chunk.index, chunk.index + 1, a.Co, at)) return;
+  make_statistic(a.stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
 }
 
 template <class T>
 Single<T> single(const BranchConv<T>& a, const ConvBranch<T>& b) {
   const bool wide_z = a.Co % kWide<T> == 0 && wide<T>(b.z, b.z_pitch);
   return {a.N, a.H, a.W, a.Ci, a.Co, a.Ho, a.Wo, a.stride, b.kernel, b.dilation, a.relu, wide_z, a.x, a.norm, b.taps,
-          b.pointwise, b.z, b.z_pitch, b.parts};
+          b.pointwise, b.z, b.z_pitch, b.stat, b.arrivals};
 }
 
 template <class T>
@@ -333,9 +342,12 @@ void launch_singles(const std::vector<const Single<T>*>& calls, Stream stream) {
 }
 
 template <class T, int CO>
-void launch_columns(const std::vector<const Single<T>*>& calls, Stream stream) {
+void launch_columns(const std::vector<Single<T>*>& calls, Stream stream) {
   std::vector<const Single<T>*> aligned, others;
-  for (const Single<T>* call : calls) (wide_input(*call) ? aligned : others).push_back(call);
+  for (Single<T>* call : calls) {
+    call->arrivals.each = blocks_of(call->Co, CO);
+    (wide_input(*call) ? aligned : others).push_back(call);
+  }
   launch_singles<T, kWide<T>, CO>(aligned, stream);
   launch_singles<T, 1, CO>(others, stream);
 }
@@ -352,8 +364,8 @@ void branch_conv(const std::vector<const BranchConv<T>*>& calls, Stream stream) 
     }
   }
   tiles.launch(stream);
-  std::vector<const Single<T>*> narrow, middle, broad;
-  for (const Single<T>& one : all) (one.Co <= 16 ? narrow : one.Co <= 32 ? middle : broad).push_back(&one);
+  std::vector<Single<T>*> narrow, middle, broad;
+  for (Single<T>& one : all) (one.Co <= 16 ? narrow : one.Co <= 32 ? middle : broad).push_back(&one);
   launch_columns<T, 16>(narrow, stream);
   launch_columns<T, 32>(middle, stream);
   launch_columns<T, 64>(broad, stream);

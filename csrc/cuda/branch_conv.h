@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../order.h"
+#include "arrivals.h"
 #include "runtime.h"
+#include "statistic.h"
 
 namespace dartsfast::cuda {
 
@@ -16,7 +18,8 @@ struct ConvBranch {
   const T* pointwise;        // [Co, Ci]
   T* z;                      // [N, Ho, Wo, Co]
   int64_t z_pitch;           // elements from a pixel of z to the next, rows and images too
-  T* parts;                  // [N * chunks, 2, Co] moments of chunks, null: not asked for
+  Statistic<T> stat;         // of z
+  Arrivals arrivals;         // for it, or for those of all branches
 };
 
 template <class T>
@@ -28,7 +31,7 @@ struct BranchConv {
   std::vector<ConvBranch<T>> branches;
 };
 
-// z of all branches, and the moments of its chunks.
+// z of all branches, and their statistics.
 template <class T>
 void branch_conv(const std::vector<const BranchConv<T>*>& calls, Stream stream);
 

@@ -2,12 +2,14 @@
 // sections that its work runs in.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "../branch_conv.h"
 #include "branch_conv_backward.h"
 #include "device_memory.h"
 #include "section.h"
+#include "tickets.h"
 
 namespace dartsfast {
 
@@ -23,15 +25,28 @@ class BranchConvBackwardCall {
     for (size_t b = 0; b < in.pointwise.size(); ++b) args_.branches.push_back(branch(in, out, b));
     if (out.means) {
       const int64_t count = int64_t{s.N} * chunks(s.H, s.W);
-      args_.norm_sums = fresh(count * 2 * s.Ci);
-      const T pixels = static_cast<T>(int64_t{s.N} * s.H * s.W);
-      sums_.push_back({args_.norm_sums, out.means, static_cast<int32_t>(count), 2, s.Ci, s.Ci, 1, pixels});
+      tickets_ = Tickets(cuda::tickets_of(count));
+      const cuda::Arrivals arrivals{tickets_.take(cuda::tickets_of(count)), static_cast<int32_t>(count), 1};
+      args_.means = {fresh(count * 2 * s.Ci), out.means, {}, arrivals};
     }
     give_scratch();
   }
 
-  Work images() { return work<cuda::BranchConvBackward<T>, cuda::branch_conv_backward<T>>(args_); }
-  Work finish() { return work<cuda::PartialSums<T>, cuda::add_partial_sums<T>>(sums_); }
+  // Whether it makes the coefficients of a norm, which must be of its means; before the section runs.
+  bool take(int64_t C, const CoefficientsToMake<T>& norm) {
+    const T* const means = args_.means.means;
+    if (!means || norm.g_mean != means || norm.g_zhat_mean != means + C) return false;
+    args_.means.coefs = norm;
+    return true;
+  }
+
+  Work images() { return tickets_.after(work<cuda::BranchConvBackward<T>, cuda::branch_conv_backward<T>>(args_)); }
+  // The gradients of weights, which nothing of a program waits for.
+  Work finish() {
+    Work found = work<cuda::PartialSums<T>, cuda::add_partial_sums<T>>(sums_->args);
+    found.memory = sums_;
+    return found;
+  }
 
  private:
   cuda::BackwardBranch<T> branch(const BranchConvInputs& in, const BranchConvGradients<T>& out, size_t b) {
@@ -54,13 +69,13 @@ class BranchConvBackwardCall {
   // Of each image [rows, columns], of a weight [columns, rows].
   T* partial(int32_t rows, int32_t columns, T* out) {
     if (!out) return nullptr;
-    T* const part = fresh(int64_t{args_.shape.N} * rows * columns);
-    sums_.push_back({part, out, args_.shape.N, rows, columns, 1, rows, T(1)});
+    T* const part = sums_->kept.emplace_back(int64_t{args_.shape.N} * rows * columns).get();
+    sums_->args.push_back({part, out, args_.shape.N, rows, columns});
     return part;
   }
 
   void give_scratch() {
-    if (cuda::resident(args_)) return;
+    if (cuda::resident(args_) || cuda::direct(args_)) return;
     const cuda::ConvShape& s = args_.shape;
     const int64_t branches = static_cast<int64_t>(args_.branches.size()), Ci = cuda::scratch_channels(s.Ci);
     bool needed = args_.dx.data;
@@ -72,8 +87,13 @@ class BranchConvBackwardCall {
   T* fresh(int64_t n) { return kept_.emplace_back(n).get(); }
 
   cuda::BranchConvBackward<T> args_{};
-  std::vector<cuda::PartialSums<T>> sums_;
+  struct WeightSums {
+    std::vector<cuda::PartialSums<T>> args;
+    std::vector<Memory<T>> kept;
+  };
+  std::shared_ptr<WeightSums> sums_ = std::make_shared<WeightSums>();
   std::vector<Memory<T>> kept_;
+  Tickets tickets_;
 };
 
 }  // namespace dartsfast

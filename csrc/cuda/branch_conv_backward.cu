@@ -1,5 +1,6 @@
 // branch_conv's gradient of the input, for any shape: what each branch's pointwise product gives back, to scratch memory,
-// then the adjoint depthwise convolutions of all branches with relu's mask and all additions.
+// then the adjoint depthwise convolutions of all branches with relu's mask and all additions. A single product without
+// depthwise gives the input's gradient at once, mask and additions with it: five images are moved instead of seven.
 //
 // Pointwise adjoint: a product [pixels, Co] x [Co, Ci], whose left side, dz, is formed as it is loaded. A block has
 // 4096 outputs, a thread 4 pixels by 4 channels, slices of 16 output channels in shared memory; every output is one
@@ -13,6 +14,7 @@
 #include <algorithm>
 
 #include "branch_conv_load.h"
+#include "finish.h"
 
 namespace dartsfast::cuda {
 namespace {
@@ -24,8 +26,39 @@ struct PointwiseAdjoint {
   ConvShape shape;
   OutputGradient<T> dz;
   const T* pointwise;
-  T* dt;
+  T* dt;  // null: to dx at once
+  Activated<T> in;
+  Image<T> dx;
+  Image<const T> base, onto;
 };
+
+// Relu's mask of the sum of all branches, and what dx is added to. Returns the gradient of norm(x); `x` is relu(norm(x)).
+template <bool WIDE, class A, class T>
+__device__ Four<T> finish_pixel(const A& a, Four<T> sum, const Four<T>& x, int n, int y, int u, int c) {
+  const int left = a.shape.Ci - c;
+  if (a.in.relu) sum = four<T>([&](int i) { return x.v[i] > 0 ? sum.v[i] : T(0); });
+  auto v = sum;
+  for (const auto* image : {&a.base, &a.onto}) {
+    if (!image->data) continue;
+    const auto there = load_four<WIDE>(image->at(n, y) + u * image->w + c, left);
+    v = four<T>([&](int i) { return there.v[i] + v.v[i]; });
+  }
+  store_four<WIDE>(v, a.dx.at(n, y) + u * a.dx.w + c, left);
+  return sum;
+}
+
+// What output pixel (oy, ox) gives to that of dx which it is of, and to those beside it that a stride leaves out: nothing.
+template <bool WIDE, class T>
+__device__ void finish_direct(const PointwiseAdjoint<T>& a, const Four<T>& sum, int n, int oy, int ox, int c) {
+  const ConvShape& s = a.shape;
+  const InputChannels<T, WIDE> in(a.in, c, s.Ci);
+  for (int i = 0; i < s.stride * s.stride; ++i) {
+    const int y = oy * s.stride + i / s.stride, x = ox * s.stride + i % s.stride;
+    if (y >= s.H || x >= s.W) continue;
+    const auto v = i ? Four<T>{} : four<T>([&](int k) { return T(0) + sum.v[k]; });
+    finish_pixel<WIDE>(a, v, a.in.relu ? in.at(n, y, x) : Four<T>{}, n, y, x, c);
+  }
+}
 
 // CT input channels by PT pixels of an image.
 template <class T, int CT, bool WIDE>
@@ -73,7 +106,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int pixel = first + row + i * ROWS;
-    if (pixel < pixels) store_four(sum[i], a.dt + (static_cast<int64_t>(n) * pixels + pixel) * Ci + c0 + column);
+    if (pixel < pixels && !a.dt) finish_direct<WIDE>(a, sum[i], n, pixel / s.Wo, pixel % s.Wo, c0 + column);
+    else if (pixel < pixels) store_four(sum[i], a.dt + (static_cast<int64_t>(n) * pixels + pixel) * Ci + c0 + column);
   }
 }
 
@@ -84,7 +118,8 @@ struct DepthwiseAdjoint {
   Activated<T> in;
   Image<T> dx;
   Image<const T> base, onto;
-  T *norm_sums, *sum;
+  InputMeans<T> means;
+  T* sum;
   const T* dt;  // of the first of them
   int32_t branches, largest;  // largest of their kernels
   bool first, last;
@@ -113,21 +148,6 @@ __device__ Four<T> adjoint_pixel(const ConvShape& s, const T* dt, int K, int D, 
       sum = four<T>([&](int i) { return fused(d.v[i], w.v[i], sum.v[i]); });
     }
   }
-  return sum;
-}
-
-// The sum of all branches, relu's mask, and what dx is added to. Returns the gradient of norm(x); `x` is relu(norm(x)).
-template <class T, bool WIDE>
-__device__ Four<T> finish_pixel(const DepthwiseAdjoint<T>& a, Four<T> sum, const Four<T>& x, int n, int y, int u, int c) {
-  const int left = a.shape.Ci - c;
-  if (a.in.relu) sum = four<T>([&](int i) { return x.v[i] > 0 ? sum.v[i] : T(0); });
-  auto v = sum;
-  for (const auto* image : {&a.base, &a.onto}) {
-    if (!image->data) continue;
-    const auto there = load_four<WIDE>(image->at(n, y) + u * image->w + c, left);
-    v = four<T>([&](int i) { return there.v[i] + v.v[i]; });
-  }
-  store_four<WIDE>(v, a.dx.at(n, y) + u * a.dx.w + c, left);
   return sum;
 }
 
@@ -178,9 +198,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       continue;
     }
     Four<T> v{};
-    if (here && (a.in.relu || a.norm_sums)) v = in.at(n, y, x);
-    if (here) sum = finish_pixel<T, WIDE>(a, sum, v, n, y, x, c);
-    if (!a.norm_sums) continue;
+    if (here && (a.in.relu || a.means.sums)) v = in.at(n, y, x);
+    if (here) sum = finish_pixel<WIDE>(a, sum, v, n, y, x, c);
+    if (!a.means.sums) continue;
     T* const tile = taps + a.largest * a.largest * kSlice;
     __syncthreads();
     store_four(sum, tile + threadIdx.x * 4);
@@ -191,15 +211,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       partial = product ? fused(d, tile[kThreads * 4 + i], partial) : partial + d;
     }
   }
-  if (!a.last || !a.norm_sums) return;
+  if (!a.last || !a.means.sums) return;
   __syncthreads();
   taps[threadIdx.x] = partial;
   __syncthreads();
   const int half = threadIdx.x / kSlice, channel = threadIdx.x % kSlice;
-  if (half > 1 || c0 + channel >= s.Ci) return;
-  const auto part = [&](int k) { return taps[half * 128 + k * kSlice + channel]; };
-  const T total = ((part(0) + part(1)) + (part(2) + part(3))) + ((part(4) + part(5)) + (part(6) + part(7)));
-  a.norm_sums[((static_cast<int64_t>(n) * count + chunk) * 2 + half) * s.Ci + c0 + channel] = total;
+  if (half < 2 && c0 + channel < s.Ci) {
+    const auto part = [&](int k) { return taps[half * 128 + k * kSlice + channel]; };
+    const T total = ((part(0) + part(1)) + (part(2) + part(3))) + ((part(4) + part(5)) + (part(6) + part(7)));
+    a.means.sums[(static_cast<int64_t>(blockIdx.x) * 2 + half) * s.Ci + c0 + channel] = total;
+  }
+  finish_means(a.means, s, blockIdx.x, blockIdx.x + 1);
+}
+
+template <class A>
+bool aligned(const A& a) {
+  return wide(a.in, a.shape.Ci) && wide(a.dx) && wide(a.base) && wide(a.onto);
 }
 
 template <class T>
@@ -209,12 +236,14 @@ void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, S
     const ConvShape& s = call->shape;
     T* dt = call->dt;
     for (const auto& b : call->branches) {
-      if (call->dx.data || b.taps_grad) all.push_back({s, b.dz, b.pointwise, dt});
+      if (direct(*call)) all.push_back({s, b.dz, b.pointwise, nullptr, call->in, call->dx, call->base, call->onto});
+      else if (call->dx.data || b.taps_grad) all.push_back({s, b.dz, b.pointwise, dt, {}, {}, {}, {}});
       if (dt) dt += static_cast<int64_t>(s.N) * s.Ho * s.Wo * scratch_channels(s.Ci);
     }
   }
   const auto kind = [](const PointwiseAdjoint<T>& a) {
-    return (a.shape.Ci <= 16 ? 0 : a.shape.Ci <= 32 ? 2 : 4) + (wide(a.dz, a.shape.Co) ? 1 : 0);
+    const bool all = wide(a.dz, a.shape.Co) && (a.dt || aligned(a));
+    return (a.shape.Ci <= 16 ? 0 : a.shape.Ci <= 32 ? 2 : 4) + (all ? 1 : 0);
   };
   each_kind(all, kind, [=](int k, const Group<PointwiseAdjoint<T>>& group, int count) {
     constexpr decltype(&pointwise_adjoint_kernel<T, 16, true>) kernels[] = {
@@ -235,9 +264,10 @@ void pointwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, S
 template <class T>
 DepthwiseAdjoint<T> depthwise_adjoint_of(const BranchConvBackward<T>& call, size_t first) {
   const ConvShape& s = call.shape;
-  DepthwiseAdjoint<T> made{s, call.in, call.dx, call.base, call.onto, call.norm_sums, call.sum};
+  DepthwiseAdjoint<T> made{s, call.in, call.dx, call.base, call.onto, call.means, call.sum};
   made.dt = call.dt + first * s.N * s.Ho * s.Wo * scratch_channels(s.Ci);
   made.branches = static_cast<int32_t>(std::min<size_t>(call.branches.size() - first, kAdjointBranches));
+  made.means.arrivals.each = static_cast<int32_t>(blocks_of(s.Ci, kSlice));
   made.first = first == 0, made.last = first + made.branches == call.branches.size();
   for (int b = 0; b < made.branches; ++b) {
     const BackwardBranch<T>& branch = call.branches[first + b];
@@ -248,16 +278,11 @@ DepthwiseAdjoint<T> depthwise_adjoint_of(const BranchConvBackward<T>& call, size
 }
 
 template <class T>
-bool aligned(const DepthwiseAdjoint<T>& a) {
-  return wide(a.in, a.shape.Ci) && wide(a.dx) && wide(a.base) && wide(a.onto);
-}
-
-template <class T>
 void depthwise_adjoint(const std::vector<const BranchConvBackward<T>*>& calls, Stream stream) {
   for (size_t first = 0;; first += kAdjointBranches) {
     std::vector<DepthwiseAdjoint<T>> all;
     for (const BranchConvBackward<T>* call : calls) {
-      if (call->dx.data && first < call->branches.size()) all.push_back(depthwise_adjoint_of(*call, first));
+      if (call->dx.data && !direct(*call) && first < call->branches.size()) all.push_back(depthwise_adjoint_of(*call, first));
     }
     if (all.empty()) return;
     const auto kind = [](const DepthwiseAdjoint<T>& a) { return aligned(a) ? 1 : 0; };

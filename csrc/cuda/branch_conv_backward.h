@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "../norm_stats.h"
 #include "../order.h"
+#include "arrivals.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -42,28 +44,42 @@ struct BackwardBranch {
 // Channels of a pixel in scratch memory.
 inline DARTSFAST_BOTH int32_t scratch_channels(int32_t C) { return (C + 3) / 4 * 4; }
 
+// The means of the gradient of norm(x) and of its product with norm(x), and what they are for.
+template <class T>
+struct InputMeans {
+  T* sums;                      // [count, 2, Ci] of the chunks of x; null: not asked for
+  T* means;                     // [2, Ci]
+  CoefficientsToMake<T> coefs;  // of the norm; null coef: none
+  Arrivals arrivals;
+};
+
 template <class T>
 struct BranchConvBackward {
   ConvShape shape;
   Activated<T> in;
   Image<T> dx;                // null data if not asked for
   Image<const T> base, onto;  // dx = onto + (base + v), may be the memory of either; null data: nothing
-  T* norm_sums;               // [N * chunks of x, 2, Ci], null if not asked for
+  InputMeans<T> means;
   T* dt;   // [branches, N, Ho, Wo, Ci'] gradients of the depthwise outputs, Ci' = scratch_channels; null: not needed
   T* sum;  // [N, H, W, Ci'] sum over the branches of earlier launches; null where one takes all
   std::vector<BackwardBranch<T>> branches;
 };
 
+// Whether the pointwise product of a call gives the gradient of its input.
+template <class T>
+bool direct(const BranchConvBackward<T>& a) {
+  return a.dx.data && a.branches.size() == 1 && !a.branches[0].taps && !a.means.sums;
+}
+
 // Branches of a call that a launch of the input gradient takes.
 constexpr int kAdjointBranches = 8;
 
-// Partial results [count, rows, columns], overwritten by their sum in the order of csrc/order.h's tree, whose element
-// (r, c) goes to out[r * row + c * column], divided.
+// A weight's gradient: part [count, rows, columns] of images, overwritten by their sum in the order of csrc/order.h's tree,
+// to out [columns, rows].
 template <class T>
 struct PartialSums {
   T *part, *out;
-  int32_t count, rows, columns, row, column;
-  T divisor;
+  int32_t count, rows, columns;
 };
 
 template <class T>

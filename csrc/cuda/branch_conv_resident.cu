@@ -24,6 +24,8 @@
 
 #include <algorithm>
 
+#include "finish.h"
+
 namespace dartsfast::cuda {
 namespace {
 
@@ -140,9 +142,11 @@ __device__ __forceinline__ void norm_sums(const ResidentImages& a, const Room<S>
     sum = four<float>([&](int c) { return sum.v[c] + __shfl_xor_sync(~0u, sum.v[c], other); });
     product = four<float>([&](int c) { return product.v[c] + __shfl_xor_sync(~0u, product.v[c], other); });
   }
-  if (threadIdx.x % 8 || chunk >= count) return;
-  float* const to = a.norm_sums + (static_cast<int64_t>(n) * count + chunk) * 2 * S::C + q;
-  store_four(sum, to), store_four(product, to + S::C);
+  if (threadIdx.x % 8 == 0 && chunk < count) {
+    float* const to = a.means.sums + (static_cast<int64_t>(n) * count + chunk) * 2 * S::C + q;
+    store_four(sum, to), store_four(product, to + S::C);
+  }
+  finish_means(a.means, {a.N, a.H, S::W, S::C, S::C, a.H, S::W, 1}, n * count, (n + 1) * count);
 }
 
 template <class S>
@@ -167,9 +171,9 @@ __device__ __forceinline__ void branch_product(const ResidentBranch& b, const Ro
 
 template <class S, bool WEIGHTS>
 __global__ void __launch_bounds__(S::threads, S::blocks)
-    resident_kernel(const __grid_constant__ Group<ResidentImages> group) {
+    resident_kernel(const __grid_constant__ PackedGroup<ResidentImages> group) {
   SHARED(float, all);
-  const ResidentImages& a = group.member[blockIdx.y];
+  const ResidentImages& a = group.member(blockIdx.y);
   const int n = blockIdx.x;
   if (n >= a.N) return;
   const Room<S> room(all);
@@ -201,7 +205,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks)
     });
   }
   if (a.dx.data && here) finish(a, room, at, n, sum);
-  if (!a.norm_sums) return;
+  if (!a.means.sums) return;
   __syncthreads();
 #pragma unroll
   for (int u = 0; u < S::U; ++u) {
@@ -232,19 +236,24 @@ void launch_resident(const std::vector<const BranchConvBackward<float>*>& calls,
   std::vector<ResidentImages> all;
   for (const auto* call : calls) {
     if (call->shape.Ci != S::C) continue;
-    ResidentImages& images = all.emplace_back(ResidentImages{call->in, call->dx, call->base, call->onto, call->norm_sums});
+    ResidentImages& images = all.emplace_back(ResidentImages{call->in, call->dx, call->base, call->onto, call->means});
     images.N = call->shape.N, images.H = call->shape.H, images.weights = asked_for_weights(*call);
     for (const auto& b : call->branches) {
       images.branch[images.branches++] = {b.dz, b.taps, b.pointwise, b.taps_grad, b.pointwise_grad, b.kernel, b.dilation};
     }
   }
-  const auto kind = [](const ResidentImages& a) { return a.weights ? 1 : 0; };
-  each_kind(all, kind, [=](int k, const Group<ResidentImages>& group, int count) {
-    int64_t most = 0;
-    for (int i = 0; i < count; ++i) most = std::max(most, int64_t{group.member[i].N});
-    const auto kernel = k ? resident_kernel<S, true> : resident_kernel<S, false>;
-    launch(kernel, dim3(most, count), dim3(S::threads), S::bytes(k), stream, group);
-  });
+  for (const bool weights : {false, true}) {
+    std::vector<const ResidentImages*> some;
+    for (const ResidentImages& one : all) {
+      if (one.weights == weights) some.push_back(&one);
+    }
+    const auto kernel = weights ? resident_kernel<S, true> : resident_kernel<S, false>;
+    each_packed_group(some, [&](const PackedGroup<ResidentImages>& group, size_t first, int count) {
+      int32_t images = 0;
+      for (int i = 0; i < count; ++i) images = std::max(images, some[first + i]->N);
+      launch(kernel, dim3(images, count), dim3(S::threads), S::bytes(weights), stream, group);
+    });
+  }
 }
 
 }  // namespace

@@ -21,10 +21,12 @@ struct ResidentImages {
   Activated<float> in;
   Image<float> dx;
   Image<const float> base, onto;
-  float* norm_sums;
+  InputMeans<float> means;
   int32_t N, H, branches;
   bool weights;  // whether gradients of any are asked for
   ResidentBranch branch[kMost];
+
+  size_t bytes() const { return sizeof *this - (kMost - branches) * sizeof(ResidentBranch); }
 };
 
 template <int CHANNELS, int WIDTH>

@@ -24,6 +24,7 @@
 // memory, which take about as long as the fma of the depthwise, overlap with them.
 #include "branch_conv_tile.h"
 
+#include "finish.h"
 #include "group.h"
 #include "pack.h"
 
@@ -91,7 +92,7 @@ __device__ void load_taps(const TileCall& a, float* taps) {
   for (int b = 0; b < 2 * PAIRS; ++b) {
     const int K = b % 2 ? 5 : 3, first = b % 2 ? 0 : kRowTaps + 5;
     if (!(a.there & TileCall::bit(FIRST + b / 2, b % 2))) continue;
-    const float* const from = a.branch[FIRST - 1 + b / 2][b % 2].taps;
+    const float* const from = a.branch(FIRST + b / 2, b % 2).taps;
     for (int i = threadIdx.x; i < C * K * K; i += S::THREADS) {
       const int c = i / (K * K), tap = i % (K * K);
       taps[b / 2 * S::PAIR_TAPS + (first + tap / K * kRowTaps + tap % K) * S::LINE + c] = from[i];
@@ -105,7 +106,7 @@ __device__ void load_weights(const TileCall& a, int half, int c, float* weights)
 #pragma unroll 1
   for (int pair = 0; pair < PAIRS; ++pair) {
     if (!(a.there & TileCall::bit(FIRST + pair, half))) continue;
-    const float* const from = a.branch[FIRST - 1 + pair][half].pointwise + c;
+    const float* const from = a.branch(FIRST + pair, half).pointwise + c;
 #pragma unroll 1
     for (int i = threadIdx.x; i < S::SLICE / 4 * C; i += S::THREADS) {
       const int k = i / (4 * C) * 16 + i % 4 * 4, o = i / 4 % C;
@@ -232,15 +233,24 @@ struct Thread {
   }
 };
 
+// The statistics of all branches.
+template <class S, int C, int W>
+__device__ void finish_tile(const TileCall& a) {
+  const auto at = [&](int i) { return moments_of(a.branches[i / C].stat, i % C, a.H, W, a.arrivals.count); };
+  const int first = blockIdx.x * S::CHUNKS, count = a.count();
+  if (!finish(a.arrivals, first, first + S::CHUNKS, count * C, at)) return;
+  for (int b = 0; b < count; ++b) make_statistic(a.branches[b].stat, static_cast<float>(int64_t{a.N} * a.H * W));
+}
+
 // FIRST: the dilation of the first pair.
 template <int C, int W, int FIRST, int PAIRS>
 __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::THREADS,
                                   Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::BLOCKS)
-    branch_conv_tile_kernel(const __grid_constant__ Group<TileCall> group) {
+    branch_conv_tile_kernel(const __grid_constant__ PackedGroup<TileCall> group) {
   constexpr int HALO = 2 * (FIRST + PAIRS - 1);
   using S = Tile<C, W, HALO, PAIRS>;
   SHARED(float, shared);
-  const TileCall& a = group.member[blockIdx.z];
+  const TileCall& a = group.member(blockIdx.z);
   const int tiles = a.H / S::ROWS, n = blockIdx.x / tiles, y0 = blockIdx.x % tiles * S::ROWS;
   if (n >= a.N) return;
   load_window<S, C, W, HALO>(a, n, y0, shared);
@@ -275,14 +285,15 @@ __global__ void __launch_bounds__(Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>::TH
     }
     __syncthreads();
     if (!here) continue;
-    const TileBranch& b = a.branch[FIRST - 1 + own.pair][half];
+    const TileBranch& b = a.branch(FIRST + own.pair, half);
 #pragma unroll
     for (int u = 0; u < kWindow; ++u) {
       z[u].store(b.z + (static_cast<int64_t>(blockIdx.x) * S::PIXELS + own.pixel + u) * b.z_pitch + own.q);
     }
     const int64_t index = static_cast<int64_t>(blockIdx.x) * S::CHUNKS + own.chunk;
-    if (b.parts) moments<C>(z, tile + own.part * S::SLAB, b.parts + index * 2 * C + own.part * 16);
+    if (b.stat.parts) moments<C>(z, tile + own.part * S::SLAB, b.stat.parts + index * 2 * C + own.part * 16);
   }
+  finish_tile<S, C, W>(a);
 }
 
 // Whether a call's branches, or a kernel's, are of dilation 1, and of 2.
@@ -296,10 +307,11 @@ template <int C, int W, int FIRST, int PAIRS>
 void launch_tiles(const std::vector<const TileCall*>& calls, Stream stream) {
   using S = Tile<C, W, 2 * (FIRST + PAIRS - 1), PAIRS>;
   static_assert(S::BYTES <= 99 << 10);
-  each_group(calls, [=](const Group<TileCall>& group, int count) {
+  each_packed_group(calls, [&](const PackedGroup<TileCall>& group, size_t first, int count) {
     int64_t blocks = 0;
     for (int k = 0; k < count; ++k) {
-      blocks = std::max<int64_t>(blocks, static_cast<int64_t>(group.member[k].N) * (group.member[k].H / S::ROWS));
+      const TileCall& a = *calls[first + k];
+      blocks = std::max<int64_t>(blocks, static_cast<int64_t>(a.N) * (a.H / S::ROWS));
     }
     const auto kernel = branch_conv_tile_kernel<C, W, FIRST, PAIRS>;
     launch(kernel, dim3(blocks, 1, count), dim3(S::THREADS), S::BYTES, stream, group);
@@ -332,15 +344,15 @@ bool TileCalls::take(const BranchConv<float>& call, const ConvBranch<float>& b) 
   if (!fits || !usual || call.stride != 1 || call.Co != call.Ci) return false;
   const Image<const float>& x = call.x;
   if (!wide<float>(x.data, x.n, x.h, x.w) || !wide<float>(call.norm) || !wide<float>(b.pointwise)) return false;
-  if (!wide<float>(b.z, b.z_pitch) || !wide<float>(b.parts)) return false;
+  if (!wide<float>(b.z, b.z_pitch) || !wide<float>(b.stat.parts)) return false;
   const int half = b.kernel / 2 - 1;
   const uint32_t bit = TileCall::bit(b.dilation, half);
   if (calls_.empty() || calls_.back().of != &call || calls_.back().call.there & bit) {
-    calls_.push_back({&call, {call.N, call.H, call.relu, x, call.norm, 0, {}}});
+    calls_.push_back({&call, {call.N, call.H, call.relu, x, call.norm, 0, {}, {}}});
   }
   TileCall& tile = calls_.back().call;
-  tile.there |= bit;
-  tile.branch[b.dilation - 1][half] = {b.taps, b.pointwise, b.z, b.z_pitch, b.parts};
+  if (b.stat.parts) tile.arrivals = b.arrivals;
+  tile.add(b.dilation, half, {b.taps, b.pointwise, b.z, b.z_pitch, b.stat});
   return true;
 }
 

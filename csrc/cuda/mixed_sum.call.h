@@ -2,12 +2,15 @@
 // sections that its work runs in.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../mixed_sum.h"
+#include "../norm_stats.h"
 #include "device_memory.h"
 #include "mixed_sum.h"
 #include "section.h"
+#include "tickets.h"
 
 namespace dartsfast {
 
@@ -47,19 +50,35 @@ class MixedSumBackwardCall {
     args_.g = pixels<const T>(g), args_.g_mean = means[0];
     for (size_t b = 0; b < branches.size(); ++b) {
       args_.branches.push_back(
-          {pixels<const T>(branches[b].z), branches[b].mean, branches[b].rstd, means[1 + b], d_weights[b]});
+          {pixels<const T>(branches[b].z), branches[b].mean, branches[b].rstd, means[1 + b], d_weights[b], nullptr, nullptr,
+           false});
     }
     const int64_t count = args_.N * chunks(args_.H, args_.W), outputs = 1 + static_cast<int64_t>(branches.size());
     sums_ = Memory<T>(outputs * count * args_.C);
     args_.sums = sums_.get();
+    const int64_t launches = static_cast<int64_t>(branches.size()) / cuda::kGradientBranches + 1;
+    tickets_ = Tickets(launches * cuda::tickets_of(count));
+    args_.tickets = tickets_.take(launches * cuda::tickets_of(count));
   }
 
-  Work images() { return work<cuda::MixedSumBackward<T>, cuda::mixed_sum_backward<T>>(args_); }
-  Work finish() { return work<cuda::MixedSumBackward<T>, cuda::mixed_sum_finish<T>>(args_); }
+  // Whether it makes the coefficients of a norm, which must be of its means; before the section runs.
+  bool take(int64_t C, const CoefficientsToMake<T>& norm) {
+    const auto its = [&](const cuda::GradientBranch<T>& b) {
+      return b.g_zhat_mean && b.g_zhat_mean == norm.g_zhat_mean && b.mean == norm.norm && b.rstd == norm.norm + C;
+    };
+    const auto found = std::find_if(args_.branches.begin(), args_.branches.end(), its);
+    if (found == args_.branches.end() || !args_.g_mean || args_.g_mean != norm.g_mean) return false;
+    found->coef = norm.coef, found->weight = norm.weight, found->flows = norm.flows;
+    return true;
+  }
+
+  Work images() { return tickets_.after(work<cuda::MixedSumBackward<T>, cuda::mixed_sum_backward<T>>(args_)); }
+  Work finish() { return {}; }  // the last block does
 
  private:
   cuda::MixedSumBackward<T> args_;
   Memory<T> sums_;
+  Tickets tickets_;
 };
 
 }  // namespace dartsfast

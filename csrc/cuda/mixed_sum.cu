@@ -5,12 +5,12 @@
 // memory; mean, rstd and weight are loaded once for all of them, and their z are in flight together. With one pixel a
 // thread, loads of mean and rstd from the first-level cache would be twice those of z.
 // Backward: a warp has a chunk of 64 pixels or more: lane 0 to 7 of four groups take every eighth pixel, as the
-// interleaved sums of csrc/order.h do, so that folding them is three shuffles. Chunks are added up in a second launch.
+// interleaved sums of csrc/order.h do, so that folding them is three shuffles. The last blocks add the chunks up.
 #include "mixed_sum.h"
 
+#include "finish.h"
 #include "group.h"
 #include "pack.h"
-#include "tree.h"
 #include "../order.h"
 
 namespace dartsfast::cuda {
@@ -82,21 +82,50 @@ bool whole(const MixedSum<T>& a) {
   return good;
 }
 
-// Some of a call's branches, and g, which comes before the first.
-template <class T>
+// Some of a call's branches, at most MOST, and g, which comes before the first.
+template <class T, int MOST>
 struct SomeSums {
   int32_t N, H, W, C, branches;
-  Pixels<const T> g;
-  T* sums;  // of what comes first
   bool with_g;
-  GradientBranch<T> branch[kBranches];
+  Pixels<const T> g;
+  T *g_mean, *sums;  // of what comes first
+  Arrivals arrivals;
+  GradientBranch<T> branch[MOST];
 };
 
+// The means, coefficients and gradients of weights once the sums [outputs, count, C] are in their places 0.
+template <class T, int MOST>
+__device__ void make_gradients(const SomeSums<T, MOST>& a) {
+  const T pixels = static_cast<T>(static_cast<int64_t>(a.N) * a.H * a.W);
+  T* const sums = a.sums + (a.with_g ? static_cast<int64_t>(a.arrivals.count) * a.C : 0);
+  const auto row = [&](int b) { return sums + static_cast<int64_t>(b) * a.arrivals.count * a.C; };
+  for (int c = threadIdx.x; c < (a.with_g && a.g_mean ? a.C : 0); c += kThreads) a.g_mean[c] = a.sums[c] / pixels;
+  for (int i = threadIdx.x; i < a.branches * a.C; i += kThreads) {
+    T* const mean = a.branch[i / a.C].g_zhat_mean;
+    if (mean) mean[i % a.C] = row(i / a.C)[i % a.C] / pixels;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < a.branches * a.C; i += kThreads) {
+    const GradientBranch<T>& b = a.branch[i / a.C];
+    if (b.coef) make_coefficients<T>({a.g_mean, b.g_zhat_mean, b.mean, b.weight, b.coef, b.flows}, a.C, i % a.C);
+  }
+  constexpr int kLanes = 8;
+  for (int first = 0; first < a.branches; first += kThreads / kLanes) {
+    const int b = first + threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    const bool here = b < a.branches && a.branch[b].d_weight;
+    tree(Sums<T>{row(b), 1}, here, a.C, lane, kLanes);
+    if (here && lane == 0) *a.branch[b].d_weight = row(b)[0];
+  }
+}
+
 // A warp's chunk: 8 lanes a group of channels, 4 groups.
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) mixed_sum_backward_kernel(const __grid_constant__ SomeSums<T> a) {
+template <class T, int V, int MOST>
+__global__ void __launch_bounds__(kThreads)
+    mixed_sum_backward_kernel(const __grid_constant__ Group<SomeSums<T, MOST>> calls) {
+  const SomeSums<T, MOST>& a = calls.member[blockIdx.z];
   const int lane = threadIdx.x % 32, interleave = lane % 8, group = lane / 8;
   const int64_t rows = chunk_rows(a.W), count = chunks(a.H, a.W), chunk = blockIdx.x;
+  if (chunk >= a.arrivals.count) return;
   const int64_t n = chunk / count, y = chunk % count * rows;
   const int pixels = static_cast<int>((y + rows <= a.H ? rows : a.H - y) * a.W);
   const T* const g = a.g.data + n * a.g.n + y * a.W * a.g.pitch;
@@ -130,6 +159,10 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_backward_kernel(const __gr
     }
     if (here && interleave == 0) sum.store(a.sums + (output * (a.N * count) + chunk) * a.C + c);
   }
+  const auto at = [&](int i) {
+    return Sums<T>{a.sums + static_cast<int64_t>(i / a.C) * a.arrivals.count * a.C + i % a.C, a.C};
+  };
+  if (finish(a.arrivals, chunk, chunk + 1, outputs * a.C, at)) make_gradients(a);
 }
 
 template <class T>
@@ -140,39 +173,6 @@ bool whole(const MixedSumBackward<T>& a) {
   }
   return good;
 }
-
-// Where the sums of some outputs of a call go: the mean over `pixels`, and the sum over channels.
-template <class T>
-struct Totals {
-  int32_t count, C;
-  T pixels;
-  T* sums;
-  struct {
-    T *mean, *weight;
-  } to[kBranches];
-};
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) mixed_sum_finish_kernel(const __grid_constant__ Totals<T> a) {
-  const auto to = a.to[blockIdx.x];
-  if (!to.mean && !to.weight) return;
-  T* const row = a.sums + static_cast<int64_t>(blockIdx.x) * a.count * a.C;
-  const int columns = a.C < 32 ? a.C : 32, lanes = kThreads / columns, lane = threadIdx.x / columns;
-  for (int first = 0; first < a.C; first += columns) {
-    const int c = first + threadIdx.x % columns;
-    const bool here = c < a.C && lane < lanes;
-    tree(Sums<T>{row + c, a.C}, here, a.count, lane, lanes);
-    if (here && lane == 0 && to.mean) to.mean[c] = row[c] / a.pixels;
-  }
-  __syncthreads();
-  if (!to.weight) return;
-  tree(Sums<T>{row, 1}, true, a.C, threadIdx.x, kThreads);
-  if (threadIdx.x == 0) *to.weight = row[0];
-}
-
-}  // namespace
-
-namespace {
 
 // The calls in launches of MOST branches, those that come later on top of what was there.
 template <class T, int V, int MOST>
@@ -203,6 +203,31 @@ void launch_sums(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
   }
 }
 
+// The calls in launches of MOST branches.
+template <class T, int V, int MOST>
+void launch_gradients(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
+  std::vector<SomeSums<T, MOST>> all;
+  for (const MixedSumBackward<T>* call : calls) {
+    const int64_t count = call->N * chunks(call->H, call->W);
+    SomeSums<T, MOST> some{call->N, call->H, call->W, call->C, 0, true, call->g, call->g_mean, call->sums,
+                           {call->tickets, static_cast<int32_t>(count), 1}, {}};
+    for (size_t first = 0; first < call->branches.size(); first += MOST) {
+      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, MOST));
+      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
+      all.push_back(some);
+      some.sums += (some.branches + (some.with_g ? 1 : 0)) * count * call->C;
+      some.with_g = false, some.arrivals.tickets += tickets_of(count);
+    }
+  }
+  std::vector<const SomeSums<T, MOST>*> members;
+  for (const auto& some : all) members.push_back(&some);
+  each_group(members, [=](const Group<SomeSums<T, MOST>>& group, int count) {
+    int32_t blocks = 0;
+    for (int i = 0; i < count; ++i) blocks = std::max(blocks, group.member[i].arrivals.count);
+    launch(mixed_sum_backward_kernel<T, V, MOST>, dim3(blocks, 1, count), dim3(kThreads), 0, stream, group);
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -217,44 +242,17 @@ void mixed_sum(const std::vector<const MixedSum<T>*>& calls, Stream stream) {
 
 template <class T>
 void mixed_sum_backward(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
-  for (const MixedSumBackward<T>* call : calls) {
-    const int64_t count = call->N * chunks(call->H, call->W);
-    const auto kernel = whole(*call) ? mixed_sum_backward_kernel<T, kWide<T>> : mixed_sum_backward_kernel<T, 1>;
-    SomeSums<T> some{call->N, call->H, call->W, call->C, 0, call->g, call->sums, true, {}};
-    for (size_t first = 0; first < call->branches.size(); first += kBranches) {
-      some.branches = static_cast<int32_t>(std::min<size_t>(call->branches.size() - first, kBranches));
-      std::copy_n(call->branches.begin() + first, some.branches, some.branch);
-      launch(kernel, dim3(count), dim3(kThreads), 0, stream, some);
-      some.sums += (some.branches + (some.with_g ? 1 : 0)) * count * call->C;
-      some.with_g = false;
-    }
-  }
-}
-
-template <class T>
-void mixed_sum_finish(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream) {
-  for (const MixedSumBackward<T>* call : calls) {
-    const int64_t count = call->N * chunks(call->H, call->W), outputs = 1 + static_cast<int64_t>(call->branches.size());
-    Totals<T> totals{static_cast<int32_t>(count), call->C, static_cast<T>(static_cast<int64_t>(call->N) * call->H * call->W),
-                     call->sums, {}};
-    for (int64_t first = 0; first < outputs; first += kBranches, totals.sums += kBranches * count * call->C) {
-      const int64_t some = std::min<int64_t>(outputs - first, kBranches);
-      for (int64_t i = 0; i < some; ++i) {
-        totals.to[i] = {call->g_mean, nullptr};
-        if (first + i == 0) continue;
-        const GradientBranch<T>& branch = call->branches[first + i - 1];
-        totals.to[i] = {branch.g_zhat_mean, branch.weight};
-      }
-      launch(mixed_sum_finish_kernel<T>, dim3(some), dim3(kThreads), 0, stream, totals);
-    }
-  }
+  std::vector<const MixedSumBackward<T>*> sorted[2][2];
+  for (const MixedSumBackward<T>* call : calls) sorted[call->branches.size() > kFew][whole(*call)].push_back(call);
+  launch_gradients<T, 1, kFew>(sorted[0][0], stream);
+  launch_gradients<T, kWide<T>, kFew>(sorted[0][1], stream);
+  launch_gradients<T, 1, kGradientBranches>(sorted[1][0], stream);
+  launch_gradients<T, kWide<T>, kGradientBranches>(sorted[1][1], stream);
 }
 
 template void mixed_sum(const std::vector<const MixedSum<float>*>&, Stream);
 template void mixed_sum(const std::vector<const MixedSum<double>*>&, Stream);
 template void mixed_sum_backward(const std::vector<const MixedSumBackward<float>*>&, Stream);
 template void mixed_sum_backward(const std::vector<const MixedSumBackward<double>*>&, Stream);
-template void mixed_sum_finish(const std::vector<const MixedSumBackward<float>*>&, Stream);
-template void mixed_sum_finish(const std::vector<const MixedSumBackward<double>*>&, Stream);
 
 }  // namespace dartsfast::cuda

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arrivals.h"
 #include "runtime.h"
 
 namespace dartsfast::cuda {
@@ -33,8 +34,11 @@ struct MixedSum {
 template <class T>
 struct GradientBranch {
   Pixels<const T> z;
-  const T *mean, *rstd;     // [C]
-  T *g_zhat_mean, *weight;  // [C] and the gradient of the weight; null: not asked for
+  const T *mean, *rstd;       // [C]
+  T *g_zhat_mean, *d_weight;  // [C] and the gradient of the weight; null: not asked for
+  T* coef;                    // [4, C] of dz, made of both means; null: not asked for
+  const T* weight;            // of the branch; null: 1
+  bool flows;
 };
 
 template <class T>
@@ -43,14 +47,16 @@ struct MixedSumBackward {
   Pixels<const T> g;
   T* g_mean;  // [C], null: not asked for
   T* sums;    // [1 + branches, N * chunks, C], of g, then of g * zhat of each branch
+  unsigned* tickets;  // tickets_of(N * chunks) for each launch
   std::vector<GradientBranch<T>> branches;
 };
+
+// Branches that a launch of the backward takes of a call.
+constexpr int kGradientBranches = 40;
 
 template <class T>
 void mixed_sum(const std::vector<const MixedSum<T>*>& calls, Stream stream);
 template <class T>
 void mixed_sum_backward(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream);
-template <class T>
-void mixed_sum_finish(const std::vector<const MixedSumBackward<T>*>& calls, Stream stream);
 
 }  // namespace dartsfast::cuda

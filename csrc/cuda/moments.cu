@@ -1,4 +1,4 @@
-// Moments of chunks merged by the tree of csrc/order.h, all image batches of a section in a launch. A block has eight
+// Moments of chunks merged by the tree of csrc/order.h in a launch of their own, for rnn_node. A block has eight
 // neighbouring channels, a sector of memory in float32, and 32 threads a channel; the chunks, 1/32 of the pixels and
 // twice the numbers, are read once, so what bounds it is the latency of a few levels of the tree.
 #include "moments.h"

@@ -1,5 +1,5 @@
-// What images or chunks of them came to, added by csrc/order.h's tree: a thread has eight of a column, 8 threads a
-// column. Bound by memory, of which there is little: what counts is that all sums of a section share launches.
+// What images came to, added by csrc/order.h's tree: a thread has eight of a column, 8 threads a
+// column. Bound by memory, of which there is little: what counts is that all sums of a program share launches.
 #include <algorithm>
 
 #include "branch_conv_backward.h"
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) partial_sums_kernel(const __grid_con
   if (static_cast<int>(blockIdx.x) * kColumns >= width) return;
   const Sums<T> column{a.part + i, width};
   tree(column, i < width, a.count, lane, kLanes);
-  if (i < width && lane == 0) a.out[i / a.columns * a.row + i % a.columns * a.column] = column.data[0] / a.divisor;
+  if (i < width && lane == 0) a.out[i % a.columns * a.rows + i / a.columns] = column.data[0];
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 
 #include "../pool3x3.h"
 #include "device_memory.h"
-#include "moments.h"
 #include "pool3x3.h"
 #include "section.h"
+#include "tickets.h"
 
 namespace dartsfast {
 
@@ -24,24 +24,32 @@ template <class T>
 class Pool3x3Call {
  public:
   Pool3x3Call(const Array& x, int64_t stride, const Both<T*>& z, const Both<Moments<T>>& stats)
-      : args_{pool_size<T>(x, stride), {z[0], z[1]}, {}} {
+      : args_{pool_size<T>(x, stride), {z[0], z[1]}, {}, {}} {
     const cuda::PoolSize<T>& a = args_.size;
-    const int64_t part = a.N * chunks(a.Ho, a.Wo) * 2 * a.C;
+    const int64_t count = a.N * chunks(a.Ho, a.Wo), part = count * 2 * a.C;
     parts_ = Memory<T>(2 * part);
+    const bool asked = stats[0].mean || stats[1].mean || stats[0].variance || stats[1].variance;
+    if (asked) tickets_ = Tickets(cuda::tickets_of(count));
+    args_.arrivals = {asked ? tickets_.take(cuda::tickets_of(count)) : nullptr, static_cast<int32_t>(count), 1};
     for (int half = 0; half < 2; ++half) {
-      args_.parts[half] = parts_.get() + half * part;
-      moments_.push_back({a.N, a.Ho, a.Wo, a.C, args_.parts[half], stats[half].mean, stats[half].variance});
+      args_.stat[half] = {parts_.get() + half * part, stats[half].mean, stats[half].variance, a.C, 0, {}};
     }
   }
   Pool3x3Call(const Pool3x3Call&) = delete;
 
-  Work images() { return work<cuda::Pool3x3<T>, cuda::pool3x3<T>>(args_); }
-  Work finish() { return work<cuda::ChunkMoments<T>, cuda::merge_moments<T>>(moments_); }
+  // How many channels of a norm of its statistics it makes, or can make; to be asked before the section runs.
+  int64_t take(const NormSetting<T>& setting, const NormToMake<T>& norm, bool really) {
+    const int64_t channels = args_.stat[0].take(setting, norm, really);
+    return channels ? channels : args_.stat[1].take(setting, norm, really);
+  }
+
+  Work images() { return tickets_.after(work<cuda::Pool3x3<T>, cuda::pool3x3<T>>(args_)); }
+  Work finish() { return {}; }  // the last block does
 
  private:
   cuda::Pool3x3<T> args_;
   Memory<T> parts_;
-  std::vector<cuda::ChunkMoments<T>> moments_;
+  Tickets tickets_;
 };
 
 template <class T>

@@ -1,6 +1,6 @@
 // pool3x3: maximum and average of the same nine pixels, and their gradient. Both are bound by memory.
 //
-// Forward: a warp has a chunk of 64 pixels or more by 4 groups of channels, 8 lanes a group: lane k has every eighth
+// Forward: a block has 8 chunks of 64 pixels or more, a warp each, by 4 groups of channels, 8 lanes a group: lane k has every eighth
 // pixel from k on, as the interleaved sums of csrc/order.h do, so that folding them is three shuffles. The nine taps
 // come through the first-level cache: from memory an image's rows come once, and the halo of a chunk from the second
 // level. The deviations need the mean first, and read again what the lane has just written: 2 reads of z from the
@@ -11,6 +11,7 @@
 // (10 x 10 windows at stride 1: 1.56 times the least; scattering would need none of that, but a barrier a window row).
 #include "pool3x3.h"
 
+#include "finish.h"
 #include "group.h"
 #include "pack.h"
 #include "../alpha_softmax.h"
@@ -83,11 +84,11 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
   const Pool3x3<T>& call = group.member[blockIdx.z];
   const PoolSize<T>& a = call.size;
   const int lane = threadIdx.x % 32, interleave = lane % 8, blocks = (a.C + 4 * V - 1) / (4 * V);
-  const int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const Chunk<T> chunk(a, task / blocks);
-  const int c = (task % blocks * 4 + lane / 8) * V;
-  if (chunk.n >= a.N) return;
-  const bool here = c < a.C;
+  const int first = blockIdx.x / blocks * kWarps, count = call.arrivals.count;
+  if (first >= count) return;
+  const Chunk<T> chunk(a, first + threadIdx.x / 32);
+  const int c = (blockIdx.x % blocks * 4 + lane / 8) * V;
+  const bool here = c < a.C && chunk.number < count;
   Pack<T, V> mean[2] = {Pack<T, V>::zero(), Pack<T, V>::zero()}, squares[2] = {mean[0], mean[1]};
   for (int p = interleave; here && p < chunk.pixels; p += 8) {
     const Window<T> w(a, chunk.n, chunk.y + p / a.Wo, p % a.Wo);
@@ -124,9 +125,13 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
     }
     fold(squares[half]);
     if (!here || interleave != 0) continue;
-    T* const part = call.parts[half] + chunk.number * 2 * a.C + c;
+    T* const part = call.stat[half].parts + chunk.number * 2 * a.C + c;
     mean[half].store(part), squares[half].store(part + a.C);
   }
+  const Arrivals all{call.arrivals.tickets, count, blocks};
+  const auto at = [&](int i) { return moments_of(call.stat[i / a.C], i % a.C, a.Ho, a.Wo, count); };
+  if (!finish(all, first, first + kWarps < count ? first + kWarps : count, 2 * a.C, at)) return;
+  for (const auto& stat : call.stat) make_statistic(stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
 }
 
 // The gradient of z: that of the node, through batch norm, or z's own.
@@ -261,7 +266,7 @@ template <class T>
 void pool3x3(const std::vector<const Pool3x3<T>*>& calls, Stream stream) {
   launch_all<Pool3x3<T>>(calls, pool3x3_kernel<T, kWide<T>>, pool3x3_kernel<T, 1>, stream, [](const auto& call, bool all) {
     const PoolSize<T>& a = call.size;
-    return blocks_of(a.N * chunks(a.Ho, a.Wo) * blocks_of(a.C, 4 * (all ? kWide<T> : 1)), kWarps);
+    return blocks_of(call.arrivals.count, kWarps) * blocks_of(a.C, 4 * (all ? kWide<T> : 1));
   });
 }
 

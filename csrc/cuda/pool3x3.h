@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../order.h"
+#include "arrivals.h"
 #include "runtime.h"
+#include "statistic.h"
 
 namespace dartsfast::cuda {
 
@@ -18,8 +20,9 @@ struct PoolSize {
 template <class T>
 struct Pool3x3 {
   PoolSize<T> size;
-  T* z[2];      // [N, Ho, Wo, C], maximum and average
-  T* parts[2];  // [N * chunks, 2, C] moments of chunks of either
+  T* z[2];                  // [N, Ho, Wo, C], maximum and average
+  Statistic<T, 4> stat[2];  // of either, for the edges that read x
+  Arrivals arrivals;        // for both
 };
 
 template <class T>

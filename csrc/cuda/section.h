@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,8 @@ struct Work {
   Launcher launch;
   std::vector<const void*> calls;
   std::vector<int64_t> alike;  // works of one launcher with equal numbers
+  std::shared_ptr<Work> before = nullptr;        // what must have been done
+  std::shared_ptr<const void> memory = nullptr;  // what must live as long as this
 };
 
 // The work of LAUNCH(calls, stream) on the argument structs of a call.
@@ -37,7 +40,7 @@ Work work(const A& call, std::vector<int64_t> alike = {}) {
   return found;
 }
 
-// All works, those that are alike in the same launches; nothing in them depends on another.
+// All works, those that are alike in the same launches; nothing in them depends on another, but on what is before.
 void run_section(const std::vector<Work>& works);
 
 }  // namespace dartsfast

@@ -1,5 +1,5 @@
-// The tree of csrc/order.h over the partial results of chunks, pairwise, neighbours first: by the threads of a block,
-// eight leaves at a time.
+// The tree of csrc/order.h over the partial results of chunks, pairwise, neighbours first, eight leaves at a time. What a
+// node comes to takes the place of its first leaf.
 #pragma once
 
 #include "../alpha_softmax.h"
@@ -7,15 +7,15 @@
 
 namespace dartsfast::cuda {
 
-// Partial sums of a column, `step` elements apart; they are overwritten.
+// Partial sums of a column, `step` elements apart; they are overwritten. Node i of those of `span` leaves.
 template <class T>
 struct Sums {
   using Value = T;
   T* data;
   int64_t step;
 
-  __device__ T load(int i, int) const { return data[i * step]; }
-  __device__ void store(int i, T sum) const { data[i * step] = sum; }
+  __device__ T load(int i, int span) const { return data[i * (span * step)]; }
+  __device__ void store(int i, int span, T sum) const { data[i * (span * step)] = sum; }
   __device__ static T join(T a, T b) { return a + b; }
 };
 
@@ -45,13 +45,15 @@ struct Moments {
   Chunks chunks;
   int64_t all;  // chunks
 
-  // What is at i stands for `span` chunks.
   __device__ Value load(int64_t i, int64_t span) const {
     const int64_t first = i * span, end = first + span < all ? first + span : all;
-    const T* p = data + i * step;
+    const T* p = data + i * (span * step);
     return {p[0], p[apart], static_cast<uint32_t>(chunks.before(end) - chunks.before(first))};
   }
-  __device__ void store(int64_t i, const Value& v) const { data[i * step] = v.mean, data[i * step + apart] = v.squares; }
+  __device__ void store(int64_t i, int64_t span, const Value& v) const {
+    T* const p = data + i * (span * step);
+    p[0] = v.mean, p[apart] = v.squares;
+  }
   __device__ static Value join(const Value& a, const Value& b) {
     const uint32_t pixels = a.pixels + b.pixels;
     const T share = static_cast<T>(b.pixels) / static_cast<T>(pixels), w = static_cast<T>(a.pixels) * share;
@@ -73,20 +75,13 @@ __device__ typename Column::Value branch(const Column& column, int i, int count,
 }
 
 // Leave in a column's place 0 what its `count` leaves come to. The `lanes` threads that share a column are numbered by
-// `lane`; all threads of the block call it, with the same count and lanes, `here` where their column is one.
+// `lane`; all threads of the block call it, with the same count, `here` where their column is one.
 template <class Column>
 __device__ void tree(const Column& column, bool here, int count, int lane, int lanes) {
   for (int span = 1; count > 1; span *= 8) {
-    const int results = (count + 7) / 8;
-    for (int first = 0; first < results; first += lanes) {
-      const int i = first + lane;
-      typename Column::Value v;
-      if (here && i < results) v = branch<3>(column, 8 * i, count, span);
-      __syncthreads();  // others read what is overwritten
-      if (here && i < results) column.store(i, v);
-    }
+    for (int i = 8 * lane; here && i < count; i += 8 * lanes) column.store(i, span, branch<3>(column, i, count, span));
     __syncthreads();
-    count = results;
+    count = (count + 7) / 8;
   }
 }
 

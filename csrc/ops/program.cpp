@@ -2,8 +2,11 @@
 // threads after the other. What instructions read and write is written down there.
 #include "program.h"
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <utility>
 
 #include "branch_conv.call.h"
 #include "cache.h"
@@ -50,10 +53,16 @@ void check_memory(const Instruction& i) {
   }
 }
 
-// What the instructions of a section come to: work at once, and what finishes it.
+// Calls of some devices make norms and coefficients where what these are of is finished.
+template <class Call, class... Made>
+concept Makes = requires(Call& call, const Made&... made) { call.take(made...); };
+
+// What the instructions of a section come to: work at once, what finishes it, and what nothing in the program waits for.
 template <class T>
 class Section {
  public:
+  explicit Section(std::vector<Work> first) : works_(std::move(first)) {}
+
   void add(const Instruction& i) {
     check_memory(i);
     switch (i.op) {
@@ -73,17 +82,60 @@ class Section {
     }
   }
 
+  // Has calls make what they can of the next section.
+  void make(std::vector<Instruction>& next) const {
+    for (Instruction& i : next) {
+      for (size_t k = 0; k < i.made.size(); ++k) {
+        if (i.op == Op::norm_stats) i.made[k] = taken(setting(i), norm(i, k));
+        if (i.op == Op::norm_stats_backward) i.made[k] = taken(channels(i), coefficients(i, k));
+      }
+    }
+  }
+
   void run() const {
     run_section(works_);
     run_section(finishing_);
   }
+
+  const std::vector<Work>& last() const { return last_; }
 
  private:
   template <class Call, class... Arguments>
   Call& keep(Arguments&&... arguments) {
     auto call = std::make_shared<Call>(std::forward<Arguments>(arguments)...);
     calls_.push_back(call);
+    if constexpr (Makes<Call, NormSetting<T>, NormToMake<T>, bool>) {
+      norms_.push_back([&call = *call](const auto&... asked) { return call.take(asked...); });
+    }
+    if constexpr (Makes<Call, int64_t, CoefficientsToMake<T>>) {
+      coefficients_.push_back([&call = *call](const auto&... asked) { return call.take(asked...); });
+    }
     return *call;
+  }
+
+  // All of a norm or nothing: the halves of a factorized reduction give one together.
+  bool taken(const NormSetting<T>& setting, const NormToMake<T>& norm) const {
+    for (const bool really : {false, true}) {
+      for (int64_t c = 0, channels = 0; c < setting.C; c += channels) {
+        channels = 0;
+        for (size_t k = 0; k < norms_.size() && !channels; ++k) channels = norms_[k](setting, from_channel(norm, c), really);
+        const bool whole = c == 0 && channels == setting.C;
+        // Of several parts one counts the batches, and the others do not know how many there are.
+        if (!channels || (!whole && norm.batches && setting.momentum != setting.momentum)) return false;
+      }
+    }
+    return true;
+  }
+
+  bool taken(int64_t C, const CoefficientsToMake<T>& norm) const {
+    return std::any_of(coefficients_.begin(), coefficients_.end(), [&](const auto& take) { return take(C, norm); });
+  }
+
+  static NormToMake<T> from_channel(NormToMake<T> norm, int64_t c) {
+    if (c == 0) return norm;
+    norm.mean += c, norm.variance += c, norm.norm += c, norm.batches = nullptr;
+    if (norm.running_mean) norm.running_mean += c, norm.running_var += c;
+    return norm;
   }
 
   static BranchConvInputs inputs(const Instruction& i, const Array& x, size_t norm) {
@@ -111,17 +163,25 @@ class Section {
     if (into[0].mean) finishing_.push_back(call.finish());
   }
 
+  static NormSetting<T> setting(const Instruction& i) {
+    return {i.reads[0][0].size[0], i.numbers[0], static_cast<T>(as_double(i.numbers[2])),
+            static_cast<T>(as_double(i.numbers[1]))};
+  }
+
+  static NormToMake<T> norm(const Instruction& i, size_t k) {
+    NormToMake<T> made{at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.writes[0][k])};
+    if (i.writes[1].empty()) return made;
+    made.running_mean = at<T>(i.writes[1][k]), made.running_var = at<T>(i.writes[2][k]);
+    made.batches = at<int64_t>(i.writes[3][k]);
+    return made;
+  }
+
   void norm_stats(const Instruction& i) {
-    const NormSetting<T> setting{i.reads[0][0].size[0], i.numbers[0], static_cast<T>(as_double(i.numbers[2])),
-                                 static_cast<T>(as_double(i.numbers[1]))};
     std::vector<NormToMake<T>> norms;
-    for (size_t k = 0; k < i.reads[0].size(); ++k) {
-      norms.push_back({at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.writes[0][k])});
-      if (i.writes[1].empty()) continue;
-      norms[k].running_mean = at<T>(i.writes[1][k]), norms[k].running_var = at<T>(i.writes[2][k]);
-      norms[k].batches = at<int64_t>(i.writes[3][k]);
+    for (size_t k = 0; k < i.made.size(); ++k) {
+      if (!i.made[k]) norms.push_back(norm(i, k));
     }
-    works_.push_back(keep<NormStatsCall<T>>(setting, norms).norms());
+    if (!norms.empty()) works_.push_back(keep<NormStatsCall<T>>(setting(i), norms).norms());
   }
 
   static std::vector<NormedBranch<T>> branches(const Arrays& z, const Arrays& norm) {
@@ -148,14 +208,20 @@ class Section {
     finishing_.push_back(call.finish());
   }
 
+  static int64_t channels(const Instruction& i) { return i.reads[0][0].size[0]; }
+
+  static CoefficientsToMake<T> coefficients(const Instruction& i, size_t k) {
+    const T* weight = i.reads[3].empty() ? nullptr : at<T>(i.reads[3][k]);
+    return {at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.reads[2][k]), weight, at<T>(i.writes[0][k]),
+            i.numbers[k] != 0};
+  }
+
   void norm_stats_backward(const Instruction& i) {
     std::vector<CoefficientsToMake<T>> norms;
-    for (size_t k = 0; k < i.reads[0].size(); ++k) {
-      const T* weight = i.reads[3].empty() ? nullptr : at<T>(i.reads[3][k]);
-      norms.push_back({at<T>(i.reads[0][k]), at<T>(i.reads[1][k]), at<T>(i.reads[2][k]), weight, at<T>(i.writes[0][k]),
-                       i.numbers[k] != 0});
+    for (size_t k = 0; k < i.made.size(); ++k) {
+      if (!i.made[k]) norms.push_back(coefficients(i, k));
     }
-    works_.push_back(keep<CoefficientsCall<T>>(i.reads[0][0].size[0], norms).norms());
+    if (!norms.empty()) works_.push_back(keep<CoefficientsCall<T>>(channels(i), norms).norms());
   }
 
   void branch_conv_backward(const Instruction& i) {
@@ -166,7 +232,8 @@ class Section {
     out.means = at<T>(maybe(i.writes[3]));
     auto& call = keep<BranchConvBackwardCall<T>>(inputs(i, i.reads[3][0], 4), out);
     works_.push_back(call.images());
-    finishing_.push_back(call.finish());
+    const bool waited_for = !Makes<BranchConvBackwardCall<T>, int64_t, CoefficientsToMake<T>>;  // the next section
+    (waited_for ? finishing_ : last_).push_back(call.finish());
   }
 
   void pool3x3_backward(const Instruction& i) {
@@ -197,7 +264,9 @@ class Section {
   }
 
   std::vector<std::shared_ptr<void>> calls_;  // what works point into
-  std::vector<Work> works_, finishing_;
+  std::vector<Work> works_, finishing_, last_;
+  std::vector<std::function<int64_t(const NormSetting<T>&, const NormToMake<T>&, bool)>> norms_;
+  std::vector<std::function<bool(int64_t, const CoefficientsToMake<T>&)>> coefficients_;
 };
 
 Base base(const Tensor& t, int64_t size) { return {static_cast<char*>(written<char>(t)), t.numel(), size}; }
@@ -229,11 +298,20 @@ Tensors run(Code code, const Tensor& like, const Tensors& given, const Tensors& 
   const Workspace temporary(temporary_size * sizeof(T));
   bases.push_back(kept_size ? base(arena, sizeof(T)) : Base());
   bases.push_back({temporary.data(), temporary_size, sizeof(T)});
-  for (int64_t sections = code.count(); sections > 0; --sections) {
-    Section<T> section;
-    for (int64_t left = code.count(); left > 0; --left) section.add(code.instruction(bases));
+  const Shared shared;
+  std::vector<Work> last;
+  const int64_t sections = code.count();
+  std::vector<Instruction> now, next;
+  if (sections > 0) next = code.section(bases);
+  for (int64_t k = 1; k <= sections; ++k) {
+    now = std::exchange(next, k < sections ? code.section(bases) : std::vector<Instruction>());
+    Section<T> section(k == 1 ? shared.first() : std::vector<Work>());
+    for (const Instruction& i : now) section.add(i);
+    section.make(next);
     section.run();
+    last.insert(last.end(), section.last().begin(), section.last().end());
   }
+  run_section(last);
   if (keeps) found.push_back(arena);
   return found;
 }

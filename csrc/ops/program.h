@@ -31,6 +31,7 @@ struct Instruction {
   Op op;
   std::vector<Arrays> reads, writes;  // an argument each; null data: what nobody reads
   std::vector<int64_t> numbers;
+  std::vector<bool> made = {};  // of its norms, those that the section before makes
 };
 
 // Memory that refs point into: `count` elements of `size` bytes.
@@ -59,7 +60,7 @@ class Code {
     return found;
   }
   Instruction instruction(const std::vector<Base>& bases) {
-    Instruction found{static_cast<Op>(number()), {}, {}, {}};
+    Instruction found{static_cast<Op>(number()), {}, {}, {}, {}};
     check(found.op >= Op::branch_conv && found.op < Op::count, "the program's code holds an unknown operator");
     for (auto* side : {&found.reads, &found.writes}) {
       side->resize(count());
@@ -69,6 +70,12 @@ class Code {
       }
     }
     found.numbers = numbers();
+    found.made.resize(found.reads.empty() ? 0 : found.reads[0].size());
+    return found;
+  }
+  std::vector<Instruction> section(const std::vector<Base>& bases) {
+    std::vector<Instruction> found(count());
+    for (Instruction& one : found) one = instruction(bases);
     return found;
   }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dartsfast.errors import InputError
 
-DPI = 160
+DPI = 120
 FONT = {"family": ("DejaVu Sans", "sans-serif"), "usetex": False}
 INK = "#20242a"
 _RENDERING = threading.Lock()  # matplotlib's parser of formulas keeps state that threads share

@@ -68,10 +68,11 @@ class Backward:
         self._reach_states()
         self._arrived: list[Ref | None] = [None] * len(forward.states)
         self._own: dict[int, Ref] = {}  # where gradients of states are added up
-        self._share_out(g)
-        inputs = len(forward.setting.inputs)
+        section = self._share_out(g)
         if forward.weights.slot in self.needed:
-            self.program.section([zero(self.gradient(forward.weights))])
+            section.append(zero(self.gradient(forward.weights)))
+        self.program.section(section)
+        inputs = len(forward.setting.inputs)
         for first, last in reversed(forward.apart):
             nodes = []
             for k in reversed(range(first, last)):
@@ -98,9 +99,12 @@ class Backward:
         """Whether the gradient of a weight of an edge is asked for."""
         return any(self.builder.given(w).slot in self.needed for w in placed.edge.tensors())
 
-    def _share_out(self, g: Ref) -> None:
-        """Give every node of the result its part of the gradient; as a dense image where no edge reads it."""
-        forward, start, section = self.forward, 0, []
+    def _share_out(self, g: Ref) -> list[Instruction]:
+        """Give every node of the result its part of the gradient.
+
+        Return what makes a dense image of one that no edge reads.
+        """
+        forward, start, section = self.forward, 0, list[Instruction]()
         returned = forward.returned
         readers = {placed.source for node in forward.placed for placed in node}
         for k in range(len(forward.states) - returned, len(forward.states)):
@@ -112,7 +116,7 @@ class Backward:
                 section.append(copy(part, dense))
                 part = dense
             self._arrived[k] = part
-        self.program.section(section)
+        return section
 
     def gradient(self, of: Ref) -> Ref:
         """Return the slot of the gradient of a given tensor."""

@@ -25,8 +25,10 @@ class Placed:
         row: of the mixing weights; None: every weight is one.
         weights: [] of every operation, in the order of the sum.
         inner: norms [2, C] between two stages.
+        pool_norms: those of pools, which are made for all edges that share them.
         final: norms [2, C] of every operation, in the order of the sum.
-        own_inner, own_final: whether a norm is the batch's own, so that its gradient flows through it.
+        own_inner, own_pools, own_final: whether a norm is the batch's own, so that its gradient flows through
+            it.
         first, second, pooled, reduced, extras: images before their norms.
         first_stats, second_stats, pool_stats, reduced_stats: mean and variance [2, C] of each of them.
     """
@@ -36,8 +38,10 @@ class Placed:
     row: int | None
     weights: list[Ref] = field(default_factory=list)
     inner: list[Ref] = field(default_factory=list)
+    pool_norms: list[Ref] = field(default_factory=list)
     final: list[Ref] = field(default_factory=list)
     own_inner: list[bool] = field(default_factory=list)
+    own_pools: list[bool] = field(default_factory=list)
     own_final: list[bool] = field(default_factory=list)
     first: list[Ref] = field(default_factory=list)
     second: list[Ref] = field(default_factory=list)

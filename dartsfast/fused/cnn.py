@@ -77,11 +77,12 @@ def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | N
     usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
     if not usual or conv.bias is not None or norm.weight is None or norm.bias is None:
         return module(images)
-    N, _, H, W = images.shape
-    patches = F.unfold(images, 3, padding=1).transpose(1, 2).reshape(N, H, W, -1)
+    patches = _Patches.apply(images)
     reading = _Reading.of(owner, [module], lambda: [])
     edge = reading.get("edge", lambda: Edge(1, (0,), relu=False, single=[Stage((conv.weight,), 1, norm)]))
-    out = _single(reading, edge, patches, _stored(patches, storage), "store", storage)
+    # Cheap enough to be computed again, except that half precision keeps what it always kept.
+    memory = "recompute" if storage is None else "store"
+    out = _single(reading, edge, patches, _stored(patches, storage), memory, storage)
     return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
 
 
@@ -236,13 +237,33 @@ def _setting(inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: to
     return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, *modes)
 
 
+class _Patches(Function):
+    """The windows 3x3 of images [N, C, H, W], as [N, H, W, 9 C]; torch's own would be made twice."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        N, C, H, W = ctx.shape = images.shape
+        padded = F.pad(images, (1, 1, 1, 1))
+        n, c, h, w = padded.stride()
+        windows = padded.as_strided((N, H, W, C, 3, 3), (n, h, w, c, h, w))
+        out = torch.ops.dartsfast.empty(images, (N, H, W, 9 * C))
+        out.view(windows.shape).copy_(windows)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
+        N, C, H, W = ctx.shape
+        return (F.fold(g.reshape(N, H * W, 9 * C).transpose(1, 2), (H, W), 3, padding=1),)
+
+
 class _Affine(Function):
-    """x * weight + bias, with [C] both; keeps x as it is stored."""
+    """x * weight + bias, with [C] both; keeps x as it is stored. All that is large in memory used again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, storage: torch.dtype | None) -> Tensor:
         ctx.save_for_backward(_stored(x, storage), weight)
-        return x * weight + bias
+        return _product(x, weight).add_(bias)
 
     @staticmethod
     @once_differentiable
@@ -251,11 +272,15 @@ class _Affine(Function):
         needed = ctx.needs_input_grad
         pixels = (0, 1, 2)
         return (
-            g * weight if needed[0] else None,
-            (g * x).sum(pixels) if needed[1] else None,
+            _product(g, weight) if needed[0] else None,
+            _product(g, x).sum(pixels) if needed[1] else None,
             g.sum(pixels) if needed[2] else None,
             None,
         )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mul(a, b, out=torch.ops.dartsfast.empty(a, a.shape))
 
 
 class _Concatenate(Function):

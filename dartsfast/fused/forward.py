@@ -214,9 +214,24 @@ class Forward:
         section = [i for p in group for i in builder.pools(p, sources[p.source], shared=True)]
         section += [i for p in group for i in builder.first_stages(p, sources[p.source], images)]
         builder.program.section(section)
-        builder.program.section([i for p in group for i in self._first_norms(p)])
+        pooled = [i for p in group for i in self._pool_norms(p)]
+        builder.program.section([*pooled, *(i for p in group for i in self._first_norms(p))])
         builder.program.section([i for p in group for i in builder.second_stages(p, images)])
         builder.program.section([i for p in group for i in self._second_norms(p)])
+
+    def _pool_norms(self, placed: Placed) -> list[Instruction]:
+        """Return the norms of an edge's pooling and of all edges that share it, unless they are there."""
+        found: list[Instruction] = []
+        if not placed.edge.pools or placed.pool_norms:
+            return found
+        key = placed.source, placed.edge.stride
+        alike = [p for node in self.placed for p in node if (p.source, p.edge.stride) == key and p.edge.pools]
+        for p in alike:
+            halves = [half for half, _ in p.edge.pools]
+            stats, pooled = ([both[half] for half in halves] for both in (placed.pool_stats, placed.pooled))
+            p.pool_norms, p.own_pools, more = self._norms([norm for _, norm in p.edge.pools], stats, pooled)
+            found += more
+        return found
 
     def _first_norms(self, placed: Placed) -> list[Instruction]:
         """Return the norms of what reads the source; ``placed.final`` is without those of second stages."""
@@ -224,15 +239,10 @@ class Forward:
         norms, own, found = self._norms([s.norm for s in edge.first], placed.first_stats, placed.first)
         placed.inner, placed.final = norms[:count], norms[count:]
         placed.own_inner, placed.own_final = own[:count], own[count:]
-        pools = [placed.pooled[half] for half, _ in edge.pools]
-        stats = [placed.pool_stats[half] for half, _ in edge.pools]
-        parts = [([norm for _, norm in edge.pools], stats, pools)]
-        parts += [
-            ([r.norm], [s], [z])
-            for r, s, z in zip(edge.reduces, placed.reduced_stats, placed.reduced, strict=True)
-        ]
-        for modules, rows, z in parts:
-            norms, own, more = self._norms(modules, rows, z)
+        placed.final += placed.pool_norms
+        placed.own_final += placed.own_pools
+        for r, row, z in zip(edge.reduces, placed.reduced_stats, placed.reduced, strict=True):
+            norms, own, more = self._norms([r.norm], [row], [z])
             placed.final += norms
             placed.own_final += own
             found += more

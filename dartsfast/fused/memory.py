@@ -26,6 +26,10 @@ _OPTIONAL = {
 }
 
 
+# What may be made where its arguments are: with the section before.
+_EARLY = ("norm_stats", "norm_stats_backward")
+
+
 def in_use(program: Program) -> set[int]:
     """Return the slots that need memory: those that are read, or that an operator writes in any case."""
     found: set[int] = set()
@@ -43,9 +47,11 @@ def lifetimes(program: Program) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for k, section in enumerate(program.sections):
         for instruction in section:
+            early = set(refs(instruction.writes)) if instruction.op in _EARLY else ()
             for ref in (*refs(instruction.reads), *refs(instruction.writes)):
                 if program.slots[ref.slot].place == Place.TEMPORARY and ref.slot in wanted:
-                    found[ref.slot] = found.get(ref.slot, (k, k))[0], k
+                    first = k - 1 if k and ref in early else k
+                    found[ref.slot] = found.get(ref.slot, (first, k))[0], k
     return found
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from dartsfast.fused.costs import memory
 from dartsfast.fused.program import Program
 
-kernels = torch.ops.dartsfast
+aten, kernels = torch.ops.aten, torch.ops.dartsfast
 
 _SMALLEST_BLOCK = 256 << 10  # bytes; csrc/cpu/cache.cpp leaves smaller tensors to torch
 
@@ -68,7 +68,7 @@ class Plan(TorchDispatchMode):
         self.part, self.phase = "stem", "forward"
         self.runs: list[Run] = []
         self.in_use = self.peak = 0
-        self._blocks = self._most_blocks = self._workspace = 0
+        self._blocks = self._most_blocks = 0
         self._known: set[int] = set()
 
     def __enter__(self) -> Plan:
@@ -82,6 +82,8 @@ class Plan(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is aten.add.Tensor and torch._C._current_graph_task_id() >= 0:
+            func = aten.add_.Tensor  # how autograd adds gradients where no mode is on
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         for t in _tensors(out):
@@ -109,14 +111,9 @@ class Plan(TorchDispatchMode):
 
     def note(self, part: str, program: Program, dtype: torch.dtype, kept: int, temporary: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
-        more = temporary
-        if self.native:  # one workspace, as large as any program needed yet
-            more = max(temporary - self._workspace, 0)
-            self._workspace += more
-        self._add(more, False)
+        self._add(temporary, self.native)
         self.runs.append(Run(part, self.phase, program, dtype, kept, temporary, self.in_use))
-        if not self.native:
-            self._add(-more, False)
+        self._add(-temporary, self.native)
 
 
 class Part(NamedTuple):

@@ -4,7 +4,9 @@
 """
 
 import ctypes
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +50,8 @@ class Emulated:
         self.library.emulator_finding_text.restype = ctypes.c_char_p
         self.library.emulator_finding_place.restype = ctypes.c_uint64
         self.library.emulator_counters.restype = ctypes.POINTER(Counters)
+        self.library.emulator_kernel_name.restype = ctypes.c_char_p
+        self.library.emulator_kernel_counters.restype = ctypes.POINTER(Counters)
         self.registered: list[torch.Tensor] = []
         self.reset()
 
@@ -86,13 +90,26 @@ class Emulated:
 
     def counters(self) -> dict[str, int]:
         """Return the counters since the last reset."""
-        counters = self.library.emulator_counters().contents
-        return {name: getattr(counters, name) for name, _ in Counters._fields_}
+        return _numbers(self.library.emulator_counters())
+
+    def by_kernel(self) -> dict[str, dict[str, int]]:
+        """Return the same of every kernel, by its template's name without arguments."""
+        found: dict[str, Counter[str]] = {}
+        for i in range(self.library.emulator_kernels()):
+            name = re.search(r"(\w+)(?:<.*>)?\(", self.library.emulator_kernel_name(i).decode())
+            assert name is not None, "a kernel is a function"
+            numbers = _numbers(self.library.emulator_kernel_counters(i))
+            found.setdefault(name[1], Counter()).update(numbers)
+        return {name: dict(counters) for name, counters in found.items()}
 
     def _line(self, place: int) -> str:
         command = ["addr2line", "-s", "-i", "-e", str(self.path), hex(place)]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
         return " in ".join(line.split(" ")[0] for line in lines if line)
+
+
+def _numbers(counters) -> dict[str, int]:
+    return {name: getattr(counters.contents, name) for name, _ in Counters._fields_}
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -146,7 +146,7 @@ void out_of_bounds(const std::string& what, const void* pc) {
 void on() { checked_code = true; }
 
 void launch_begins() {
-  ++traffic::counters.launches;
+  traffic::launch_begins();
   if (!checks_run()) return;
   history::launch_begins();
   regions::launch_begins();
@@ -178,7 +178,10 @@ void atomic(void* pointer, size_t bytes, const void* pc) {
 
 void block_ends() { traffic::block_ends(); }
 
-void launch_ends() { regions::launch_ends(); }
+void launch_ends() {
+  traffic::launch_ends();
+  regions::launch_ends();
+}
 
 }  // namespace checks
 

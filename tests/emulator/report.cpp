@@ -72,7 +72,14 @@ void emulator_memory(const void* pointer, uint64_t bytes, const char* name, int 
 void emulator_forget_memory() { forget_memory(); }
 
 const traffic::Counters* emulator_counters() { return &traffic::counters; }
-void emulator_clear_counters() { traffic::counters = {}; }
+void emulator_clear_counters() { traffic::clear(); }
+// Of each kernel that was launched.
+int emulator_kernels() { return static_cast<int>(traffic::kernels.size()); }
+const char* emulator_kernel_name(int i) {
+  static std::string name;
+  return (name = symbols::function(traffic::kernels[i].kernel)).c_str();
+}
+const traffic::Counters* emulator_kernel_counters(int i) { return &traffic::kernels[i].counters; }
 }
 
 }  // namespace emulator

@@ -1,14 +1,18 @@
 """The kernels for CUDA, emulated in the extension's place: operators' tests, and whole iterations."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import cuda_launches
+from bench.cnn_peers import CNN, Size
 from dartsfast.backends import native
 from emulator import build, operators
 
@@ -83,3 +87,20 @@ def test_iterations_have_the_bits_of_the_cpu(tmp_path):
     for key, tensors in cpu.items():
         pairs = enumerate(zip(tensors, cuda[key], strict=True))
         assert not [i for i, (a, b) in pairs if not torch.equal(a, b)], key
+
+
+@pytest.mark.parametrize(("order", "layers"), [(1, 3), (2, 1)])
+def test_launches_are_those_that_are_counted_without_running_them(order, layers):
+    """One layer has no reduction; of three, the second and the third reduce, so that all widths are there."""
+    printed = ran(operators.library(), str(HERE / "launches.py"), str(order), str(layers))
+    found = json.loads(printed.splitlines()[-1])
+    counted = Counter(
+        one.name for one in cuda_launches.iteration_launches(Size(batch=1, layers=layers), order)
+    )
+    beside = ("alpha_softmax", "gemm", "fd_", "elements")  # what programs have none of
+    assert {name: n for name, n in found.items() if not name.startswith(beside)} == counted
+
+
+def test_the_papers_iteration_has_few_launches():
+    whole = cuda_launches.iteration_launches(CNN.size, 1)
+    assert len(whole) <= 891  # with nine of the alphas and the classifier 900

@@ -9,8 +9,15 @@
 namespace emulator::traffic {
 
 Counters counters;
+std::vector<OfKernel> kernels;
 
 namespace {
+
+Counters before;  // the launch
+
+constexpr uint64_t Counters::*kNumbers[] = {
+    &Counters::launches,        &Counters::bytes_read,      &Counters::bytes_written,  &Counters::sectors_read,
+    &Counters::sectors_written, &Counters::shared_accesses, &Counters::bank_conflicts, &Counters::atomics};
 
 // An instruction as a warp executes it once: the sectors or the words that its lanes touch. Threads run one by one, so
 // instructions are those that stand at the same place of the code and that their threads come to the same number of
@@ -57,6 +64,20 @@ void count(const Place& place, Instruction& instruction) {
 }
 
 }  // namespace
+
+void clear() { counters = {}, kernels.clear(); }
+
+void launch_begins() {
+  before = counters;
+  ++counters.launches;
+}
+
+void launch_ends() {
+  const auto same = [](const OfKernel& one) { return one.kernel == running.kernel; };
+  auto found = std::find_if(kernels.begin(), kernels.end(), same);
+  if (found == kernels.end()) found = kernels.insert(found, {running.kernel, {}});
+  for (auto number : kNumbers) found->counters.*number += counters.*number - before.*number;
+}
 
 void access(uintptr_t offset, size_t bytes, bool shared, bool write, const void* pc) {
   if (!shared) (write ? counters.bytes_written : counters.bytes_read) += bytes;

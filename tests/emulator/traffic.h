@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace emulator::traffic {
 
@@ -14,6 +15,16 @@ struct Counters {
 };
 extern Counters counters;
 
+// The same of every kernel, in the order of their first launches.
+struct OfKernel {
+  const void* kernel;
+  Counters counters;
+};
+extern std::vector<OfKernel> kernels;
+void clear();
+
+void launch_begins();
+void launch_ends();
 void access(uintptr_t offset, size_t bytes, bool shared, bool write, const void* pc);
 void block_begins();
 void block_ends();

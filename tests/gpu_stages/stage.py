@@ -1,6 +1,7 @@
 """Stages that end in every way, without torch: what the GPU check's runner is tried on."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,3 +32,5 @@ elif name == "absent":
 elif name == "reads":
     earlier = json.loads(Path(sys.argv[sys.argv.index("--earlier") + 1]).read_text())
     leave([{"read": earlier["fine"][0]["ms"]}])
+elif name.endswith("served"):
+    leave([{"served_by": os.environ["DARTSFAST_BACKEND"]}])
