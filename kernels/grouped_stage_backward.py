@@ -82,6 +82,48 @@ def add_adjoint(
 
 
 @triton.jit
+def add_branch(
+    one, addresses, bases, halves, sums, others, before, split, g_strides, z_strides, pitch,
+    x, x_strides, norm, norm_stride, mean, rstd, begin, end, H, W, Ho, Wo, c, Ci, Co,
+    BY_INPUT: tl.constexpr, BY_WEIGHTS: tl.constexpr, Z_HALF: tl.constexpr, STRIDE: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, UO: tl.constexpr, CHUNK: tl.constexpr, TP: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Add what a chunk, pixels begin to end, gives of the branch in row ``one``, by way of rows of dt.
+
+    Its depthwise adjoint goes to sums, on top of ``others``, and its products to the partial sums of a split,
+    on top of what chunks ``before`` gave.
+    """
+    g, z = place(bases, halves, one, False, UO), place(bases, halves, one + 2, Z_HALF, UO)
+    coef = place(bases, halves, one + 4, False, UO)
+    taps = given(addresses, one + 11, ACC)
+    K, D = tl.load(one + 12).to(tl.int32), tl.load(one + 13).to(tl.int32)
+    low, high = begin, end
+    if BY_INPUT:
+        low, high = reached(begin, end, H, W, Ho, Wo, D * (K - 1) // 2, STRIDE)
+    dt = sums + CHUNK * BC - low * BC - tl.program_id(1) * BC  # [p, c]
+    make_rows(
+        dt, g, g_strides, z, z_strides, coef, pitch, given(addresses, one + 10, ACC),
+        low, high, Ho, Wo, c, Ci, Co, PRECISION, BP, BC, BO, ACC,
+    )  # fmt: skip
+    tl.debug_barrier()
+    if BY_INPUT:
+        add_adjoint(sums, others, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, STRIDE, TP, BC, ACC)
+    if BY_WEIGHTS:
+        add_products(
+            place(bases, halves, one + 6, False, 1) + split * Co * Ci, before,
+            g, g_strides, z, z_strides, coef, pitch, x, x_strides, norm, norm_stride,
+            taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, Co, STRIDE, RELU, PRECISION, BP, BO, ACC,
+        )  # fmt: skip
+        depthwise_gradient(
+            dt, BC, x, x_strides, norm, mean, rstd,
+            place(bases, halves, one + 8, False, 1) + split * Ci * (K * K), before, begin, end,
+            H, W, Ho, Wo, c, Ci, K, D, STRIDE, RELU, BT, TP, ACC,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
 def leave(
     sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, pool_strides,
     begin, end, H, W, Ho, Wo, c, Ci, POOLED: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
@@ -143,35 +185,12 @@ def grouped_stage_backward_kernel(
             before = begin > split * span  # whether partial sums hold something
             for b in range(tl.load(at + 13).to(tl.int32)):
                 one = table + start + branches + (tl.load(at + 12) + b) * 16
-                g, z = place(bases, halves, one, False, UO), place(bases, halves, one + 2, Z_HALF, UO)
-                coef = place(bases, halves, one + 4, False, UO)
-                taps = given(addresses, one + 11, ACC)
-                K, D = tl.load(one + 12).to(tl.int32), tl.load(one + 13).to(tl.int32)
-                low, high = begin, end
-                if BY_INPUT:
-                    low, high = reached(begin, end, H, W, Ho, Wo, D * (K - 1) // 2, STRIDE)
-                dt = sums + CHUNK * BC - low * BC - tl.program_id(1) * BC  # [p, c]
-                make_rows(
-                    dt, g, g_strides, z, z_strides, coef, coef_row * UO, given(addresses, one + 10, ACC),
-                    low, high, Ho, Wo, c, Ci, Co, PRECISION, BP, BC, BO, ACC,
+                add_branch(
+                    one, addresses, bases, halves, sums, b > 0, before, split, g_strides, z_strides,
+                    coef_row * UO, x, x_strides, norm, norm_stride, mean, rstd, begin, end, H, W, Ho, Wo,
+                    c, Ci, Co, BY_INPUT, BY_WEIGHTS, Z_HALF, STRIDE, RELU, PRECISION, UO, CHUNK, TP,
+                    BT, BP, BC, BO, ACC,
                 )  # fmt: skip
-                tl.debug_barrier()
-                if BY_INPUT:
-                    add_adjoint(
-                        sums, b > 0, dt, taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, STRIDE, TP, BC, ACC
-                    )
-                if BY_WEIGHTS:
-                    add_products(
-                        place(bases, halves, one + 6, False, 1) + split * Co * Ci, before,
-                        g, g_strides, z, z_strides, coef, coef_row * UO, x, x_strides, norm, norm_stride,
-                        taps, K, D, begin, end, H, W, Ho, Wo, c, Ci, Co, STRIDE, RELU, PRECISION, BP, BO, ACC,
-                    )  # fmt: skip
-                    depthwise_gradient(
-                        dt, BC, x, x_strides, norm, mean, rstd,
-                        place(bases, halves, one + 8, False, 1) + split * Ci * (K * K), before, begin, end,
-                        H, W, Ho, Wo, c, Ci, K, D, STRIDE, RELU, BT, TP, ACC,
-                    )  # fmt: skip
-                tl.debug_barrier()
             if BY_INPUT:
                 leave(
                     sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
