@@ -4,7 +4,7 @@ What shares a launch is what ``csrc/ops/program.cpp`` and the launchers in ``csr
 float32 with everything aligned; tests hold it against the emulator. Bytes are what instructions read and
 write, each once; partial results of statistics and of weights' gradients are left out.
 
-``python -m bench.cuda_launches`` prints the table of ``docs/cuda.md``: an ESTIMATE for an H100.
+``python -m bench.cuda_launches`` prints the table of ``docs/gpu.md``: an ESTIMATE for an A100 and an H100.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SIZES = {
 FINISHING = ("branch_conv_tile_kernel", "branch_conv_kernel", "pool3x3_kernel", "mixed_sum_backward_kernel")
 ROUNDS = 8
 """Trips to memory one after the other of kernels that are FINISHING: tickets, and what eight chunks left."""
-CARD, SECONDS = "H100 SXM", {1: 15e-3, 2: 40e-3}
+CARD, OLDER, SECONDS = "H100 SXM", "A100 80GB SXM", {1: 15e-3, 2: 40e-3}
 """What an iteration may take, by order."""
 
 
@@ -125,13 +125,15 @@ def table(size: Size, order: int) -> str:
         groups.setdefault(one.name.removesuffix("_kernel"), []).append(one)
     rows = sorted(groups.items(), key=lambda row: -sum(one.bytes for one in row[1]))
     rows += [("other operators", rest), ("iteration", [*own, *rest])]
-    titles = ["order", "kernel", "launches", "GB", "GFLOP", "ms", "ms at most", "share of bandwidth"]
+    titles = ["order", "kernel", "launches", "GB", "GFLOP"]
+    titles += ["A100, ms", "H100, ms", "H100, ms at most", "share of bandwidth"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, launches in rows:
         size_, operations = (sum(getattr(one, what) for one in launches) for what in ("bytes", "operations"))
-        fast, slow = (device_seconds(launches, c) for c in (card, _slowed(card, share)))
+        older, fast, slow = (device_seconds(launches, c) for c in (CARDS[OLDER], card, _slowed(card, share)))
         cells = [str(order), name, f"{len(launches):,}", f"{size_ / 1e9:.2f}", f"{operations / 1e9:.1f}"]
-        cells += [f"{1e3 * fast:.2f}", f"{1e3 * slow:.2f}", f"{size_ / slow / card.bandwidth:.0%}"]
+        cells += [f"{1e3 * seconds:.2f}" for seconds in (older, fast, slow)]
+        cells.append(f"{size_ / slow / card.bandwidth:.0%}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -157,8 +159,8 @@ def _fits(pieces: Sequence[Piece], more: Piece) -> bool:
 
 def _launch(pieces: Sequence[tuple[Piece, int, int]]) -> Launch:
     name = pieces[0][0].kernel
-    sizes, operations = ([one[k] for one in pieces] for k in (1, 2))
-    return Launch(name, sum(sizes), sum(operations), False, ROUNDS if name in FINISHING else 0)
+    size, operations = sum(moved for _, moved, _ in pieces), sum(done for *_, done in pieces)
+    return Launch(name, size, operations, False, ROUNDS if name in FINISHING else 0)
 
 
 class _Made:
@@ -177,15 +179,16 @@ class _Made:
 
     def norm(self, mean: Ref) -> bool:
         """Whether a norm is made; its statistic may have come in parts."""
-        start, parts = mean.offset, []
+        start = mean.offset
+        parts: list[Ref] = []
         while start < mean.offset + mean.shape[0]:
             part = [m for m in self._left if (m.slot, m.offset) == (mean.slot, start) and self._left[m]]
             if not part:
                 return False
             parts += part[:1]
             start += part[0].shape[0]
-        for part in parts:
-            self._left[part] -= 1
+        for made in parts:
+            self._left[made] -= 1
         return True
 
     def coefficients(self, mean: Ref) -> bool:

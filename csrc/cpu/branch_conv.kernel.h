@@ -1,6 +1,5 @@
 // branch_conv, one image at a time, tile by tile: every branch of an edge from one padded copy of its input,
-// made as the tiles reach its rows. Images in scratch memory are blocked, [C' / lanes, height, width, lanes];
-// tiles are [pixels, C'].
+// made as the tiles reach its rows. Images and tiles in scratch memory are blocked, [C' / lanes, height, width, lanes].
 #pragma once
 
 #include "../branch_conv.h"
@@ -38,6 +37,7 @@ struct Scratch {
   int64_t Ci, Co;
   Padded<T> x;  // relu(norm(x))
   Padded<T> d;  // gradients of the depthwise outputs, branch after branch
+  int64_t tile;  // elements of a block of a tile
   T *t, *z, *s;
 
   Scratch(const BranchConv<T>& a, T* memory)
@@ -46,8 +46,9 @@ struct Scratch {
         x(memory, a.H, a.W, border(a)),
         d(x.corner(Ci), a.Ho, a.Wo, output_border(a)) {
     const int64_t pixels = chunk_rows(a.Wo) * a.Wo;
-    t = d.corner(a.branches * Ci);  // [pixels, Ci'] depthwise output
-    z = t + pixels * Ci;            // [pixels, Co'] z, or dz
+    tile = pixels * Vec<T>::size;
+    t = d.corner(a.branches * Ci);  // [Ci' / lanes, pixels, lanes] depthwise output
+    z = t + pixels * Ci;            // [Co' / lanes, pixels, lanes] dz; forward [pixels, Co'] z
     s = z + pixels * Co;            // [Ci' / lanes, H, W, lanes] gradient of relu's output, all branches
   }
   T* sum(int64_t c, int64_t y) const { return s + (c / Vec<T>::size * x.H + y) * x.W * Vec<T>::size; }
@@ -102,14 +103,15 @@ void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>
   for (int64_t c = 0; c < a.Ci; c += V::size) {
     if (b.taps) {
       const auto tile = a.stride == 1 ? taps_tile<T, 1> : taps_tile<T, 2>;
-      tile({b.forward, m.x.width, m.x.corner(c) + y0 * pitch, pitch, b.taps + c, m.Ci, m.t + c, a.Wo * m.Ci, m.Ci, false},
+      tile({b.forward, m.x.width, m.x.corner(c) + y0 * pitch, pitch, b.taps + c, m.Ci, m.t + c / V::size * m.tile,
+            a.Wo * V::size, V::size, false},
            rows, a.Wo);
       continue;
     }
-    T* out = m.t + c;
+    T* out = m.t + c / V::size * m.tile;
     for (int64_t y = 0; y < rows; ++y) {
       const T* in = m.x.pixel(c, (y0 + y) * a.stride);
-      for (int64_t x = 0; x < a.Wo; ++x, out += m.Ci) V::load(in + x * a.stride * V::size).store(out);
+      for (int64_t x = 0; x < a.Wo; ++x, out += V::size) V::load(in + x * a.stride * V::size).store(out);
     }
   }
 }
@@ -132,7 +134,7 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
       depthwise_tile(a, b, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * b.z_pitch;
       T* z = a.Co == m.Co && b.z_pitch == a.Co ? out : m.z;
-      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.Ci, 1}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
+      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if (z == out) continue;
       for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * b.z_pitch, z + p * m.Co, a.Co * sizeof(T));
@@ -146,7 +148,7 @@ void gradient_row(int64_t pixels, Image<const T> g, Image<const T> z, const T* c
   using V = Vec<T>;
   const V shift = V::load(coef), mu = V::load(coef + ld), r = V::load(coef + 2 * ld), k = V::load(coef + 3 * ld);
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, g.data += g.w, z.data += z.w, out += ld) {
+  for (int64_t u = 0; u < pixels; ++u, g.data += g.w, z.data += z.w, out += V::size) {
     const V gv = load_channels(g.data, left), zv = load_channels(z.data, left);
     (((gv - shift) - (zv - mu) * r) * k).store(out);
   }
@@ -158,12 +160,12 @@ void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>&
                    int64_t rows) {
   using V = Vec<T>;
   each_register<T>(a.Co, [&](int64_t c, auto left) {
-    T* out = m.z + c;
-    for (int64_t y = 0; y < rows; ++y, out += a.Wo * m.Co) {
+    T* out = m.z + c / V::size * m.tile;
+    for (int64_t y = 0; y < rows; ++y, out += a.Wo * V::size) {
       Image<const T> g = b.g, z = b.saved;
       g.data = g.at(n, y0 + y) + c;
       if (!z.data) {
-        map_row(a.Wo, g.data, g.w, left, out, m.Co, [](V v) { return v; });
+        map_row(a.Wo, g.data, g.w, left, out, V::size, [](V v) { return v; });
         continue;
       }
       z.data = z.at(n, y0 + y) + c;
@@ -184,13 +186,15 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
   gradient_tile(a, b, m, n, y0, rows);
   if (a.dx.data || taps_sum) {
-    gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.Co, 1},
+    gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.tile},
             {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
   }
   if (pointwise_sum) {
     depthwise_tile(a, b, m, y0, rows);
-    gemm<T, true>({a.Ci}, registers<T>(a.Co), rows * a.Wo, {m.t, 1, m.Ci}, {m.z, m.Co, V::size},
-                  {pointwise_sum, m.Co, V::size});
+    for (int64_t c = 0; c < a.Ci; c += V::size) {
+      gemm<T, true>({a.Ci - c < V::size ? a.Ci - c : V::size}, registers<T>(a.Co), rows * a.Wo,
+                    {m.t + c / V::size * m.tile, 0}, {m.z, V::size, m.tile}, {pointwise_sum + c * m.Co, m.Co, V::size});
+    }
   }
   const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
   for (int64_t c = 0; taps_sum && c < a.Ci; c += V::size) {

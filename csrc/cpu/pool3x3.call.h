@@ -67,7 +67,7 @@ class Pool3x3BackwardCall {
   Pool3x3BackwardCall(const Pool3x3BackwardCall&) = delete;
 
   Work images() {
-    const int64_t size = (args_.H + 2) * (args_.W + 2) * padded(args_.C);
+    const int64_t size = 4 * (args_.W + 2) * padded(args_.C);
     return {args_.N, args_.Ho * args_.Wo * args_.C * 20,
             [this, size](int64_t n, bool) { kernels<T>().pool3x3_backward(args_, n, scratch<T>(size)); }};
   }

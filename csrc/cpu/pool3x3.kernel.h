@@ -59,56 +59,123 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   }
 }
 
-// The gradient of z: that of the node, through batch norm, or z's own.
-template <class T, class Left>
-Vec<T> pool3x3_gradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t x, int64_t c, Left left) {
-  using V = Vec<T>;
-  const int64_t C = padded(a.C);
-  const V g = load_channels(a.g[half].at(n, y) + x * a.g[half].w + c, left);
-  if (!a.saved[half].data) return g;
-  const T* k = a.coef[half] + c;
-  const V z = load_channels(a.saved[half].at(n, y) + x * a.saved[half].w + c, left);
-  return ((g - V::load(k)) - (z - V::load(k + C)) * V::load(k + 2 * C)) * V::load(k + 3 * C);
-}
-
-// Scratch memory: the gradient of the image, [H + 2, W + 2, C'].
+// The gradients of one z, C' channels from c on: that of the node through batch norm, or z's own.
 template <class T>
-void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
+class PoolGradient {
+ public:
   using V = Vec<T>;
-  const int64_t C = padded(a.C), pitch = (a.W + 2) * C;
-  __builtin_memset(memory, 0, (a.H + 2) * pitch * sizeof(T));
-  for (int64_t y = 0; y < a.Ho; ++y) {
-    for (int64_t x = 0; x < a.Wo; ++x) {
-      const Window w(y * a.stride, x * a.stride, a.H, a.W);
-      const T* in = a.x.at(n, w.y) + w.x * a.x.w;
-      T* out = memory + (w.y + 1) * pitch + (w.x + 1) * C;
-      each_register<T>(a.C, [&](int64_t c, auto left) {
-        V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
-        w.each([&](int64_t tap, int64_t dy, int64_t dx) {
-          const V v = load_channels(in + dy * a.x.h + dx * a.x.w + c, left);
-          const auto better = most.beaten_by(v);
-          most = V::select(better, v, most);
-          where = V::select(better, V::set(static_cast<T>(tap)), where);
-        });
-        const V maximum = pool3x3_gradient(a, 0, n, y, x, c, left);
-        const V share = pool3x3_gradient(a, 1, n, y, x, c, left) / V::set(static_cast<T>(w.count()));
-        w.each([&](int64_t tap, int64_t dy, int64_t dx) {
-          T* at = out + dy * pitch + dx * C + c;
-          (V::load(at) + (maximum.where_equal(where, V::set(static_cast<T>(tap))) + share)).store(at);
-        });
-      });
+  PoolGradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t c) : g_(a.g[half]), z_(a.saved[half]) {
+    g_.data = g_.at(n, y) + c;
+    if (!z_.data) return;
+    z_.data = z_.at(n, y) + c;
+    const T* k = a.coef[half] + c;
+    const int64_t C = padded(a.C);
+    shift_ = V::load(k), mu_ = V::load(k + C), r_ = V::load(k + 2 * C), k_ = V::load(k + 3 * C);
+  }
+  template <class Left>
+  V at(int64_t x, Left left) const {
+    const V g = load_channels(g_.data + x * g_.w, left);
+    if (!z_.data) return g;
+    return ((g - shift_) - (load_channels(z_.data + x * z_.w, left) - mu_) * r_) * k_;
+  }
+
+ private:
+  Image<const T> g_, z_;
+  V shift_, mu_, r_, k_;
+};
+
+// What a window gives to the pixels that it takes.
+template <class T>
+struct PoolShares {
+  Vec<T> where;  // the tap of the maximum
+  Vec<T> maximum, share;
+
+  // To the sums of a pixel of each of its rows of taps, in a column of them. A sum is never -0.
+  void add(int column, Vec<T> (&sums)[3]) const {
+#pragma GCC unroll 3
+    for (int row = 0; row < 3; ++row) {
+      sums[row] = sums[row] + share.plus_where_equal(where, Vec<T>::set(static_cast<T>(3 * row + column)), maximum);
     }
   }
-  for (int64_t y = 0; y < a.H; ++y) {
-    for (int64_t x = 0; x < a.W; ++x) {
-      T* out = a.dx.at(n, y) + x * a.dx.w;
-      // Every element of base is read just before its place in dx is written: they may be one.
-      const T* base = a.base.data ? a.base.at(n, y) + x * a.base.w : nullptr;
-      const T* in = memory + (y + 1) * pitch + (x + 1) * C;
-      each_register<T>(a.C, [&](int64_t c, auto left) {
-        const V v = V::load(in + c);
-        store_channels(base ? load_channels(base + c, left) + v : v, out + c, left);
-      });
+};
+
+// A row of windows, C' channels from c on, to the gradients of the three rows of pixels that they take, which lie at
+// `rows` from the pixel before the first on. Every pixel gets its windows' shares from left to right.
+template <class T, int S, class Left>
+void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&rows)[3]) {
+  using V = Vec<T>;
+  const int64_t C = padded(a.C), Wo = a.Wo;
+  const T* in = a.x.at(n, y * S) + c;
+  const PoolGradient<T> maximum(a, 0, n, y, c), average(a, 1, n, y, c);
+  const auto shares = [&](int64_t x) {
+    const Window w(y * S, x * S, a.H, a.W);
+    V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
+    w.each([&](int64_t tap, int64_t dy, int64_t dx) {
+      const V v = load_channels(in + dy * a.x.h + (x * S + dx) * a.x.w, left);
+      const auto better = most.beaten_by(v);
+      most = V::select(better, v, most);
+      where = V::select(better, V::set(static_cast<T>(tap)), where);
+    });
+    return PoolShares<T>{where, maximum.at(x, left), average.at(x, left) / V::set(static_cast<T>(w.count()))};
+  };
+  const auto column = [&](int64_t x, auto add) {
+    V sums[3];
+#pragma GCC unroll 3
+    for (int row = 0; row < 3; ++row) sums[row] = V::load(rows[row] + x * C);
+    add(sums);
+#pragma GCC unroll 3
+    for (int row = 0; row < 3; ++row) sums[row].store(rows[row] + x * C);
+  };
+  PoolShares<T> before{V::set(-1), V::zero(), V::zero()}, last = before;  // nothing
+  for (int64_t x = 0; x < Wo; ++x) {
+    const PoolShares<T> next = shares(x);
+    if constexpr (S == 1) {
+      column(x, [&](auto& sums) { before.add(2, sums), last.add(1, sums), next.add(0, sums); });
+    } else {
+      column(2 * x, [&](auto& sums) { last.add(2, sums), next.add(0, sums); });
+      column(2 * x + 1, [&](auto& sums) { next.add(1, sums); });
+    }
+    before = last, last = next;
+  }
+  if constexpr (S == 1) column(Wo, [&](auto& sums) { before.add(2, sums), last.add(1, sums); });
+  else column(2 * Wo, [&](auto& sums) { last.add(2, sums); });
+}
+
+// A row of the image's gradient, from the pixel before its first on, to dx. Every element of base is read just before
+// its place in dx is written: they may be one.
+template <class T>
+void pool3x3_finish_row(const Pool3x3<T>& a, int64_t n, int64_t y, const T* row) {
+  const int64_t C = padded(a.C);
+  each_register<T>(a.C, [&](int64_t c, auto left) {
+    const T* in = row + C + c;
+    T* out = a.dx.at(n, y) + c;
+    const T* base = a.base.data ? a.base.at(n, y) + c : nullptr;
+    for (int64_t x = 0; x < a.W; ++x, in += C, out += a.dx.w) {
+      const Vec<T> v = Vec<T>::load(in);
+      store_channels(base ? load_channels(base + x * a.base.w, left) + v : v, out, left);
+    }
+  });
+}
+
+// Scratch memory: four rows of the image's gradient, [W + 2, C'] each, of which rows of windows take three.
+template <class T>
+void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
+  const int64_t pitch = (a.W + 2) * padded(a.C), S = a.stride;
+  const auto row = [=](int64_t y) { return memory + (y & 3) * pitch; };  // -1 is a row, too
+  __builtin_memset(memory, 0, 4 * pitch * sizeof(T));
+  const auto windows = [&](auto stride, int64_t y) {
+    T* const rows[3] = {row(y * S - 1), row(y * S), row(y * S + 1)};
+    each_register<T>(a.C, [&](int64_t c, auto left) {
+      T* const at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
+      pool3x3_backward_row<T, decltype(stride)::value>(a, n, y, c, left, at);
+    });
+  };
+  int64_t done = -1;
+  for (int64_t y = 0; y < a.Ho; ++y) {
+    S == 1 ? windows(Int<1>(), y) : windows(Int<2>(), y);
+    for (const int64_t end = y + 1 < a.Ho ? (y + 1) * S - 1 : a.H; done < end; ++done) {
+      if (done >= 0) pool3x3_finish_row(a, n, done, row(done));
+      __builtin_memset(row(done), 0, pitch * sizeof(T));
     }
   }
 }

@@ -50,7 +50,10 @@ struct Vec<float> {
   Vec where_positive(Vec x) const {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), v)};
   }
-  Vec where_equal(Vec a, Vec b) const { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Plus `more` where a equals b; where it does not, plus nothing or 0.
+  Vec plus_where_equal(Vec a, Vec b, Vec more) const {
+    return {_mm512_mask_add_ps(v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), more.v, v)};
+  }
   // Whether x beats this maximum: greater, or NaN.
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_ps_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
@@ -101,7 +104,10 @@ struct Vec<double> {
   Vec where_positive(Vec x) const {
     return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), v)};
   }
-  Vec where_equal(Vec a, Vec b) const { return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Plus `more` where a equals b; where it does not, plus nothing or 0.
+  Vec plus_where_equal(Vec a, Vec b, Vec more) const {
+    return {_mm512_mask_add_pd(v, _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), more.v, v)};
+  }
   Mask beaten_by(Vec x) const {
     return _mm512_cmp_pd_mask(x.v, v, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q);
   }
@@ -154,7 +160,10 @@ struct Vec<float> {
   Vec where_positive(Vec x) const {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v)};
   }
-  Vec where_equal(Vec a, Vec b) const { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Plus `more` where a equals b; where it does not, plus nothing or 0.
+  Vec plus_where_equal(Vec a, Vec b, Vec more) const {
+    return {_mm256_add_ps(_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), more.v), v)};
+  }
   Vec beaten_by(Vec x) const {
     return {_mm256_or_ps(_mm256_cmp_ps(x.v, v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
   }
@@ -200,7 +209,10 @@ struct Vec<double> {
   Vec where_positive(Vec x) const {
     return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), v)};
   }
-  Vec where_equal(Vec a, Vec b) const { return {_mm256_and_pd(_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ), v)}; }
+  // Plus `more` where a equals b; where it does not, plus nothing or 0.
+  Vec plus_where_equal(Vec a, Vec b, Vec more) const {
+    return {_mm256_add_pd(_mm256_and_pd(_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ), more.v), v)};
+  }
   Vec beaten_by(Vec x) const {
     return {_mm256_or_pd(_mm256_cmp_pd(x.v, v, _CMP_GT_OQ), _mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q))};
   }
@@ -266,8 +278,8 @@ struct Vec {
   Vec at_least(const Vec& floor) const { return each([&](int i) { return v[i] < floor.v[i] ? floor.v[i] : v[i]; }); }
   Vec relu() const { return at_least(zero()); }
   Vec where_positive(const Vec& x) const { return each([&](int i) { return x.v[i] > 0 ? v[i] : T(0); }); }
-  Vec where_equal(const Vec& a, const Vec& b) const {
-    return each([&](int i) { return a.v[i] == b.v[i] ? v[i] : T(0); });
+  Vec plus_where_equal(const Vec& a, const Vec& b, const Vec& more) const {
+    return each([&](int i) { return (a.v[i] == b.v[i] ? more.v[i] : T(0)) + v[i]; });
   }
   Vec beaten_by(const Vec& x) const {
     return each([&](int i) { return T(x.v[i] > v[i] || x.v[i] != x.v[i]); });
@@ -311,6 +323,7 @@ void each_block(int64_t count, F block, int64_t i = 0) {
 // Ask for the lines of [p, p + bytes) ahead of their use; beyond the end of an array it does nothing.
 template <bool WRITE>
 inline void prefetch(const void* p, int64_t bytes) {
+  asm volatile("");  // else the compiler takes callers that do nothing else for pure, and leaves them out
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, WRITE, 2);
 }
 

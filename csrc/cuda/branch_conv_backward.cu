@@ -151,9 +151,9 @@ __device__ Four<T> adjoint_pixel(const ConvShape& s, const T* dt, int K, int D, 
   return sum;
 }
 
-// Blocks of a multiprocessor: left alone, the compiler asks for a third of doubles and spills.
+// Blocks of a multiprocessor: with one more the compiler spills, left alone it asks for a third of doubles, too.
 template <class T>
-constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
+constexpr int kBlocks = sizeof(T) == 4 ? 3 : 2;
 
 // Shared memory: the taps of a branch [K*K, 16], then two tiles [64, 16] for the sums.
 template <class T, bool WIDE>

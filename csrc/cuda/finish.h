@@ -14,11 +14,11 @@
 namespace dartsfast::cuda {
 
 // To be called by all threads of a block that has left what it has of the chunks from `first` to before `end`. at(i):
-// one of the columns, without data: none. Returns whether this block is the last, and the results of all columns are in
-// their places 0, which every thread may read.
-template <class At>
-__device__ bool finish(const Arrivals& a, int first, int end, int columns, At at) {
-  if (!a.tickets) return false;
+// one of the columns, without data: none. done() is called by all threads of the last block, when the results of all
+// columns are in their places 0, which every thread may read.
+template <class At, class Done>
+__device__ void finish(const Arrivals& a, int first, int end, int columns, At at, Done done) {
+  if (!a.tickets) return;
   __shared__ bool last;
   while (first < end) {
     int node = first, count = a.count, span = 1;
@@ -42,9 +42,16 @@ __device__ bool finish(const Arrivals& a, int first, int end, int columns, At at
       node /= 8, count = (count + 7) / 8, span *= 8, tickets += count, come = each = 1;
     } while (count > 1);
     __syncthreads();
-    if (last) return true;
+    if (last && count == 1) done();
   }
-  return false;
+}
+
+// The same; returns whether this block is the last. What follows then, behind the loop, has registers for itself.
+template <class At>
+__device__ bool finish(const Arrivals& a, int first, int end, int columns, At at) {
+  bool mine = false;
+  finish(a, first, end, columns, at, [&] { mine = true; });
+  return mine;
 }
 
 // Channel c of a statistic's partial results, of `count` chunks of images of H rows of W.
@@ -76,11 +83,13 @@ __device__ void make_statistic(const S& s, T pixels) {
 template <class T>
 __device__ void finish_means(const InputMeans<T>& a, const ConvShape& s, int first, int end) {
   const auto at = [&](int i) { return Sums<T>{a.sums + i, 2 * s.Ci}; };
-  if (!finish(a.arrivals, first, end, 2 * s.Ci, at)) return;
-  const T pixels = static_cast<T>(static_cast<int64_t>(s.N) * s.H * s.W);
-  for (int i = threadIdx.x; i < 2 * s.Ci; i += blockDim.x) a.means[i] = a.sums[i] / pixels;
-  __syncthreads();
-  for (int c = threadIdx.x; c < (a.coefs.coef ? s.Ci : 0); c += blockDim.x) make_coefficients<T>(a.coefs, s.Ci, c);
+  // Within the loop: behind it the image kernel at 16 channels would spill a register.
+  finish(a.arrivals, first, end, 2 * s.Ci, at, [&] {
+    const T pixels = static_cast<T>(static_cast<int64_t>(s.N) * s.H * s.W);
+    for (int i = threadIdx.x; i < 2 * s.Ci; i += blockDim.x) a.means[i] = a.sums[i] / pixels;
+    __syncthreads();
+    for (int c = threadIdx.x; c < (a.coefs.coef ? s.Ci : 0); c += blockDim.x) make_coefficients<T>(a.coefs, s.Ci, c);
+  });
 }
 
 }  // namespace dartsfast::cuda

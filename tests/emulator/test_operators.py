@@ -43,7 +43,7 @@ pytestmark = [
 def ran(library, *command, **environment):
     """Run Python on a library of operators; return what it printed."""
     environment = {"DARTSFAST_LIBRARY": str(library), "DARTSFAST_SELFCHECK": "0", **environment}
-    path = os.pathsep.join([str(build.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(build.ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = subprocess.run(
         [sys.executable, *command],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
@@ -70,6 +70,11 @@ def run_tests(library, *chosen, **environment):
 def test_operators_have_the_oracles_bits(files):
     chosen = [str(TESTS / name) for name in files]
     assert run_tests(operators.library(), *chosen, "-k", OF_THE_HOST) > 150
+
+
+def test_searches_have_the_originals_figures():
+    chosen = "-k", "emulated and store"
+    assert run_tests(operators.library(), str(TESTS / "test_golden.py"), *chosen) == 4
 
 
 @pytest.mark.parametrize("order", ORDERS)
