@@ -24,6 +24,8 @@ from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
 
 SPLITS = 64
+ROWS = 2
+"""Pixels of a split by the narrower side of a weight, at least: else partial sums are as large as images."""
 TAPS = 1024
 """Numbers of a block where there is no matrix product: 8 a thread."""
 CHUNK = 4
@@ -199,6 +201,12 @@ def branch_conv_backward(
         gradient.by_weights((*d_pointwise, *d_depthwise))
 
 
+def span_of(pixels: int, BP: int, Ci: int, Co: int) -> int:
+    """Return the pixels of a split, whole tiles of BP."""
+    least = max(triton.cdiv(pixels, SPLITS), ROWS * min(Ci, Co))
+    return triton.cdiv(min(least, pixels), BP) * BP
+
+
 class Gradient:
     """What the kernels share: arguments, sizes of blocks and dt; scratch has the dtype of ``means``."""
 
@@ -280,7 +288,7 @@ class Gradient:
 
     def by_weights(self, out: tuple[Tensor, ...]) -> None:
         """Fill the gradients of all pointwise [Co, Ci, 1, 1], then all depthwise weights [Ci, 1, K, K]."""
-        span = triton.cdiv(triton.cdiv(self.pixels, self.tile["BP"]), SPLITS) * self.tile["BP"]
+        span = span_of(self.pixels, self.tile["BP"], self.Ci, self.Co)
         splits = triton.cdiv(self.pixels, span)
         partial = tuple(self.scratch([splits, w.numel()]) for w in out)
         launch(

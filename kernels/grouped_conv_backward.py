@@ -18,27 +18,36 @@ INPUT = 32
 """Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches, memory of programs,
 and those of a pool's that stands for base, but dx."""
 POOL = 18
-"""Entries of a pool's row: place, g, both halves of z, coef of both, base, weight of g, dx."""
+"""Entries of a pool's row: place, g, x, average, coef of both halves, base, weight of g, dx."""
 WEIGHT = 6
 """Entries of a weight's row: partial, out, size in units, parts."""
 
 
 @triton.jit
 def pooled(
-    bases, halves, at, g_strides, z_strides, p, c, inside, H, W, Ho, Wo, C,
+    bases, halves, at, g_strides, x_strides, p, c, inside, H, W, Ho, Wo, C, X_HALF: tl.constexpr,
     STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Return a tile [BP, BC] of a pool's base + gradient of its input; ``at``: its row."""
     n, y, x = position(p, H, W)
     places = place(bases, halves, at, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
     g = place(bases, halves, at + 2, False, UNIT)
-    z = place(bases, halves, at + 4, False, UNIT), place(bases, halves, at + 6, False, UNIT)
+    to = offset(x_strides, n, y, x, UNIT)[:, None] + c[None, :]
+    own = tl.load(place(bases, halves, at + 4, X_HALF, UNIT) + to, inside, 0.0).to(ACC)
+    mean, pitch = place(bases, halves, at + 6, False, UNIT), C // UNIT
+    z_strides = Ho * Wo * pitch, Wo * pitch, pitch
     of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
     of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
     total = pool_gradient(
-        places, (g, g), z, of_most, of_mean, (g_strides, g_strides), (z_strides, z_strides),
+        places, (g, g), (None, mean), own, of_most, of_mean, (g_strides, g_strides), (None, z_strides),
         n, y, x, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
     )  # fmt: skip
+    return pool_base(bases, halves, at, g, g_strides, n, y, x, p, c, inside, C, UNIT) + total
+
+
+@triton.jit
+def pool_base(bases, halves, at, g, g_strides, n, y, x, p, c, inside, C, UNIT: tl.constexpr):
+    """Return a tile [BP, BC] of what a pool's gradient is added to; ``at``: its row."""
     base = place(bases, halves, at + 12, False, UNIT)
     to = (p * C)[:, None] + c[None, :]
     before = tl.load(base + to, inside & there(at + 12), 0.0)
@@ -46,7 +55,7 @@ def pooled(
         weight = tl.load(place(bases, halves, at + 14, False, 1))
         to_g = offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :]
         before = tl.fma(weight, tl.load(g + to_g, inside, 0.0), before)
-    return before + total
+    return before
 
 
 @triton.jit
@@ -81,14 +90,15 @@ def arrive(
 def grouped_input_gradient_kernel(
     table, addresses, bases, halves, start, branches, g_strides, z_strides, coef_row, x_strides, norm_stride,
     onto_strides, dx_strides, pixels, H, W, Ho, Wo, Ci, Co,
-    NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
+    IN_PLACE: tl.constexpr, NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
     STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx = onto + (base + gradient of x) of every input; grid (tiles, blocks of Ci, inputs).
 
     With norm also partial [tiles, 2, Ci]: the sums of s and of s * norm(x). ``branches`` is the number of the
-    first branch's first entry, from ``start`` on; base is dense.
+    first branch's first entry, from ``start`` on; base is dense. ``IN_PLACE``: dx is onto, there is no base,
+    and pixels that a stride skips stay as they are.
     """
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
@@ -115,6 +125,8 @@ def grouped_input_gradient_kernel(
     norm = None
     if NORMED:
         norm = place(bases, halves, at + 2, False, UI)
+    if IN_PLACE:
+        here &= (y % STRIDE == 0) & (column % STRIDE == 0)
     inside = here[:, None] & (c < Ci)[None, :]
     arrive(
         s, dense(bases, halves, at + 4, p, c, inside, Ci, UI), bases, halves, at,
@@ -172,8 +184,9 @@ def grouped_weight_sums_kernel(
 
 @triton.jit(do_not_specialize=["start"])
 def grouped_pool_gradient_kernel(
-    table, addresses, bases, halves, start, g_strides, z_strides, pixels, H, W, Ho, Wo, units,
-    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    table, addresses, bases, halves, start, g_strides, x_strides, pixels, H, W, Ho, Wo, units,
+    X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx of every image on top of base, dense both; grid (tiles, blocks of C, images)."""
     C = units * UNIT
@@ -182,6 +195,7 @@ def grouped_pool_gradient_kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     dx = pooled(
-        bases, halves, at, g_strides, z_strides, p, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC
-    )
+        bases, halves, at, g_strides, x_strides, p, c, inside, H, W, Ho, Wo, C, X_HALF, STRIDE, UNIT, BP, BC,
+        ACC,
+    )  # fmt: skip
     tl.store(place(bases, halves, at + 16, False, UNIT) + (p * C)[:, None] + c[None, :], dx, inside)

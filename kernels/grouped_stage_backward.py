@@ -2,7 +2,8 @@
 
 dt, dz times the pointwise weight, exists for a few rows at a time: a program makes those that the taps of a
 chunk of pixels reach, in memory of its own that is small enough to stay in the second cache, and all that
-reads them follows at once. What is as large as an image is touched once: g, z, x, dx.
+reads them follows at once. So it does with what the windows of a pool share out. What is as large as an image
+is touched once: g, z, x, dx.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from dartsfast.kernels.branch_gradients import (
     pointwise_gradient,
 )
 from dartsfast.kernels.grouped import given, place
-from dartsfast.kernels.grouped_conv_backward import arrive, dense, pooled
-from dartsfast.kernels.images import scaled
+from dartsfast.kernels.grouped_conv_backward import arrive, dense, pool_base
+from dartsfast.kernels.images import offset, position, scaled
+from dartsfast.kernels.pool3x3 import coefficients, through_norm, window_pixels, windows
+from dartsfast.kernels.reduce import divide
 
 
 @triton.jit
@@ -124,20 +127,81 @@ def add_branch(
 
 
 @triton.jit
+def make_windows(
+    shares, taps, bases, halves, at, g_strides, x_strides, low, high, H, W, Ho, Wo, c, C,
+    X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill shares of the average's gradient, and taps of maxima, [p, c] of windows low to high."""
+    g, x = place(bases, halves, at + 2, False, UNIT), place(bases, halves, at + 4, X_HALF, UNIT)
+    of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
+    for start in range(low, high, BP):
+        p = start + tl.arange(0, BP)
+        _, mean, tap = windows(x, x_strides, p, c, high, H, W, Ho, Wo, C, STRIDE, UNIT, ACC)
+        n, y, column = position(p, Ho, Wo)
+        inside = (p < high)[:, None] & (c < C)[None, :]
+        d = tl.load(g + offset(g_strides, n, y, column, UNIT)[:, None] + c[None, :], inside, 0.0)
+        count = window_pixels(y * STRIDE, column * STRIDE, H, W).to(ACC)[:, None]
+        to = p[:, None] * BC + c[None, :]
+        tl.store(shares + to, divide(through_norm(d, mean, of_mean), count), inside)
+        tl.store(taps + to, tap.to(tl.int8), inside)
+
+
+@triton.jit
+def window_gradient(
+    shares, taps, bases, halves, at, g_strides, x_strides, p, c, inside, H, W, Ho, Wo, C,
+    X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Return a tile [BP, BC] of a pool's base + gradient of its input, as grouped_conv_backward.pooled."""
+    n, y, x = position(p, H, W)
+    g = place(bases, halves, at + 2, False, UNIT)
+    to = offset(x_strides, n, y, x, UNIT)[:, None] + c[None, :]
+    own = tl.load(place(bases, halves, at + 4, X_HALF, UNIT) + to, inside, 0.0).to(ACC)
+    of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
+    total = tl.zeros([BP, BC], ACC)
+    REACH: tl.constexpr = 3 if STRIDE == 1 else 2
+    for window in range(REACH * REACH):
+        wy = (y + (STRIDE - 2)) // STRIDE + window // REACH
+        wx = (x + (STRIDE - 2)) // STRIDE + window % REACH
+        ky, kx = y - wy * STRIDE + 1, x - wx * STRIDE + 1
+        reached = (wy >= 0) & (wy < Ho) & (ky >= 0) & (wx >= 0) & (wx < Wo) & (kx >= 0)
+        there = inside & reached[:, None]
+        to = (((n * Ho + wy) * Wo + wx) * BC)[:, None] + c[None, :]
+        d = tl.load(g + offset(g_strides, n, wy, wx, UNIT)[:, None] + c[None, :], there, 0.0)
+        here = tl.load(taps + to, there, -1) == (3 * ky + kx)[:, None]
+        added = tl.where(here, through_norm(d, own, of_most), 0.0) + tl.load(shares + to, there, 0.0)
+        total += tl.where(there, added, 0.0)
+    return pool_base(bases, halves, at, g, g_strides, n, y, x, p, c, inside, C, UNIT) + total
+
+
+@triton.jit
 def leave(
     sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, pool_strides,
-    begin, end, H, W, Ho, Wo, c, Ci, POOLED: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    UI: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    begin, end, H, W, Ho, Wo, c, Ci, POOLED: tl.constexpr, X_HALF: tl.constexpr, STRIDE: tl.constexpr,
+    RELU: tl.constexpr, UI: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill dx of input pixels begin to end from what all branches gave."""
+    """Fill dx of input pixels begin to end from what all branches gave; windows come where dt was."""
+    shares, taps = sums, sums
+    if POOLED:
+        low, high = reached(begin, end, H, W, Ho, Wo, 1, STRIDE)
+        first = low * BC + tl.program_id(1) * BC  # [p, c]
+        shares = sums + CHUNK * BC - first
+        taps = (sums + CHUNK * BC + (high - low) * BC).to(tl.pointer_type(tl.int8), bitcast=True) - first
+        make_windows(
+            shares, taps, bases, halves, at + 16, pool_strides[0], pool_strides[1], low, high, H, W, Ho, Wo,
+            c, Ci, X_HALF, STRIDE, UI, BP, BC, ACC,
+        )  # fmt: skip
+        tl.debug_barrier()
     for start in range(begin, end, BP):
         p = start + tl.arange(0, BP)
         inside = (p < end)[:, None] & (c < Ci)[None, :]
         s = tl.load(sums + (p - begin)[:, None] * BC + tl.arange(0, BC)[None, :], inside, 0.0)
         if POOLED:
-            base = pooled(
-                bases, halves, at + 16, pool_strides[0], pool_strides[1], p, c, inside, H, W, Ho, Wo, Ci,
-                STRIDE, UI, BP, BC, ACC,
+            base = window_gradient(
+                shares, taps, bases, halves, at + 16, pool_strides[0], pool_strides[1], p, c, inside,
+                H, W, Ho, Wo, Ci, X_HALF, STRIDE, UI, BP, BC, ACC,
             )  # fmt: skip
         else:
             base = dense(bases, halves, at + 4, p, c, inside, Ci, UI)
@@ -145,6 +209,8 @@ def leave(
             s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
             start // BP, p, H, W, inside, c, Ci, RELU, UI, ACC,
         )  # fmt: skip
+    if POOLED:
+        tl.debug_barrier()  # what comes next lies where windows were
 
 
 @triton.jit(do_not_specialize=["start", "branches", "inputs", "splits", "span", "Ci", "Co"])
@@ -162,9 +228,9 @@ def grouped_stage_backward_kernel(
     What is asked for of them; both only with stride 1. Grid (programs * inputs, blocks of Ci): a program
     takes every programs-th split of ``span`` pixels, of the input for dx, else of the output, and of that a
     chunk at a time. Its own memory, ``room`` times 16 numbers, holds what branches have given until now for
-    the chunk, [CHUNK, BC], then rows of dt [rows * Wo, BC]. With norm also partial [tiles, 2, Ci], as
-    :func:`grouped_input_gradient_kernel`. ``POOLED``: base is the gradient of a pool of the same input, whose
-    g and z have ``pool_strides``.
+    the chunk, [CHUNK, BC], then rows of dt [rows * Wo, BC], after all branches of what windows share out.
+    With norm also partial [tiles, 2, Ci], as :func:`grouped_input_gradient_kernel`. ``POOLED``: base is the
+    gradient of a pool of the same input, whose g and x have ``pool_strides``.
     """
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
@@ -194,5 +260,6 @@ def grouped_stage_backward_kernel(
             if BY_INPUT:
                 leave(
                     sums, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides,
-                    pool_strides, begin, end, H, W, Ho, Wo, c, Ci, POOLED, STRIDE, RELU, UI, TP, BC, ACC,
+                    pool_strides, begin, end, H, W, Ho, Wo, c, Ci, POOLED, X_HALF, STRIDE, RELU, UI, CHUNK,
+                    TP, BC, ACC,
                 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
+from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, sampled, scaled, steps
 from dartsfast.fused.launches import Address, At, Launches, Region
 from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import (
@@ -29,10 +29,16 @@ def conv_alike(plan: Launches, i: Instruction) -> Any:
     dx, _, d_pointwise, means = i.writes
     outputs = g[0].shape, alike(g), alike(z), plan.half(z[0]), coef[0].stride
     inputs = x.shape, steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
-    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs)
+    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs), _in_place(i)
     pool = _pooled(plan, i)
-    base = pool and (steps(pool.reads[0][0]), alike(pool.reads[1]))
+    base = pool and tuple(steps(pool.reads[k][0]) for k in (0, 3))
     return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to, base
+
+
+def _in_place(i: Instruction) -> bool:
+    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
+    depthwise, base, onto = i.reads[5], *i.reads[7:]
+    return bool(onto) and onto == i.writes[0] and not base and not depthwise
 
 
 def _pooled(plan: Launches, i: Instruction) -> Instruction | None:
@@ -75,6 +81,7 @@ class _Conv:
         )  # fmt: skip
         self.source = scaled(steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
         self.normed = bool(norm)
+        self.in_place = _in_place(group[0])
         self.onto = [scaled(steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
         self.tile = branch_conv.tile(self.Ci, self.Co, self.tapped, plan.itemsize == 8)
         self.tap_tile = {
@@ -83,8 +90,7 @@ class _Conv:
         self.taps = 16 // plan.itemsize  # that are summed up at a time
         self.halves = dict(X_HALF=plan.half(x), Z_HALF=plan.half(z[0]))
         self.blocks = cdiv(self.Ci, self.tile["BC"])
-        tiles = cdiv(self.pixels, self.tile["BP"])
-        self.span = cdiv(tiles, branch_conv_backward.SPLITS) * self.tile["BP"]
+        self.span = branch_conv_backward.span_of(self.pixels, self.tile["BP"], self.Ci, self.Co)
         self.splits = cdiv(self.pixels, self.span)
         self.by_branch, self.by_input = self._rows()
 
@@ -102,10 +108,13 @@ class _Conv:
             if means and dx:
                 plan.region(means[0].slot, 1, Region(tiles, shape["BP"], self.inputs, 2 * self.Ci))
                 partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
+            images = [maybe(refs, self.ui) for refs in ((x,), onto, dx)]
+            if self.in_place:
+                images = [sampled(image, self.pixels, self.ui) for image in (x, *onto, *dx)]
             inputs.append((
-                at(x, self.ui), maybe(norm, self.ui),
+                images[0], maybe(norm, self.ui),
                 None if self.pools else maybe([dense(b) for b in base], self.ui),
-                maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), None,
+                *images[1:], partial, len(branches), len(g), None,
                 *(_pool_row(plan, self.pools[k], self.ui) if self.pools else [None] * _POOL),
             ))  # fmt: skip
             for b in range(len(g)):
@@ -152,7 +161,12 @@ class _Conv:
         rows = [_rows_reached(pixels, span, chunk, *self.sizes, self.stride, reach) for reach in reaches]
         made = sum(total for _, total in rows) if by_input else self.pixels * len(self.by_branch)
         most = max(most for most, _ in rows) if by_input else min(chunk, span)
-        room = cdiv((chunk + most) * self.tile["BC"], 16)
+        pooled = by_input and bool(self.pools)
+        windows, shared = (
+            _rows_reached(pixels, span, chunk, *self.sizes, self.stride, 1) if pooled else (0, 0)
+        )
+        itemsize = self.plan.itemsize  # a window's tap is a byte more
+        room = cdiv((chunk + max(most, cdiv(windows * (itemsize + 1), itemsize))) * self.tile["BC"], 16)
         programs = max(1, min(splits, _PROGRAMS // (self.blocks * len(self.group))))
         programs = cdiv(splits, cdiv(splits, programs))
         inputs = [
@@ -161,7 +175,6 @@ class _Conv:
         ]
         entries = (*range(6), *range(_OWN, _OWN + 1 + _POOL)) if by_input else (0, 1, _OWN)
         touched = [row[k] for row in inputs for k in entries]
-        pooled = by_input and bool(self.pools)
         weights = (_BY_POINTWISE, _BY_DEPTHWISE) if by_weights else ()
         self.plan.add(
             Work(
@@ -177,21 +190,21 @@ class _Conv:
                     BT=self.taps, **self._options(),
                 ),
                 2 * made * self.Ci * self.Co + by_input * self._tap_operations()
-                + pooled * len(inputs) * _pool_operations(self.inputs, self.Ci, self.stride)
+                + pooled * len(inputs) * self.Ci * (25 * shared + 6 * self.inputs * _reach(self.stride) ** 2)
                 + by_weights * (self._products() + 2 * self._tap_operations()),
-                self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, by_input, by_weights),
+                self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, windows, by_input, by_weights),
             ),
             self._touched((_G, _Z, _COEF, _POINTWISE, _DEPTHWISE, *weights), ()) + touched,
         )  # fmt: skip
 
     def _pool_strides(self) -> tuple[tuple[int, ...], ...]:
-        """Return the strides of g and z of the pools, in units."""
+        """Return the strides of g and x of the pools, in units."""
         if not self.pools:
             return (0, 0, 0), (0, 0, 0)
-        g, z = self.pools[0].reads[:2]
-        return scaled(steps(g[0]), self.ui), scaled(steps(z[0]), self.ui)
+        g, x = (steps(self.pools[0].reads[k][0]) for k in (0, 3))
+        return scaled(g, self.ui), scaled(x, self.ui)
 
-    def _rounds(self, chunks: int, most: int, by_input: bool, by_weights: bool) -> int:
+    def _rounds(self, chunks: int, most: int, windows: int, by_input: bool, by_weights: bool) -> int:
         """Return the rounds of a program: of every chunk and branch dt, its adjoint and both products."""
         TP, BP = self.tap_tile["BP"], self.tile["BP"]
         chunk = branch_conv_backward.CHUNK * TP
@@ -200,7 +213,7 @@ class _Conv:
         for row in self.by_branch[: self.by_input[0][_BRANCHES]]:
             taps = cdiv(row[_K] ** 2, self.taps)  # through its pixels again for every block of taps
             found += cdiv(most, BP) + by_input * tiles + by_weights * (cdiv(chunk, BP) + taps * tiles)
-        return chunks * (found + by_input * tiles)
+        return chunks * (found + cdiv(windows, TP) + by_input * tiles)
 
     def input_gradient(self) -> None:
         """Add dx of every input."""
@@ -213,7 +226,7 @@ class _Conv:
                     _INPUT * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
                     *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
-                self._options(),
+                dict(IN_PLACE=self.in_place, **self._options()),
                 self._products(),
             ),
             self._touched((_G, _Z, _COEF, _POINTWISE), range(6)),
@@ -235,7 +248,10 @@ class _Conv:
                 self._products(),
                 cdiv(self.span, self.tile["BP"]),
             ),
-            self._touched((_G, _Z, _COEF, _BY_POINTWISE), range(2)),
+            [
+                *self._touched((_G, _Z, _COEF, _BY_POINTWISE), (1,)),
+                *(sampled(i.reads[3][0], self.pixels, self.ui) for i in self.group),
+            ],
         )  # fmt: skip
 
     def _options(self) -> dict[str, Any]:
@@ -298,51 +314,39 @@ def conv(plan: Launches, group: Group) -> None:
 
 def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pool3x3_backward must share."""
-    (g,), z, _, (x,), _ = i.reads
-    return x.shape, steps(x), plan.half(x), steps(g), alike(z), i.numbers
-
-
-def _with_convolution(plan: Launches, i: Instruction) -> bool:
-    """Whether a convolution adds to what a pool gives, which no one else reads: then it makes that itself.
-
-    Not in float64, for which registers would not do.
-    """
-    (dx,) = i.writes[0]
-    if plan.itemsize == 8:
-        return False
-    readers = [conv for conv in plan.convolutions if dx in conv.reads[7]]
-    if not readers or not readers[0].reads[5] or dx in readers[0].writes[0]:
-        return False
-    plan.bases[dx.slot] = i
-    return True
+    (g,), _, _, (x,), _ = i.reads
+    return x.shape, steps(x), plan.half(x), steps(g), i.numbers
 
 
 def _refs(pool: Instruction) -> list[Ref]:
-    """Return what the row of a pool names, but where maxima came from."""
-    return [ref for part in (*pool.reads[:3], pool.reads[4]) for ref in part]
+    """Return what the row of a pool names, but averages and where maxima came from, which are dense."""
+    return [ref for k in (0, 2, 3, 4) for ref in pool.reads[k]]
 
 
 def _pool_row(plan: Launches, pool: Instruction, u: int) -> tuple[Any, ...]:
-    """Return a pool's row, but dx."""
-    (gradient,), both, coef, _, base = pool.reads
+    """Return a pool's row, but dx; a convolution makes averages and where maxima came from itself."""
+    (gradient,), (most, mean), coef, (x,), base = pool.reads
+    alone = pool.writes[0][0].slot not in plan.bases
     weight = plan.skips.get(base[0].slot) if base else None
     return (
-        plan.places[both[0].slot]._replace(unit=u), at(gradient, u), *(at(half, u) for half in both),
+        plan.places[most.slot]._replace(unit=u) if alone else None, at(gradient, u), at(x, u),
+        at(dense(mean), u) if alone else None,
         *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
         None if weight is None else at(weight),
     )  # fmt: skip
 
 
-def _pool_operations(pixels: int, C: int, stride: int) -> int:
-    return 12 * pixels * C * (9 if stride == 1 else 4)
+def _reach(stride: int) -> int:
+    """Return how many windows reach a pixel in a row."""
+    return 3 if stride == 1 else 2
 
 
 def pool(plan: Launches, group: Group) -> None:
     """Add the backward of pools, but those whose gradient a convolution makes."""
-    group = [i for i in group if not _with_convolution(plan, i)]
+    group = [i for i in group if i.writes[0][0].slot not in plan.bases]
     if not group:
         return
-    (g,), z, _, (x,), _ = group[0].reads
+    (g,), _, _, (x,), _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
     refs = [ref for i in group for ref in (*_refs(i), *i.writes[0])]
     u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
@@ -354,8 +358,8 @@ def pool(plan: Launches, group: Group) -> None:
             grouped_conv_backward.grouped_pool_gradient_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows,
-            (scaled(steps(g), u), scaled(steps(z[0]), u), pixels, H, W, Ho, Wo, C // u),
-            dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
-            len(rows) * _pool_operations(pixels, C, stride),
+            (scaled(steps(g), u), scaled(steps(x), u), pixels, H, W, Ho, Wo, C // u),
+            dict(X_HALF=plan.half(x), STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
+            12 * len(rows) * pixels * C * _reach(stride) ** 2,
         ),
     )
