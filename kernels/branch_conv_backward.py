@@ -299,13 +299,14 @@ class Gradient:
             **self.options, **self.units, **self.tile,
         )  # fmt: skip
         if self.depthwise:
-            shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
+            shape = {name: value for name, value in self.tap_tile.items() if name != "BO"}
+            size = self.source[0].element_size()
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
                 **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, CHUNK=CHUNK * shape["BP"],
                 ACC=self.options["ACC"],
-                many_registers=crowded(self.Ci, self.source[0].element_size()) or self.stride > 1, **shape,
+                many_registers=crowded(self.Ci, size) or size == 2 or self.stride > 1, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(
