@@ -26,7 +26,7 @@ search: install
 # The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second. Two
 # processes of one thread: most of it is Python, and tests of several threads ask for them.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) interpret
 	$(MAKE) gpu-rehearsal
 
@@ -35,9 +35,10 @@ test: install lint
 TORCH_TARGET = $(shell sed -n 's/.*"TORCH_TARGET_VERSION", "\([^"]*\)".*/\1/p' setup.py)
 
 test-oldest: install $(OLDEST)/.installed
-	$(CXX) -fsyntax-only -std=c++20 -fvisibility=hidden -DTORCH_TARGET_VERSION=$(TORCH_TARGET) \
-		-Icsrc/cpu -isystem $(OLDEST)/lib/python3*/site-packages/torch/include csrc/ops/*.cpp csrc/cpu/*.cpp
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -k "not portable" tests/test_golden.py tests/test_native.py tests/test_ops.py tests/test_fd_hvp.py \
+	printf '%s\n' csrc/ops/*.cpp csrc/cpu/*.cpp | xargs -n 1 -P 2 \
+		$(CXX) -fsyntax-only -std=c++20 -fvisibility=hidden -DTORCH_TARGET_VERSION=$(TORCH_TARGET) \
+		-Icsrc/cpu -isystem $(OLDEST)/lib/python3*/site-packages/torch/include
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -k "not portable" tests/test_golden.py tests/test_native.py tests/test_ops.py tests/test_fd_hvp.py \
 		tests/test_norm_stats.py tests/test_cross_entropy.py tests/test_bilevel.py tests/test_capture.py \
 		tests/test_bench.py::test_every_case_passes_its_gate
 
@@ -49,7 +50,7 @@ $(OLDEST)/.installed:
 
 # The interpreter is Python on one core: two processes.
 interpret: install
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py \
 		tests/triton_kernels tests/triton_ladder
 
 # On a machine with a GPU and torch: nothing is installed, PYTHON's own packages serve.

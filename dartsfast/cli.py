@@ -1,4 +1,4 @@
-"""The ``dartsfast`` command: ``search``, ``compare``, ``explain`` a network, ``draw`` a cell, ``doctor``."""
+"""The ``dartsfast`` command."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ from typing import Any, NoReturn
 
 import dartsfast
 from dartsfast.compare import CompareConfig, CompareRNNConfig
-from dartsfast.errors import DivergedError, InputError, SearchStopped
-from dartsfast.search.config import GROUPS, CNNConfig, RNNConfig
+from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.runs.options import GROUPS
+from dartsfast.search.config import CNNConfig, RNNConfig
+from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
-# Flags of the original command lines that never changed its search; accepted so that those lines run.
-WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
-    "cnn": {"model_path": str, "drop_path_prob": float},
-    "rnn": {"nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None},
-}
+# Flags of the original command lines that never changed what it did; accepted so that those lines run.
+WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
+    ("search", "cnn"): {"model_path": str, "drop_path_prob": float},
+    ("search", "rnn"): {
+        "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
+    },
+    ("train", "cnn"): {"model_path": str},
+}  # fmt: skip
 
 METAVARS: dict[type, str] = {int: "N", float: "X"}
-SEARCHES: dict[str, Any] = {"cnn": CNNConfig, "rnn": RNNConfig}
+RUNS: dict[str, dict[str, Any]] = {
+    "search": {"cnn": CNNConfig, "rnn": RNNConfig},
+    "train": {"cnn": TrainCNNConfig},
+}
+HELP = {"search": "search a {} cell", "train": "train a found {} cell from scratch"}
+NOUNS = {"search": "search", "train": "training"}
+SAVED_AS = {"search": "search", "train": "eval"}  # what the original calls its folders
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
@@ -79,7 +90,7 @@ def _status(argv: Sequence[str] | None) -> int:
         return _complain(error, 2)
     except DivergedError as error:
         return _complain(error, 3)
-    except SearchStopped as stopped:
+    except RunStopped as stopped:
         return _complain(stopped, 128 + stopped.signum)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
@@ -111,9 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Command(prog="dartsfast", description="Differentiable architecture search.")
     parser.add_argument("--version", action="version", version=f"dartsfast {dartsfast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    search = commands.add_parser("search", help="search a cell").add_subparsers(required=True, metavar="KIND")
-    for kind, config in SEARCHES.items():
-        _add_search(search, kind, config)
+    for verb, configs in RUNS.items():
+        command = commands.add_parser(verb, help=HELP[verb].replace("{} ", ""))
+        group = command.add_subparsers(required=True, metavar="KIND")
+        for kind, config in configs.items():
+            _add_run(group, verb, kind, config)
+    _add_test(commands)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
     for kind, config in COMPARISONS.items():
@@ -148,34 +162,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_search(kinds: Any, kind: str, config: Any) -> None:
+def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
     command = kinds.add_parser(
         kind,
-        help=f"search a {kind.upper()} cell",
-        usage=f"dartsfast search {kind} [OPTION ...]",
+        help=HELP[verb].format(kind.upper()),
+        usage=f"dartsfast {verb} {kind} [OPTION ...]",
         argument_default=argparse.SUPPRESS,
     )
+    if verb == "train":
+        command.add_argument("cell", nargs="?", metavar="CELL", help="the same as --arch")
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
         _add_field(groups[field.metadata["group"]], field)
-    groups["optimisation"].add_argument(
-        "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
-    )
+    if verb == "search":
+        groups["optimisation"].add_argument(
+            "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
+        )
     run = groups["run"]
     run.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
-    run.add_argument("--save", metavar="NAME", help="the same as --out search-NAME-TIME")
+    run.add_argument("--save", metavar="NAME", help=f"the same as --out {SAVED_AS[verb]}-NAME-TIME")
     run.add_argument(
         "--resume", "--continue_train", nargs="?", const="", metavar="DIR",
         help="go on with the run in this folder (or in --out), under its own options; "
         "--data says where its data lie now",
     )  # fmt: skip
     old = command.add_argument_group("old flags without effect", "accepted, as in the original")
-    for name, type_ in WITHOUT_EFFECT[kind].items():
+    for name, type_ in WITHOUT_EFFECT[verb, kind].items():
         kwargs: dict[str, Any] = (
             {"action": "store_true"} if type_ is None else {"type": type_, "metavar": METAVARS.get(type_)}
         )
         old.add_argument(f"--{name}", **kwargs)
-    command.set_defaults(run=_search, kind=kind, config=config)
+    command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
+
+
+def _add_test(commands: Any) -> None:
+    kinds = commands.add_parser("test", help="test a trained network").add_subparsers(
+        required=True, metavar="KIND"
+    )
+    command = kinds.add_parser("cnn", help="test a trained CNN", argument_default=argparse.SUPPRESS)
+    command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
+    groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
+    for field in dataclasses.fields(TestCNNConfig):
+        _add_field(groups[field.metadata["group"]], field)
+    groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+    command.set_defaults(run=_test)
 
 
 def _add_explain(commands: Any) -> None:
@@ -218,26 +248,29 @@ def _add_field(group: Any, field: dataclasses.Field) -> None:
         group.add_argument(hyphened, dest=field.name, help=argparse.SUPPRESS, **how)
 
 
-def _search(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     given = dict(vars(args))
-    kind, config_cls = given.pop("kind"), given.pop("config")
+    verb, kind, config_cls = given.pop("verb"), given.pop("kind"), given.pop("config")
     del given["run"]
-    for name in WITHOUT_EFFECT[kind]:
+    for name in WITHOUT_EFFECT[verb, kind]:
         if given.pop(name, None) is not None:
-            print(f"dartsfast: --{name} has no effect on a search", file=sys.stderr)
+            print(f"dartsfast: --{name} has no effect on a {NOUNS[verb]}", file=sys.stderr)
+    cell = given.pop("cell", None)
+    if cell is not None and given.setdefault("arch", cell) != cell:
+        raise InputError(f"two cells to train, {cell} and {given['arch']}: name one")
     resume = given.pop("resume", None)
-    if resume is not None:
-        _resume(kind, config_cls, given, resume)
-        return
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
+    if resume is not None:
+        _resume(verb, kind, config_cls, given, resume)
+        return
     if "save" in given:
-        given.setdefault("out", f"search-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}")
-        given.pop("save", None)
-    _run_search(kind, config_cls(**given), None)
+        saved = f"{SAVED_AS[verb]}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        given.setdefault("out", saved)
+    _begin(verb, kind, config_cls(**given), None)
 
 
-def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
+def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
     named = (resume, given.get("out"), given.get("save"))
     places = [os.path.expanduser(place) for place in named if place]
     if not places:
@@ -246,8 +279,6 @@ def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> N
     paths = [Path(place).resolve() for place in places]
     if len({path.parent if path.is_file() else path for path in paths}) > 1:
         raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
-    if "gpu" in given:
-        given["device"] = f"cuda:{given.pop('gpu')}"
     fixed = sorted(set(given) - {"out", "save", "data", "device", "checkpoint_seconds"})
     if fixed:
         raise InputError(
@@ -258,26 +289,46 @@ def _resume(kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> N
             f"--data {given['data']} is no place where the data of a run can lie now: leave it out"
         )
     here = {name: given[name] for name in ("data", "device", "checkpoint_seconds") if name in given}
-    _run_search(kind, config_cls(**here), folder)
+    _begin(verb, kind, config_cls(**here), folder)
 
 
-def _run_search(kind: str, config: Any, resume: str | None) -> None:
-    from dartsfast import search
+def _begin(verb: str, kind: str, config: Any, resume: str | None) -> None:
+    from dartsfast import search, train
 
     try:
-        run = search.search_cnn if kind == "cnn" else search.search_rnn
+        run = getattr(search if verb == "search" else train, f"{verb}_{kind}")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"a search needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
+            f"a {NOUNS[verb]} needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
         ) from error
     result = run(config, resume=resume)
     print(result.genotype)
     print(f"genotype    {result.out / 'genotype.json'}")
-    print(f"pictures    {result.out / 'cell.png'}, {result.out / 'alphas.png'}, {result.out / 'curves.png'}")
+    pictures = ("cell.png", "alphas.png", "curves.png") if verb == "search" else ("cell.png", "curves.png")
+    print(f"pictures    {', '.join(str(result.out / picture) for picture in pictures)}")
+    if verb == "train":
+        print(f"weights     {result.weights}")
     print(f"checkpoint  {result.checkpoint}")
     print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
     if result.lesson:
         print(result.lesson)
+
+
+def _test(args: argparse.Namespace) -> None:
+    from dartsfast import train
+
+    given = dict(vars(args))
+    del given["run"]
+    if "gpu" in given:
+        given["device"] = f"cuda:{given.pop('gpu')}"
+    folder = given.pop("folder", None)
+    if folder is not None and given.setdefault("model_path", folder) != folder:
+        raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
+    found = train.test_cnn(TestCNNConfig(**given))
+    print(
+        f"test error {100 - found.acc:.2f} % ({100 - found.acc5:.2f} % with five guesses), "
+        f"loss {found.loss:.4f}, on {found.images} images"
+    )
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -39,8 +39,8 @@ class DivergedError(ArithmeticError):
     """A loss or gradient became NaN or infinite; the message says where, and how to go on."""
 
 
-class SearchStopped(KeyboardInterrupt):
-    """A signal stopped a search; the message says what is saved, and how to go on.
+class RunStopped(KeyboardInterrupt):
+    """A signal stopped a run; the message says what is saved, and how to go on.
 
     Attributes:
         signum: the signal; the command line exits with 128 more.
@@ -49,3 +49,6 @@ class SearchStopped(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+SearchStopped = RunStopped  # its name before there were other runs

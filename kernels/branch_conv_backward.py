@@ -10,52 +10,26 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.branch_conv import PRECISION, convolved, crowded, norm_rows, place, source, tile
+from dartsfast.kernels.branch_conv import PRECISION, crowded, norm_rows, place, tile
+from dartsfast.kernels.branch_gradients import (
+    depthwise_adjoint,
+    depthwise_gradient,
+    pointwise_adjoint,
+    pointwise_gradient,
+    through_source,
+)
 from dartsfast.kernels.images import scaled, strides, unit
 from dartsfast.kernels.launch import accumulator, all_dense, dense, launch
 from dartsfast.kernels.reduce import COLUMNS, PARTS, ordered_sum, sum_kernel
 from torch import Tensor
 
 SPLITS = 64
+ROWS = 2
+"""Pixels of a split by the narrower side of a weight, at least: else partial sums are as large as images."""
 TAPS = 1024
 """Numbers of a block where there is no matrix product: 8 a thread."""
-
-
-@triton.jit
-def output_gradient(
-    g, g_strides, z, z_strides, coef, pitch, n, y, column, there, o, Co, ACC: tl.constexpr
-):  # fmt: skip
-    """Return dz = ((g - m) - (z - mu) * r) * k of output pixels, [BP, BO]; g itself without coef.
-
-    ``pitch`` lies between the rows of coef.
-    """
-    inside = there[:, None] & (o < Co)[None, :]
-    at = n * g_strides[0] + y * g_strides[1] + column * g_strides[2]
-    d = tl.load(g + at[:, None] + o[None, :], inside, 0.0).to(ACC)
-    if coef is not None:
-        at = n * z_strides[0] + y * z_strides[1] + column * z_strides[2]
-        v = tl.load(z + at[:, None] + o[None, :], inside, 0.0).to(ACC)
-        m = tl.load(coef + o, o < Co, 0.0).to(ACC)[None, :]
-        mu = tl.load(coef + pitch + o, o < Co, 0.0).to(ACC)[None, :]
-        r = tl.load(coef + 2 * pitch + o, o < Co, 0.0).to(ACC)[None, :]
-        k = tl.load(coef + 3 * pitch + o, o < Co, 0.0).to(ACC)[None, :]
-        d = tl.where(inside, ((d - m) - (v - mu) * r) * k, 0.0)
-    return d
-
-
-@triton.jit
-def pointwise_adjoint(
-    g, g_strides, z, z_strides, coef, pitch, pointwise, n, y, column, there, c, Ci, Co,
-    PRECISION: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Return dt = dz times the pointwise weight at output pixels, [BP, BC]."""
-    total = tl.zeros([there.shape[0], c.shape[0]], ACC)
-    for start in range(0, Co, BO):
-        o = start + tl.arange(0, BO)
-        d = output_gradient(g, g_strides, z, z_strides, coef, pitch, n, y, column, there, o, Co, ACC)
-        w = tl.load(pointwise + o[:, None] * Ci + c[None, :], (o < Co)[:, None] & (c < Ci)[None, :], 0.0)
-        total = tl.dot(d, w.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
-    return total
+CHUNK = 4
+"""Such blocks that a depthwise weight's gradient sums up by lanes before a tree over these."""
 
 
 @triton.jit
@@ -81,48 +55,6 @@ def pointwise_adjoint_kernel(
                 pointwise[b], n, y, column, p < pixels, c, Ci, Co, PRECISION, BO, ACC,
             )  # fmt: skip
             tl.store(dt[b] + p[:, None] * Ci + c[None, :], total, (p < pixels)[:, None] & (c < Ci)[None, :])
-
-
-@triton.jit
-def depthwise_adjoint(
-    dt, weight, Ho, Wo, n, y, column, there, c, Ci, K, D, STRIDE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Return the depthwise adjoint of dt [N * Ho * Wo, Ci] at input pixels, [BP, BC]."""
-    s = tl.zeros([there.shape[0], c.shape[0]], ACC)
-    top = y + D * (K - 1) // 2
-    left = column + D * (K - 1) // 2
-    for ky in range(K):
-        down = top - ky * D
-        row = there & (down >= 0) & (down < Ho * STRIDE) & (down % STRIDE == 0)
-        first = (n * Ho + down // STRIDE) * Wo
-        for kx in range(K):
-            right = left - kx * D
-            seen = row & (right >= 0) & (right < Wo * STRIDE) & (right % STRIDE == 0)
-            at = ((first + right // STRIDE) * Ci)[:, None] + c[None, :]
-            d = tl.load(dt + at, seen[:, None] & (c < Ci)[None, :], 0.0)
-            w = tl.load(weight + c * (K * K) + ky * K + kx, c < Ci, 0.0).to(ACC)
-            added = tl.fma(d, w[None, :], s)
-            if STRIDE > 1:  # a tap that is not finite has no part in pixels that a stride skips
-                added = tl.where(((down % STRIDE == 0) & (right % STRIDE == 0))[:, None], added, s)
-            s = added
-    return s
-
-
-@triton.jit
-def through_source(
-    s, x, strides, norm, norm_stride, partial, n, y, column, inside, c, Ci,
-    RELU: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Return s [BP, BC] where relu let x pass; with norm fill partial [2, Ci], sums of s and s * norm(x)."""
-    mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
-    at = (n * strides[0] + y * strides[1] + column * strides[2])[:, None] + c[None, :]
-    v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
-    if RELU:
-        s = tl.where(v > 0, s, 0.0)
-    if norm is not None:
-        tl.store(partial + c, tl.sum(tl.where(inside, s, 0.0), 0), c < Ci)
-        tl.store(partial + Ci + c, tl.sum(tl.where(inside, s * v, 0.0), 0), c < Ci)
-    return s
 
 
 # Of channels of one unit the compiler would make a constant, unroll, and take half as many registers again.
@@ -152,7 +84,7 @@ def input_gradient_kernel(
                 part = tl.where(taken[:, None], part, 0.0)
         else:
             part = depthwise_adjoint(
-                dt[b], depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
+                dt[b], Ci, depthwise[b], Ho, Wo, n, y, column, there, c, Ci, K[b], D[b], STRIDE, ACC
             )
         if b == 0:
             s = part
@@ -189,56 +121,28 @@ def pointwise_gradient_kernel(
     c = tl.program_id(2) * BC + tl.arange(0, BC)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
-            total = tl.zeros([BO, BC], ACC)
-            for start in range(split * span, tl.minimum(split * span + span, pixels), BP):
-                p = start + tl.arange(0, BP)
-                n, y, column = place(p, Ho, Wo)
-                t = convolved(
-                    x, x_strides, H, W, n, y, column, p < pixels, c, Ci, norm, norm_stride,
-                    None if depthwise is None else depthwise[b], K[b], D[b], STRIDE, RELU, ACC,
-                )  # fmt: skip
-                d = output_gradient(
-                    g[b], g_strides, z[b], z_strides, None if coef is None else coef + b * 4 * Co, Co,
-                    n, y, column, p < pixels, o, Co, ACC,
-                )  # fmt: skip
-                total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
+            total = pointwise_gradient(
+                tl.zeros([BO, BC], ACC), g[b], g_strides, z[b], z_strides,
+                None if coef is None else coef + b * 4 * Co, Co, x, x_strides, norm, norm_stride,
+                None if depthwise is None else depthwise[b], K[b], D[b],
+                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, o, c, Ci, Co,
+                STRIDE, RELU, PRECISION, BP, ACC,
+            )  # fmt: skip
             to = partial[b] + (split * Co + o[:, None]) * Ci + c[None, :]
             tl.store(to, total, (o < Co)[:, None] & (c < Ci)[None, :])
-
-
-@triton.jit
-def depthwise_gradient(
-    dt, x, strides, norm, mean, rstd, partial, begin, end, H, W, Ho, Wo, c, Ci, K, D,
-    STRIDE: tl.constexpr, RELU: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Fill partial [Ci, K * K] of one branch from output pixels begin to end, BT taps at a time."""
-    for first in range(0, K * K, BT):
-        tap = first + tl.arange(0, BT)[:, None]
-        down, right = (tap // K - K // 2) * D, (tap % K - K // 2) * D  # [BT, 1]
-        total = tl.zeros([BT, BP, c.shape[0]], ACC)
-        for start in range(begin, end, BP):
-            p = start + tl.arange(0, BP)
-            n, y, column = place(p[None, :], Ho, Wo)
-            y, column = y * STRIDE + down, column * STRIDE + right  # [BT, BP]
-            seen = (p[None, :] < end) & (tap < K * K) & (y >= 0) & (y < H) & (column >= 0) & (column < W)
-            at = (n * strides[0] + y * strides[1] + column * strides[2])[:, :, None] + c[None, None, :]
-            inside = seen[:, :, None] & (c < Ci)[None, None, :]
-            v = source(x, at, inside, norm, mean, rstd, RELU, ACC)
-            d = tl.load(dt + p[:, None] * Ci + c[None, :], (p < end)[:, None] & (c < Ci)[None, :], 0.0)
-            total = tl.fma(v, d[None, :, :], total)
-        to = partial + c[None, :] * (K * K) + tap
-        tl.store(to, tl.sum(total, 1), (c < Ci)[None, :] & (tap < K * K))
 
 
 @triton.jit
 def depthwise_gradient_kernel(
     dt, x, strides, norm, norm_stride, partial, pixels, span, H, W, Ho, Wo, Ci,
     K: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill partial, a tuple of [splits, Ci, K * K]; grid (splits * branches, blocks of Ci).
 
-    A program goes through its pixels again for every block of taps: they stay in the first cache.
+    Chunks of CHUNK pixels are added one after the other. A program goes through the pixels of one again for
+    every block of taps: they stay in the first cache.
     """
     Ci, strides, norm_stride = Ci * UI, scaled(strides, UI), norm_stride * UI
     BRANCHES: tl.constexpr = len(partial)
@@ -247,11 +151,14 @@ def depthwise_gradient_kernel(
     mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
     for b in tl.static_range(BRANCHES):
         if tl.program_id(0) % BRANCHES == b:
-            depthwise_gradient(
-                dt[b], x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
-                split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, c, Ci,
-                K[b], D[b], STRIDE, RELU, BT, BP, ACC,
-            )  # fmt: skip
+            end = tl.minimum(split * span + span, pixels)
+            for begin in range(split * span, end, CHUNK):
+                depthwise_gradient(
+                    dt[b], Ci, x, strides, norm, mean, rstd, partial[b] + split * Ci * (K[b] * K[b]),
+                    begin > split * span, begin, tl.minimum(begin + CHUNK, end), H, W, Ho, Wo, c, Ci,
+                    K[b], D[b], STRIDE, RELU, BT, BP, ACC,
+                )  # fmt: skip
+                tl.debug_barrier()  # what is added to was stored by other threads
 
 
 @triton.jit(do_not_specialize=["one"])
@@ -292,6 +199,12 @@ def branch_conv_backward(
         gradient.by_input(base, dx, means)
     if weight_grads:
         gradient.by_weights((*d_pointwise, *d_depthwise))
+
+
+def span_of(pixels: int, BP: int, Ci: int, Co: int) -> int:
+    """Return the pixels of a split, whole tiles of BP."""
+    least = max(triton.cdiv(pixels, SPLITS), ROWS * min(Ci, Co))
+    return triton.cdiv(min(least, pixels), BP) * BP
 
 
 class Gradient:
@@ -375,7 +288,7 @@ class Gradient:
 
     def by_weights(self, out: tuple[Tensor, ...]) -> None:
         """Fill the gradients of all pointwise [Co, Ci, 1, 1], then all depthwise weights [Ci, 1, K, K]."""
-        span = triton.cdiv(triton.cdiv(self.pixels, self.tile["BP"]), SPLITS) * self.tile["BP"]
+        span = span_of(self.pixels, self.tile["BP"], self.Ci, self.Co)
         splits = triton.cdiv(self.pixels, span)
         partial = tuple(self.scratch([splits, w.numel()]) for w in out)
         launch(
@@ -386,12 +299,14 @@ class Gradient:
             **self.options, **self.units, **self.tile,
         )  # fmt: skip
         if self.depthwise:
-            shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
+            shape = {name: value for name, value in self.tap_tile.items() if name != "BO"}
+            size = self.source[0].element_size()
             launch(
                 depthwise_gradient_kernel, (splits * self.branches, self.blocks),
                 self.dt, *self.source, partial[self.branches :], self.pixels, span, *self.sizes,
-                **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, ACC=self.options["ACC"],
-                many_registers=crowded(self.Ci, self.source[0].element_size()) or self.stride > 1, **shape,
+                **self.taps, RELU=self.relu, UI=self.units["UI"], BT=4, CHUNK=CHUNK * shape["BP"],
+                ACC=self.options["ACC"],
+                many_registers=crowded(self.Ci, size) or size == 2 or self.stride > 1, **shape,
             )  # fmt: skip
         sizes = tuple(w.numel() for w in out)
         launch(

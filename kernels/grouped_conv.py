@@ -14,8 +14,8 @@ from dartsfast.kernels.reduce import combined, divide
 
 CONV = 12
 """Entries of a row of :func:`grouped_conv_kernel`: x, norm, z, partial, depthwise, pointwise, K, D."""
-POOL = 12
-"""Entries of a row of :func:`grouped_pool_kernel`: x, both halves of z, partial of both, and place."""
+POOL = 10
+"""Entries of a row of :func:`grouped_pool_kernel`: x, partial of both halves, average and place."""
 NORM = 10
 """Entries of a row of :func:`grouped_norms_kernel`: partial, norm, its parts, pixels of a part and of all,
 running mean and variance, batches."""
@@ -52,24 +52,25 @@ def grouped_conv_kernel(
 @triton.jit(do_not_specialize=["start"])
 def grouped_pool_kernel(
     table, addresses, bases, halves, start, strides, pixels, H, W, Ho, Wo, units,
-    PLACES: tl.constexpr, X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr,
+    AGAIN: tl.constexpr, X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill maximum and average of images, and partial [tiles, 2, C]; grid (tiles, blocks of C, images).
+    """Fill partial [tiles, 2, C] of both halves, which sums make again; grid (tiles, blocks of C, images).
 
-    ``PLACES``: also the taps that the maxima came from, bytes.
+    ``AGAIN``: for the gradient, the averages and the taps that the maxima came from, bytes, instead.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 12
+    at = table + start + tl.program_id(2) * 10
     tile = tl.program_id(0)
-    places = None
-    if PLACES:
-        places = place(bases, halves, at + 10, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
+    mean, places, of_most, of_mean = None, None, None, None
+    if AGAIN:
+        mean = place(bases, halves, at + 6, False, UNIT)
+        places = place(bases, halves, at + 8, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
+    else:
+        of_most = place(bases, halves, at + 2, False, UNIT) + tile * 2 * C
+        of_mean = place(bases, halves, at + 4, False, UNIT) + tile * 2 * C
     pooled_tile(
-        place(bases, halves, at + 2, False, UNIT), place(bases, halves, at + 4, False, UNIT), places,
-        place(bases, halves, at + 6, False, UNIT) + tile * 2 * C,
-        place(bases, halves, at + 8, False, UNIT) + tile * 2 * C,
-        place(bases, halves, at, X_HALF, UNIT), strides, tile,
+        None, mean, places, of_most, of_mean, place(bases, halves, at, X_HALF, UNIT), strides, tile,
         pixels, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
     )  # fmt: skip
 

@@ -1,166 +1,145 @@
-"""The backward of convolutions and pools for the edges of a section."""
+"""The backward of convolutions without taps and of pools for the edges of a section, and weights' sums."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dartsfast.kernels.branch_conv import convolved, norm_rows
 from dartsfast.kernels.branch_conv import place as pixel
-from dartsfast.kernels.branch_conv_backward import (
-    depthwise_adjoint,
-    depthwise_gradient,
-    output_gradient,
-    pointwise_adjoint,
-    through_source,
-)
+from dartsfast.kernels.branch_gradients import pointwise_adjoint, pointwise_gradient, through_source
 from dartsfast.kernels.grouped import given, place, there
 from dartsfast.kernels.images import offset, position, scaled
 from dartsfast.kernels.pool3x3 import coefficients, pool_gradient
 from dartsfast.kernels.reduce import added
 
-GRADIENT = 18
-"""Entries of a branch's row: g, z, coef, dt, partial of the pointwise and of the depthwise weight, pointwise,
+GRADIENT = 16
+"""Entries of a branch's row: g, z, coef, partial of the pointwise and of the depthwise weight, pointwise,
 depthwise, K, D, its input."""
-INPUT = 16
-"""Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches."""
+INPUT = 32
+"""Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches, memory of programs,
+and those of a pool's that stands for base, but dx."""
 POOL = 18
-"""Entries of a pool's row: place, g, both halves of z, coef of both, base, weight of g, dx."""
+"""Entries of a pool's row: place, g, x, average, coef of both halves, base, weight of g, dx."""
 WEIGHT = 6
 """Entries of a weight's row: partial, out, size in units, parts."""
 
 
-@triton.jit(do_not_specialize=["start", "branches"])
-def grouped_adjoint_kernel(
-    table, addresses, bases, halves, start, branches, g_strides, z_strides, coef_row, pixels, Ho, Wo, Ci, Co,
-    Z_HALF: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+@triton.jit
+def pooled(
+    bases, halves, at, g_strides, x_strides, p, c, inside, H, W, Ho, Wo, C, X_HALF: tl.constexpr,
+    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill dt [pixels, Ci] of every branch; grid (tiles * branches, blocks of Ci)."""
-    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
-    at = table + start + tl.program_id(0) % branches * 18
-    p = tl.program_id(0) // branches * BP + tl.arange(0, BP)
-    n, y, column = pixel(p, Ho, Wo)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    total = pointwise_adjoint(
-        place(bases, halves, at, False, UO), g_strides, place(bases, halves, at + 2, Z_HALF, UO), z_strides,
-        place(bases, halves, at + 4, False, UO), coef_row * UO, given(addresses, at + 12, ACC),
-        n, y, column, p < pixels, c, Ci, Co, PRECISION, BO, ACC,
+    """Return a tile [BP, BC] of a pool's base + gradient of its input; ``at``: its row."""
+    n, y, x = position(p, H, W)
+    places = place(bases, halves, at, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
+    g = place(bases, halves, at + 2, False, UNIT)
+    to = offset(x_strides, n, y, x, UNIT)[:, None] + c[None, :]
+    own = tl.load(place(bases, halves, at + 4, X_HALF, UNIT) + to, inside, 0.0).to(ACC)
+    mean, pitch = place(bases, halves, at + 6, False, UNIT), C // UNIT
+    z_strides = Ho * Wo * pitch, Wo * pitch, pitch
+    of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
+    of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
+    total = pool_gradient(
+        places, (g, g), (None, mean), own, of_most, of_mean, (g_strides, g_strides), (None, z_strides),
+        n, y, x, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
     )  # fmt: skip
-    dt = place(bases, halves, at + 6, False, UI)
-    tl.store(dt + p[:, None] * Ci + c[None, :], total, (p < pixels)[:, None] & (c < Ci)[None, :])
+    return pool_base(bases, halves, at, g, g_strides, n, y, x, p, c, inside, C, UNIT) + total
 
 
-@triton.jit(do_not_specialize=["start", "inputs", "branches"])
-def grouped_pointwise_backward_kernel(
-    table, addresses, bases, halves, start, inputs, branches, g_strides, z_strides, coef_row, x_strides,
-    norm_stride, pixels, span, H, W, Ho, Wo, Ci, Co,
-    NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr, STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+@triton.jit
+def pool_base(bases, halves, at, g, g_strides, n, y, x, p, c, inside, C, UNIT: tl.constexpr):
+    """Return a tile [BP, BC] of what a pool's gradient is added to; ``at``: its row."""
+    base = place(bases, halves, at + 12, False, UNIT)
+    to = (p * C)[:, None] + c[None, :]
+    before = tl.load(base + to, inside & there(at + 12), 0.0)
+    if there(at + 14):  # the source itself, weighted: strides are 1 then, and base is not there
+        weight = tl.load(place(bases, halves, at + 14, False, 1))
+        to_g = offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :]
+        before = tl.fma(weight, tl.load(g + to_g, inside, 0.0), before)
+    return before
+
+
+@triton.jit
+def dense(bases, halves, at, p, c, inside, Ci, UI: tl.constexpr):
+    """Return a tile [BP, BC] of a dense image, 0 where it is not there."""
+    image = place(bases, halves, at, False, UI)
+    return tl.load(image + p[:, None] * Ci + c[None, :], inside & there(at), 0.0)
+
+
+@triton.jit
+def arrive(
+    s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, tile, p, H, W,
+    inside, c, Ci, RELU: tl.constexpr, UI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill dt [pixels, Ci] and partial [splits, Co, Ci] of every branch with Co channels, one block of them.
-
-    What the adjoint and the gradient of the weights both need, dz, is made once. Grid (splits * branches,
-    blocks of Ci).
-    """
-    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
-    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
-    at = table + start + tl.program_id(0) % branches * 18
-    source = table + start + inputs + tl.load(at + 16) * 16
-    split = tl.program_id(0) // branches
-    o, c = tl.arange(0, BO), tl.program_id(1) * BC + tl.arange(0, BC)
-    norm = None
-    if NORMED:
-        norm = place(bases, halves, source + 2, False, UI)
-    K, D = tl.load(at + 14).to(tl.int32), tl.load(at + 15).to(tl.int32)
-    x, g = place(bases, halves, source, X_HALF, UI), place(bases, halves, at, False, UO)
-    z, coef = place(bases, halves, at + 2, Z_HALF, UO), place(bases, halves, at + 4, False, UO)
-    dt = place(bases, halves, at + 6, False, UI)
-    both = (o < Co)[:, None] & (c < Ci)[None, :]
-    w = tl.load(given(addresses, at + 12, ACC) + o[:, None] * Ci + c[None, :], both, 0.0)
-    total = tl.zeros([BO, BC], ACC)
-    for begin in range(split * span, tl.minimum(split * span + span, pixels), BP):
-        p = begin + tl.arange(0, BP)
-        n, y, column = pixel(p, Ho, Wo)
-        d = output_gradient(
-            g, g_strides, z, z_strides, coef, coef_row * UO, n, y, column, p < pixels, o, Co, ACC
-        )
-        back = tl.dot(d, w, input_precision=PRECISION, out_dtype=ACC)
-        tl.store(dt + p[:, None] * Ci + c[None, :], back, (p < pixels)[:, None] & (c < Ci)[None, :])
-        t = convolved(
-            x, x_strides, H, W, n, y, column, p < pixels, c, Ci, norm, norm_stride,
-            given(addresses, at + 13, ACC), K, D, STRIDE, RELU, ACC,
-        )  # fmt: skip
-        total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
-    to = place(bases, halves, at + 8, False, 1) + (split * Co + o[:, None]) * Ci + c[None, :]
-    tl.store(to, total, both)
-
-
-@triton.jit(do_not_specialize=["start", "branches", "Ci", "Co"])
-def grouped_input_gradient_kernel(
-    table, addresses, bases, halves, start, branches, g_strides, z_strides, coef_row, x_strides, norm_stride,
-    onto_strides, dx_strides, pixels, H, W, Ho, Wo, Ci, Co,
-    NORMED: tl.constexpr, TAPS: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
-    STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Fill dx = onto + (base + gradient of x) of every input; grid (tiles, blocks of Ci, inputs).
-
-    With norm also partial [tiles, 2, Ci]: the sums of s and of s * norm(x). ``branches`` is the number of the
-    first branch's first entry, from ``start`` on; base is dense.
-    """
-    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
-    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
-    onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
-    at = table + start + tl.program_id(2) * 16
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    here = p < pixels
+    """Fill a tile of an input's dx = onto + (base + what relu and norm leave of s [BP, BC])."""
     n, y, column = pixel(p, H, W)
-    s = tl.zeros([BP, BC], ACC)
-    first = table + start + branches + tl.load(at + 12) * 18
-    for b in range(tl.load(at + 13).to(tl.int32)):
-        one = first + b * 18
-        if TAPS:
-            part = depthwise_adjoint(
-                place(bases, halves, one + 6, False, UI), given(addresses, one + 13, ACC),
-                Ho, Wo, n, y, column, here, c, Ci,
-                tl.load(one + 14).to(tl.int32), tl.load(one + 15).to(tl.int32), STRIDE, ACC,
-            )  # fmt: skip
-        else:
-            taken = here & (y % STRIDE == 0) & (column % STRIDE == 0)
-            part = pointwise_adjoint(
-                place(bases, halves, one, False, UO), g_strides,
-                place(bases, halves, one + 2, Z_HALF, UO), z_strides,
-                place(bases, halves, one + 4, False, UO), coef_row * UO, given(addresses, one + 12, ACC),
-                n, y // STRIDE, column // STRIDE, taken, c, Ci, Co, PRECISION, BO, ACC,
-            )  # fmt: skip
-            if STRIDE > 1:  # a weight that is not finite has no part in pixels that a stride skips
-                part = tl.where(taken[:, None], part, 0.0)
-        s += part
-    inside = here[:, None] & (c < Ci)[None, :]
-    if RELU or NORMED:
-        norm, partial = None, None
-        if NORMED:
-            norm = place(bases, halves, at + 2, False, UI)
-            partial = place(bases, halves, at + 10, False, UI) + tl.program_id(0) * 2 * Ci
+    if RELU or norm is not None:
+        partial = None
+        if norm is not None:
+            partial = place(bases, halves, at + 10, False, UI) + tile * 2 * Ci
         s = through_source(
-            s, place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride, partial,
-            n, y, column, inside, c, Ci, RELU, ACC,
-        )  # fmt: skip
-    base = place(bases, halves, at + 4, False, UI)
-    s = tl.load(base + p[:, None] * Ci + c[None, :], inside & there(at + 4), 0.0) + s
+            s, x, x_strides, norm, norm_stride, partial, n, y, column, inside, c, Ci, RELU, ACC
+        )
+    s = base + s
     to = (n * onto_strides[0] + y * onto_strides[1] + column * onto_strides[2])[:, None] + c[None, :]
     s = tl.load(place(bases, halves, at + 6, False, UI) + to, inside & there(at + 6), 0.0) + s
     to = (n * dx_strides[0] + y * dx_strides[1] + column * dx_strides[2])[:, None] + c[None, :]
     tl.store(place(bases, halves, at + 8, False, UI) + to, s, inside)
 
 
+@triton.jit(do_not_specialize=["start", "branches", "Ci", "Co"])
+def grouped_input_gradient_kernel(
+    table, addresses, bases, halves, start, branches, g_strides, z_strides, coef_row, x_strides, norm_stride,
+    onto_strides, dx_strides, pixels, H, W, Ho, Wo, Ci, Co,
+    IN_PLACE: tl.constexpr, NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
+    STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Fill dx = onto + (base + gradient of x) of every input; grid (tiles, blocks of Ci, inputs).
+
+    With norm also partial [tiles, 2, Ci]: the sums of s and of s * norm(x). ``branches`` is the number of the
+    first branch's first entry, from ``start`` on; base is dense. ``IN_PLACE``: dx is onto, there is no base,
+    and pixels that a stride skips stay as they are.
+    """
+    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
+    onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
+    at = table + start + tl.program_id(2) * 32
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    here = p < pixels
+    n, y, column = pixel(p, H, W)
+    s = tl.zeros([BP, BC], ACC)
+    first = table + start + branches + tl.load(at + 12) * 16
+    for b in range(tl.load(at + 13).to(tl.int32)):
+        one = first + b * 16
+        taken = here & (y % STRIDE == 0) & (column % STRIDE == 0)
+        part = pointwise_adjoint(
+            place(bases, halves, one, False, UO), g_strides, place(bases, halves, one + 2, Z_HALF, UO),
+            z_strides, place(bases, halves, one + 4, False, UO), coef_row * UO,
+            given(addresses, one + 10, ACC), n, y // STRIDE, column // STRIDE, taken, c, Ci, Co,
+            PRECISION, BO, ACC,
+        )  # fmt: skip
+        if STRIDE > 1:  # a weight that is not finite has no part in pixels that a stride skips
+            part = tl.where(taken[:, None], part, 0.0)
+        s += part
+    norm = None
+    if NORMED:
+        norm = place(bases, halves, at + 2, False, UI)
+    if IN_PLACE:
+        here &= (y % STRIDE == 0) & (column % STRIDE == 0)
+    inside = here[:, None] & (c < Ci)[None, :]
+    arrive(
+        s, dense(bases, halves, at + 4, p, c, inside, Ci, UI), bases, halves, at,
+        place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride, onto_strides, dx_strides,
+        tl.program_id(0), p, H, W, inside, c, Ci, RELU, UI, ACC,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["start", "inputs", "branches"])
 def grouped_pointwise_gradient_kernel(
     table, addresses, bases, halves, start, inputs, branches, g_strides, z_strides, coef_row, x_strides,
     norm_stride, pixels, span, H, W, Ho, Wo, Ci, Co,
-    NORMED: tl.constexpr, TAPS: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
+    NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
     STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -171,59 +150,23 @@ def grouped_pointwise_gradient_kernel(
     """
     Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
-    at = table + start + tl.program_id(0) % branches * 18
-    source = table + start + inputs + tl.load(at + 16) * 16
+    at = table + start + tl.program_id(0) % branches * 16
+    source = table + start + inputs + tl.load(at + 14) * 32
     split = tl.program_id(0) // branches
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     c = tl.program_id(2) * BC + tl.arange(0, BC)
-    norm, depthwise, K, D = None, None, 1, 1
-    if NORMED:
-        norm = place(bases, halves, source + 2, False, UI)
-    if TAPS:
-        depthwise = given(addresses, at + 13, ACC)
-        K = tl.load(at + 14).to(tl.int32)
-        D = tl.load(at + 15).to(tl.int32)
-    x, g = place(bases, halves, source, X_HALF, UI), place(bases, halves, at, False, UO)
-    z, coef = place(bases, halves, at + 2, Z_HALF, UO), place(bases, halves, at + 4, False, UO)
-    total = tl.zeros([BO, BC], ACC)
-    for begin in range(split * span, tl.minimum(split * span + span, pixels), BP):
-        p = begin + tl.arange(0, BP)
-        n, y, column = pixel(p, Ho, Wo)
-        t = convolved(
-            x, x_strides, H, W, n, y, column, p < pixels, c, Ci, norm, norm_stride, depthwise, K, D,
-            STRIDE, RELU, ACC,
-        )  # fmt: skip
-        d = output_gradient(
-            g, g_strides, z, z_strides, coef, coef_row * UO, n, y, column, p < pixels, o, Co, ACC
-        )
-        total = tl.dot(tl.trans(d), t, total, input_precision=PRECISION, out_dtype=ACC)
-    to = place(bases, halves, at + 8, False, 1) + (split * Co + o[:, None]) * Ci + c[None, :]
-    tl.store(to, total, (o < Co)[:, None] & (c < Ci)[None, :])
-
-
-@triton.jit(do_not_specialize=["start", "inputs", "branches"])
-def grouped_depthwise_gradient_kernel(
-    table, addresses, bases, halves, start, inputs, branches, x_strides, norm_stride, pixels, span,
-    H, W, Ho, Wo, Ci, NORMED: tl.constexpr, X_HALF: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    UI: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Fill partial [splits, Ci, K * K] of every branch; grid (splits * branches, blocks of Ci)."""
-    Ci, x_strides, norm_stride = Ci * UI, scaled(x_strides, UI), norm_stride * UI
-    at = table + start + tl.program_id(0) % branches * 18
-    source = table + start + inputs + tl.load(at + 16) * 16
-    split = tl.program_id(0) // branches
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
     norm = None
     if NORMED:
         norm = place(bases, halves, source + 2, False, UI)
-    mean, rstd = norm_rows(norm, c, Ci, norm_stride, ACC)
-    K, D = tl.load(at + 14).to(tl.int32), tl.load(at + 15).to(tl.int32)
-    depthwise_gradient(
-        place(bases, halves, at + 6, False, UI), place(bases, halves, source, X_HALF, UI), x_strides,
-        norm, mean, rstd, place(bases, halves, at + 10, False, 1) + split * Ci * (K * K),
-        split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, c, Ci, K, D,
-        STRIDE, RELU, BT, BP, ACC,
+    total = pointwise_gradient(
+        tl.zeros([BO, BC], ACC), place(bases, halves, at, False, UO), g_strides,
+        place(bases, halves, at + 2, Z_HALF, UO), z_strides, place(bases, halves, at + 4, False, UO),
+        coef_row * UO, place(bases, halves, source, X_HALF, UI), x_strides, norm, norm_stride, None, 1, 1,
+        split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, o, c, Ci, Co,
+        STRIDE, RELU, PRECISION, BP, ACC,
     )  # fmt: skip
+    to = place(bases, halves, at + 6, False, 1) + (split * Co + o[:, None]) * Ci + c[None, :]
+    tl.store(to, total, (o < Co)[:, None] & (c < Ci)[None, :])
 
 
 @triton.jit(do_not_specialize=["start"])
@@ -241,8 +184,9 @@ def grouped_weight_sums_kernel(
 
 @triton.jit(do_not_specialize=["start"])
 def grouped_pool_gradient_kernel(
-    table, addresses, bases, halves, start, g_strides, z_strides, pixels, H, W, Ho, Wo, units,
-    STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    table, addresses, bases, halves, start, g_strides, x_strides, pixels, H, W, Ho, Wo, units,
+    X_HALF: tl.constexpr, STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill dx of every image on top of base, dense both; grid (tiles, blocks of C, images)."""
     C = units * UNIT
@@ -250,21 +194,8 @@ def grouped_pool_gradient_kernel(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    n, y, x = position(p, H, W)
-    places = place(bases, halves, at, False, UNIT).to(tl.pointer_type(tl.int8), bitcast=True)
-    g = place(bases, halves, at + 2, False, UNIT)
-    z = place(bases, halves, at + 4, False, UNIT), place(bases, halves, at + 6, False, UNIT)
-    of_most = coefficients(place(bases, halves, at + 8, False, UNIT), c, C, ACC)
-    of_mean = coefficients(place(bases, halves, at + 10, False, UNIT), c, C, ACC)
-    total = pool_gradient(
-        places, (g, g), z, of_most, of_mean, (g_strides, g_strides), (z_strides, z_strides),
-        n, y, x, c, inside, H, W, Ho, Wo, C, STRIDE, UNIT, BP, BC, ACC,
+    dx = pooled(
+        bases, halves, at, g_strides, x_strides, p, c, inside, H, W, Ho, Wo, C, X_HALF, STRIDE, UNIT, BP, BC,
+        ACC,
     )  # fmt: skip
-    base = place(bases, halves, at + 12, False, UNIT)
-    to = (p * C)[:, None] + c[None, :]
-    before = tl.load(base + to, inside & there(at + 12), 0.0)
-    if there(at + 14):  # the source itself, weighted: strides are 1 then, and base is not there
-        weight = tl.load(place(bases, halves, at + 14, False, 1))
-        to_g = offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :]
-        before = tl.fma(weight, tl.load(g + to_g, inside, 0.0), before)
-    tl.store(place(bases, halves, at + 16, False, UNIT) + to, before + total, inside)
+    tl.store(place(bases, halves, at + 16, False, UNIT) + (p * C)[:, None] + c[None, :], dx, inside)

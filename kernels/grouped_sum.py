@@ -5,15 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from dartsfast.kernels.grouped import loaded, place, there
+from dartsfast.kernels.pool3x3 import windows
 from dartsfast.kernels.reduce import added, divide
 
-SUM = 8
-"""Entries of a row of :func:`grouped_sum_kernel`: out, base, pitch of base, first branch, branches."""
-BRANCH = 8
-"""Entries of a branch's row: z, its pitch, norm, weight."""
-SUMS = 10
+SUM = 12
+"""Entries of a row of :func:`grouped_sum_kernel`: out, base, pitch of base, first branch, branches, a part of
+an image that is the same, its pitch, and the same in half precision."""
+BRANCH = 16
+"""Entries of a branch's row: z, its pitch, norm, weight, kind. Of a maximum, kind 1, or average, kind 2, of
+windows z is the image that they are of; its strides, its rows and columns, those of windows, and their stride
+follow."""
+SUMS = 12
 """Entries of a row of :func:`grouped_sum_backward_kernel`: g, its pitch, partial, its pitch, whether it has
-the sum of g, number of the first branch in partial, first branch, branches."""
+the sum of g, number of the first branch in partial, first branch, branches, number of one that is of windows
+from 0 on, else -1; all that are have the same."""
 MEANS = 18
 """Entries of a row of :func:`grouped_means_kernel`: the sums of g and of g * zhat by parts, their pitch,
 parts, divisor, norm, weight, own, coef, d_weight, row of coef."""
@@ -23,51 +28,77 @@ COPY = 6
 """Entries of a row of :func:`grouped_copy_kernel`: x, its pitch, out, its pitch."""
 
 
+@triton.jit
+def pools(
+    bases, halves, at, p, c, pixels, C, X_HALF: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Return maximum and average [BP, BC] of the windows of pixels of a branch's row."""
+    strides = tl.load(at + 8).to(tl.int32), tl.load(at + 9).to(tl.int32), tl.load(at + 10).to(tl.int32)
+    most, mean, _ = windows(
+        place(bases, halves, at, X_HALF, UNIT), strides, p, c, pixels,
+        tl.load(at + 11).to(tl.int32), tl.load(at + 12).to(tl.int32), tl.load(at + 13).to(tl.int32),
+        tl.load(at + 14).to(tl.int32), C, tl.load(at + 15).to(tl.int32), UNIT, ACC,
+    )  # fmt: skip
+    return most, mean
+
+
 @triton.jit(do_not_specialize=["start", "branches"])
 def grouped_sum_kernel(
-    table, addresses, bases, halves, start, branches, pixels, units,
-    UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    table, addresses, bases, halves, start, branches, pixels, units, POOLED: tl.constexpr,
+    X_HALF: tl.constexpr, HALVED: tl.constexpr, UNIT: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Fill a tile [BP, BC] of every out: from base, or 0, its branches ascending; grid (tiles, C, rows).
 
     ``branches`` is the number of the first branch's first entry, from ``start`` on.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 8
+    at = table + start + tl.program_id(2) * 12
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     offsets = (p * (tl.load(at + 4).to(tl.int32) * UNIT))[:, None] + c[None, :]
     acc = tl.load(place(bases, halves, at + 2, False, UNIT) + offsets, inside & there(at + 2), 0.0).to(ACC)
-    first = table + start + branches + tl.load(at + 5) * 8
+    first = table + start + branches + tl.load(at + 5) * 16
     for b in range(tl.load(at + 6).to(tl.int32)):
-        one = first + b * 8
-        offsets = (p * (tl.load(one + 2).to(tl.int32) * UNIT))[:, None] + c[None, :]
-        v = loaded(bases, halves, one, offsets, inside, UNIT, ACC)
+        one = first + b * 16
+        kind = tl.load(one + 7)
+        if POOLED and kind > 0:
+            most, mean = pools(bases, halves, one, p, c, pixels, C, X_HALF, UNIT, ACC)
+            v = tl.where(kind == 1, most, mean)
+        else:
+            offsets = (p * (tl.load(one + 2).to(tl.int32) * UNIT))[:, None] + c[None, :]
+            v = loaded(bases, halves, one, offsets, inside, UNIT, ACC)
         norm = place(bases, halves, one + 3, False, UNIT)
         mu = tl.load(norm + c, c < C, 0.0)
         r = tl.load(norm + C + c, c < C, 0.0)
         w = tl.load(place(bases, halves, one + 5, False, 1))
         acc = tl.fma(w, (v - mu[None, :]) * r[None, :], acc)
-    out = place(bases, halves, at, False, UNIT)
-    tl.store(out + (p * C)[:, None] + c[None, :], acc, inside)
+    offsets = (p * C)[:, None] + c[None, :]
+    tl.store(place(bases, halves, at, False, UNIT) + offsets, acc, inside & there(at))
+    if HALVED:
+        half = place(bases, halves, at + 10, True, UNIT)
+        tl.store(half + offsets, acc.to(half.dtype.element_ty), inside & there(at + 10))
+    offsets = (p * (tl.load(at + 9).to(tl.int32) * UNIT))[:, None] + c[None, :]
+    tl.store(place(bases, halves, at + 7, False, UNIT) + offsets, acc, inside & there(at + 7))
 
 
 @triton.jit(do_not_specialize=["start", "branches"])
 def grouped_sum_backward_kernel(
-    table, addresses, bases, halves, start, branches, pixels, units, SIZE: tl.constexpr,
-    UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    table, addresses, bases, halves, start, branches, pixels, units, POOLED: tl.constexpr,
+    X_HALF: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sum g, then g * zhat of at most SIZE branches, over every tile of a program.
 
     Grid (programs, rows, blocks of C); partial [programs, 1 + branches, C], row 0 the sum of g.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(1) * 10
+    at = table + start + tl.program_id(1) * 12
     c = tl.program_id(2) * BC + tl.arange(0, BC)
     g, pitch = place(bases, halves, at, False, UNIT), tl.load(at + 2).to(tl.int32) * UNIT
     count = tl.load(at + 9).to(tl.int32)
-    first = table + start + branches + tl.load(at + 8) * 8
+    first = table + start + branches + tl.load(at + 8) * 16
     g_sum = tl.zeros([BP, BC], ACC)
     sums = (tl.zeros([BP, BC], ACC),) * SIZE
     for begin in range(tl.program_id(0) * BP, pixels, tl.num_programs(0) * BP):
@@ -76,10 +107,18 @@ def grouped_sum_backward_kernel(
         d = tl.load(g + (p * pitch)[:, None] + c[None, :], inside, 0.0).to(ACC)
         g_sum += d
         found = sums[:0]
+        most = tl.zeros([BP, BC], ACC)
+        mean = most
+        if POOLED and tl.load(at + 10) >= 0:
+            one = first + tl.load(at + 10) * 16
+            most, mean = pools(bases, halves, one, p, c, pixels, C, X_HALF, UNIT, ACC)
         for b in tl.static_range(SIZE):
-            one = first + tl.minimum(b, count - 1) * 8
+            one = first + tl.minimum(b, count - 1) * 16
+            kind = tl.load(one + 7)
             offsets = (p * (tl.load(one + 2).to(tl.int32) * UNIT))[:, None] + c[None, :]
-            v = loaded(bases, halves, one, offsets, inside & (b < count), UNIT, ACC)
+            v = loaded(bases, halves, one, offsets, inside & (b < count) & (kind == 0), UNIT, ACC)
+            if POOLED:
+                v = tl.where(kind == 1, most, tl.where(kind == 2, mean, v))
             norm = place(bases, halves, one + 3, False, UNIT)
             mu = tl.load(norm + c, c < C, 0.0)
             r = tl.load(norm + C + c, c < C, 0.0)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 @triton.jit
 def windows(
-    image, strides, p, c, pixels, H, W, Ho, Wo, C, STRIDE: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr
+    image, strides, p, c, pixels, H, W, Ho, Wo, C, stride, UNIT: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """Return maximum, average and the tap that the maximum came from, of the windows of pixels of z.
 
     All are [BP, BC] for p [BP] and c [BC]; a tap is 3 * row + column.
     """
     n, y, x = position(p, Ho, Wo)
-    y, x = y * STRIDE, x * STRIDE
+    y, x = y * stride, x * stride
     total = tl.zeros([p.shape[0], c.shape[0]], ACC)
     most = total - float("inf")
     # The first pixel holds the maximum until a later one beats it, which nothing does to -inf.
@@ -63,7 +63,7 @@ def pooled_tile(
     most, mean, place, of_most, of_mean, x, x_strides, part, pixels, H, W, Ho, Wo, C,
     STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill a tile [BP, BC] of both halves of z, mean and squares [2, C] of each, and place if it is given."""
+    """Fill a tile [BP, BC] of both halves of z, mean and squares [2, C] of each, and place: what is given."""
     p = part * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
@@ -73,13 +73,16 @@ def pooled_tile(
     count = tl.minimum(pixels - part * BP, BP).to(ACC)
     z, found, rows = (most, mean), (high, middle), (of_most, of_mean)
     for half in tl.static_range(2):
-        v = found[half].to(most.dtype.element_ty)
-        tl.store(z[half] + (p * C)[:, None] + c[None, :], v, inside)
-        v = v.to(ACC)  # The statistics are of z as stored.
-        centre = divide(tl.sum(tl.where(inside, v, 0.0), 0), count)
-        apart = tl.where(inside, v - centre[None, :], 0.0)
-        tl.store(rows[half] + c, centre, c < C)
-        tl.store(rows[half] + C + c, tl.sum(apart * apart, 0), c < C)
+        v = found[half]
+        if z[half] is not None:
+            v = v.to(z[half].dtype.element_ty)
+            tl.store(z[half] + (p * C)[:, None] + c[None, :], v, inside)
+        if rows[half] is not None:
+            v = v.to(ACC)  # The statistics are of z as stored.
+            centre = divide(tl.sum(tl.where(inside, v, 0.0), 0), count)
+            apart = tl.where(inside, v - centre[None, :], 0.0)
+            tl.store(rows[half] + c, centre, c < C)
+            tl.store(rows[half] + C + c, tl.sum(apart * apart, 0), c < C)
 
 
 @triton.jit
@@ -108,13 +111,19 @@ def coefficients(coef, c, C, ACC: tl.constexpr):
 
 @triton.jit
 def gradient(g, z, coef, g_strides, z_strides, n, y, x, c, there, UNIT: tl.constexpr, ACC: tl.constexpr):
-    """Return dz = ((g - m) - (z - mu) * r) * k of pixels of z, [BP, BC]; g without coef."""
+    """Return dz of pixels of z, [BP, BC]; g without coef."""
     d = tl.load(g + offset(g_strides, n, y, x, UNIT)[:, None] + c[None, :], there, 0.0).to(ACC)
     if coef is not None:
-        m, mu, r, k = coef
         v = tl.load(z + offset(z_strides, n, y, x, UNIT)[:, None] + c[None, :], there, 0.0).to(ACC)
-        d = ((d - m) - (v - mu) * r) * k
+        d = through_norm(d, v, coef)
     return d
+
+
+@triton.jit
+def through_norm(g, z, coef):
+    """Return dz = ((g - m) - (z - mu) * r) * k."""
+    m, mu, r, k = coef
+    return ((g - m) - (z - mu) * r) * k
 
 
 @triton.jit
@@ -134,7 +143,7 @@ def pool3x3_backward_kernel(
     inside = (p < pixels)[:, None] & (c < C)[None, :]
     n, y, x = position(p, H, W)
     total = pool_gradient(
-        place, g, z, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
+        place, g, z, None, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
         STRIDE, UNIT, BP, BC, ACC,
     )  # fmt: skip
     if base is not None:
@@ -145,10 +154,13 @@ def pool3x3_backward_kernel(
 
 @triton.jit
 def pool_gradient(
-    place, g, z, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
+    place, g, z, own, of_most, of_mean, g_strides, z_strides, n, y, x, c, inside, H, W, Ho, Wo, C,
     STRIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return what the windows around pixels add [BP, BC]; ``of_most``: what :func:`coefficients` returns."""
+    """Return what the windows around pixels add [BP, BC]; ``of_most``: what :func:`coefficients` returns.
+
+    ``own``: the pixels themselves, which are the maxima that came from there; None: these are in z.
+    """
     total = tl.zeros([BP, BC], ACC)
     REACH: tl.constexpr = 3 if STRIDE == 1 else 2
     for window in range(REACH * REACH):  # a loop: unrolled, its loads ask for too many registers
@@ -159,7 +171,11 @@ def pool_gradient(
         there = inside & reached[:, None]
         at = ((n * Ho + wy) * Wo + wx) * C
         tap = tl.load(place + at[:, None] + c[None, :], there, -1)
-        d_most = gradient(g[0], z[0], of_most, g_strides[0], z_strides[0], n, wy, wx, c, there, UNIT, ACC)
+        if own is None:
+            d_most = gradient(g[0], z[0], of_most, g_strides[0], z_strides[0], n, wy, wx, c, there, UNIT, ACC)
+        else:
+            d = gradient(g[0], None, None, g_strides[0], None, n, wy, wx, c, there, UNIT, ACC)
+            d_most = through_norm(d, own, of_most)
         d_mean = gradient(g[1], z[1], of_mean, g_strides[1], z_strides[1], n, wy, wx, c, there, UNIT, ACC)
         count = window_pixels(wy * STRIDE, wx * STRIDE, H, W)
         share = divide(d_mean, tl.maximum(count, 1).to(ACC)[:, None])

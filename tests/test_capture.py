@@ -21,8 +21,8 @@ from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import search_loss
 from dartsfast.search import CNNConfig, RNNConfig, capture
 from dartsfast.search.cnn import CNNSearch
-from dartsfast.search.loop import Search
 from dartsfast.search.rnn import RNNSearch
+from dartsfast.search.search import Search
 
 cpu = availability("cpu")
 

@@ -16,8 +16,8 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
 from dartsfast.errors import InputError
-from dartsfast.search import checkpoint
-from dartsfast.search.checkpoint import CURRENT, PREVIOUS, load_checkpoint, save_checkpoint
+from dartsfast.runs import checkpoint
+from dartsfast.runs.checkpoint import CURRENT, PREVIOUS, load_checkpoint, save_checkpoint
 
 
 def state(step):

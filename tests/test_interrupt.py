@@ -18,12 +18,13 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
 from dartsfast.bilevel.guard import interruptible, preserved
-from dartsfast.errors import SearchStopped
-from dartsfast.search import interrupts, search_cnn, search_rnn
-from dartsfast.search.checkpoint import CURRENT, load_checkpoint
+from dartsfast.errors import RunStopped
+from dartsfast.runs import interrupts
+from dartsfast.runs.checkpoint import CURRENT, load_checkpoint
+from dartsfast.runs.interrupts import SIGNALS, Stop, stop_signals
+from dartsfast.runs.report import Report
+from dartsfast.search import search_cnn, search_rnn
 from dartsfast.search.cnn import CNNSearch
-from dartsfast.search.interrupts import SIGNALS, Stop, stop_signals
-from dartsfast.search.report import Report
 from dartsfast.search.rnn import RNNSearch
 
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}
@@ -95,7 +96,7 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
         "validation": (CLASS[kind], "_validate"),
         "report": (Report, "epoch"),
     }[place]
-    with monkeypatch.context() as patches, pytest.raises(SearchStopped, match=stopped) as caught:
+    with monkeypatch.context() as patches, pytest.raises(RunStopped, match=stopped) as caught:
         before_call(patches, owner, name, number, lambda: os.kill(os.getpid(), signum))
         SEARCH[kind](CONFIG[kind](**options, out=tmp_path / "run"))
     assert caught.value.signum == signum
@@ -113,7 +114,7 @@ def test_the_checkpoint_that_says_that_all_is_done_comes_last(tmp_path, monkeypa
             raise KeyboardInterrupt
 
     options, expected = whole["rnn"]
-    with monkeypatch.context() as patches, pytest.raises(SearchStopped, match="Ctrl-C in epoch 2"):
+    with monkeypatch.context() as patches, pytest.raises(RunStopped, match="Ctrl-C in epoch 2"):
         patches.setattr(Report, "draw", draw)
         search_rnn(CONFIG["rnn"](**options, out=tmp_path / "run"))
     assert load_checkpoint(tmp_path / "run", "rnn")["epoch"] == 1
@@ -130,7 +131,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch, whole):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("it went on")
 
-    with monkeypatch.context() as patches, pytest.raises(SearchStopped, match="Ctrl-C .*from before. Go on"):
+    with monkeypatch.context() as patches, pytest.raises(RunStopped, match="Ctrl-C .*from before. Go on"):
         before_call(patches, torch.autograd, "grad", 7, twice)
         search_cnn(CONFIG["cnn"](**options, out=tmp_path / "run"))
     state = load_checkpoint(tmp_path / "run", "cnn")

@@ -13,9 +13,10 @@ pytest.importorskip("matplotlib")
 from rich.console import Console
 
 from dartsfast.cnn.genotypes import DARTS_V1, DARTS_V2, PRIMITIVES
+from dartsfast.drawing import draw_alphas, draw_genotype
+from dartsfast.runs.progress import Progress, clock_time
+from dartsfast.runs.report import Picture, Report
 from dartsfast.search.lesson import accuracy_lesson, perplexity_lesson, preferences
-from dartsfast.search.progress import Progress, clock_time
-from dartsfast.search.report import Report
 
 
 class Clock:
@@ -115,14 +116,18 @@ def test_phases_follow_the_search(tmp_path):
         seen.append(report.progress.phase)
         report.phase("validating")
         seen.append(report.progress.phase)
-        report.draw(DARTS_V2, tables(), [{"epoch": 1, "train_loss": 1.0}])
+        report.draw(pictures(DARTS_V2, 1), [{"epoch": 1, "train_loss": 1.0}])
         seen.append(report.progress.phase)
     assert seen == ["starting", "training", "validating", "drawing"]
 
 
-def tables():
+def pictures(genotype, epoch):
     edges = [f"{j}→{i}" for i in range(4) for j in range(2 + i)]
-    return {"alphas_normal": (torch.zeros(14, 8), PRIMITIVES, edges, DARTS_V2.normal)}
+    tables = {"alphas_normal": (torch.zeros(14, 8), PRIMITIVES, edges, genotype.normal)}
+    return {
+        "alphas": Picture(epoch, lambda path: draw_alphas(tables, path)),
+        "cell": Picture(genotype, lambda path: draw_genotype(genotype, path)),
+    }
 
 
 def test_only_what_changed_is_drawn_until_the_end(tmp_path):
@@ -132,12 +137,12 @@ def test_only_what_changed_is_drawn_until_the_end(tmp_path):
     ) as report:
         for epoch, genotype in enumerate((DARTS_V1, DARTS_V1, DARTS_V2), start=1):
             history.append({"epoch": epoch, "train_loss": 1.0 / epoch})
-            report.draw(genotype, tables(), history)
+            report.draw(pictures(genotype, epoch), history)
             report.epoch(history[-1], genotype)
         names = {file.name for file in (tmp_path / "pictures").iterdir()}
         assert names == {*(f"alphas-00{k}.png" for k in (1, 2, 3)), "cell-001.png", "cell-003.png"}
         assert not list(tmp_path.glob("*.svg"))
-        report.draw(DARTS_V2, tables(), history, final=True)
+        report.draw(pictures(DARTS_V2, 3), history, final=True)
     for name in ("cell", "alphas", "curves"):
         assert (tmp_path / f"{name}.svg").exists()
     assert (tmp_path / "cell.png").read_bytes() == (tmp_path / "pictures" / "cell-003.png").read_bytes()

@@ -17,10 +17,11 @@ from dartsfast.cli import main
 from dartsfast.data import absolute_images, absolute_text, check_fingerprint, fingerprint
 from dartsfast.data.images import ImageTask, TensorImages
 from dartsfast.errors import InputError
-from dartsfast.search import CNNConfig, RNNConfig, runs, search_cnn, search_rnn
-from dartsfast.search.checkpoint import load_checkpoint, save_checkpoint
+from dartsfast.runs import begin as beginning
+from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
+from dartsfast.runs.report import Report
+from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 from dartsfast.search.cnn import CNNSearch
-from dartsfast.search.report import Report
 from dartsfast.search.rnn import RNNSearch
 
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}
@@ -156,9 +157,9 @@ OF_KIND = {
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_checkpoint_with_other_values_is_refused_in_words(tmp_path, monkeypatch, states, kind):
     config, state = states[kind]
-    fresh, build = CLASS[kind](config), runs._search_again
+    fresh, build = CLASS[kind](config), beginning._run_again
     monkeypatch.setattr(  # one for all that would be built alike
-        runs, "_search_again", lambda *given: fresh if given[2] == config else build(*given)
+        beginning, "_run_again", lambda *given: fresh if given[2] == config else build(*given)
     )
     wrong = []
     for number, (path, value, message) in enumerate(EDITS + OF_KIND[kind]):
@@ -292,7 +293,7 @@ def test_data_that_have_moved_are_named_at_resume(tmp_path, monkeypatch, kind):
     options["data"] = options["data"].replace(f"{tmp_path}/", "")  # relative to here
     assert str(tmp_path) not in options["data"]
     whole = SEARCH[kind](CONFIG[kind](**options, out="whole"))
-    config = CONFIG[kind](**{**options, "data": CLASS[kind].absolute_data(options["data"])})
+    config = CLASS[kind].settle(CONFIG[kind](**options))
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run", begun(CLASS[kind](config), 1))
     stored = load_checkpoint(whole.out, kind)["config"]["data"]

@@ -17,15 +17,16 @@ pytest.importorskip("matplotlib")
 
 from dartsfast.cli import main
 from dartsfast.errors import InputError
-from dartsfast.search import run_folder, search_rnn
-from dartsfast.search.checkpoint import CURRENT, save_checkpoint
+from dartsfast.runs import folder as run_folder
+from dartsfast.runs.checkpoint import CURRENT, save_checkpoint
+from dartsfast.runs.folder import LOCK, locked, new_folder
+from dartsfast.search import search_rnn
 from dartsfast.search.rnn import RNNSearch
-from dartsfast.search.run_folder import LOCK, locked, new_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dartsfast.search.run_folder import locked
+from dartsfast.runs.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

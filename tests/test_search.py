@@ -23,10 +23,10 @@ pytest.importorskip("matplotlib")
 
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.genotypes import genotype_to_json
+from dartsfast.runs.checkpoint import CURRENT, PREVIOUS, load_checkpoint, save_checkpoint
+from dartsfast.runs.report import Report
 from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
-from dartsfast.search.checkpoint import CURRENT, PREVIOUS, load_checkpoint, save_checkpoint
 from dartsfast.search.cnn import CNNSearch
-from dartsfast.search.report import Report
 from dartsfast.search.rnn import RNNSearch
 
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}

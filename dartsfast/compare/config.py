@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dartsfast.errors import InputError
-from dartsfast.search.config import option
+from dartsfast.runs.options import option
 
 DTYPES = ("float32", "float64")
 

@@ -12,7 +12,9 @@ from dartsfast.data.images import (
     Subset,
     TensorImages,
     absolute_images,
+    limited,
     load_images,
+    whole,
 )
 from dartsfast.data.text import Corpus, Dictionary, absolute_text, resolve_corpus
 
@@ -29,7 +31,9 @@ __all__ = [
     "absolute_text",
     "check_fingerprint",
     "image_fingerprint",
+    "limited",
     "load_images",
     "resolve_corpus",
     "text_fingerprint",
+    "whole",
 ]

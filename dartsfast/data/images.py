@@ -177,6 +177,24 @@ class ImageTask:
             )
 
 
+def whole(task: ImageTask) -> ImageSource:
+    """Return all training images of ``task``, both halves of a search, in their order."""
+    train, valid = task.train, task.valid
+    if isinstance(train, Subset) and isinstance(valid, Subset) and train.source is valid.source:
+        return Subset(train.source, torch.cat([train.indices, valid.indices]).sort().values)
+    assert isinstance(train, TensorImages) and isinstance(valid, TensorImages)
+    return TensorImages(torch.cat([train.images, valid.images]), torch.cat([train.targets, valid.targets]))
+
+
+def limited(source: ImageSource, most: int) -> ImageSource:
+    """Return at most ``most`` of the images of ``source``, one fixed choice of all classes; 0: all."""
+    if not most:
+        return source
+    # Not the first ones: files sorted by class must not leave classes out.
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    return Subset(source, order[:most])
+
+
 def load_images(
     spec: str, *, train_portion: float = 0.5, download: bool = False, image_size: int = 32
 ) -> ImageTask:

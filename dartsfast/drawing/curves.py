@@ -10,7 +10,7 @@ from dartsfast.drawing.figure import new_figure, save_figure
 from dartsfast.errors import InputError
 
 _SPLITS = {"train": "#1f6fb4", "valid": "#c9701a", "test": "#2e8b57"}
-_MEASURES = {"acc": "accuracy, %", "ppl": "perplexity"}
+_MEASURES = {"acc": "accuracy, %", "acc5": "right among five guesses, %", "ppl": "perplexity"}
 # In inches: a panel with its ticks and labels, the axes in it, and where they begin.
 _PANEL, _AXES, _CORNER = (4.6, 3.5), (3.8, 2.75), (0.68, 0.58)
 

@@ -242,10 +242,10 @@ class _Edge:
     def _temporary(self, like: Ref) -> Ref:
         return self.program.new(like.shape, Place.TEMPORARY)
 
-    def _last(self, last: bool) -> Ref:
-        """Return a place for dx; where it is the last and a state's first gradient, the state's own."""
+    def _last(self) -> Ref:
+        """Return a place for the last dx; where it is a state's first gradient, the state's own."""
         source = self.placed.source
-        alone = last and self.backward.nothing_arrived(source)
+        alone = self.backward.nothing_arrived(source)
         return self.backward.arriving(source)[1] if alone else self._temporary(self.x)
 
     def _scaled(self, weight: Ref, base: Ref | None, out: Ref) -> Instruction:
@@ -323,7 +323,7 @@ class _Edge:
             onto, dx = self.backward.arriving(source)
             self.dx = None
         elif self.input_grad:
-            dx = self.dx = self._temporary(self.x)
+            dx = self.dx = self._last()
         return [
             branch_conv_backward(
                 gs, self.placed.first, coef, self.x, None, depthwise, pointwise, dilation, self.edge.stride,
@@ -333,19 +333,23 @@ class _Edge:
         ]  # fmt: skip
 
     def _reduces(self) -> Phases:
-        """Return the backward of factorized reductions, the second half of each on top of the first."""
+        """Return the backward of factorized reductions, every half on top of what is there.
+
+        A half touches a quarter of the pixels. Only the first, with no convolution before it, fills dx.
+        """
         found: Phases = []
+        filled = bool(self.edge.first)
         start = len(self.edge.first) + len(self.edge.pools)
         for k, reduce in enumerate(self.edge.reduces):
             z, coef = self.placed.reduced[k], self.coef[start + k]
             for i, (view, weight, part) in enumerate(halves(self.x, reduce.weights)):
                 w = self.builder.points(weight, self.x.shape[-1])
                 base = onto = dx = None
-                if self.input_grad and i == 0:
-                    base, self.dx = self.dx, self._last(k == len(self.edge.reduces) - 1)
-                    dx = self.dx
+                if self.input_grad and not filled:
+                    base, self.dx = self.dx, self._last()
+                    dx, filled = self.dx, True
                 elif self.input_grad and self.dx is not None:
-                    onto = dx = self.dx.shifted()
+                    onto = dx = self.dx if i == 0 else self.dx.shifted()
                 found.append([
                     branch_conv_backward(
                         [self.g.channels(*part)], [z.channels(*part)], [coef.channels(*part)], view, None,

@@ -103,6 +103,7 @@ class Forward:
         self.placed = [self._place(node) for node in nodes]
         self.differentiable = len(self.builder.tensors)
         self.stored = self._inputs(setting.kept_as) if setting.kept_as else list(self.states)
+        self._begun = 0  # states whose edges are computed
         readers = {placed.source for node in self.placed for placed in node}
         self.result: Ref | None = None
         for first, last in self.apart:
@@ -157,7 +158,7 @@ class Forward:
         """Add nodes: all edges together, or one after the other where their images are not kept."""
         program, kept_as = self.builder.program, self.setting.kept_as
         if self.setting.memory == "store":
-            self._edges([placed for node in nodes for placed in node])
+            self._edges(self._next(nodes))
         sums, copies = [], []
         for node, place in zip(nodes, places, strict=True):
             halved = kept_as is not None and place == Place.KEPT
@@ -172,6 +173,16 @@ class Forward:
             copies += [copy(out, self.stored[-1])] if halved else []
         program.section(sums)
         program.section(copies)
+
+    def _next(self, nodes: list[list[Placed]]) -> list[Placed]:
+        """Return the edges to compute before nodes: theirs.
+
+        On grouped kernels all that leave the states there are, so that few launches read a state.
+        """
+        if not self.setting.grouped:
+            return [placed for node in nodes for placed in node]
+        first, self._begun = self._begun, len(self.states)
+        return [p for node in self.placed for p in node if first <= p.source < self._begun]
 
     def _one_by_one(self, node: list[Placed], place: Place) -> Ref:
         out: Ref | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from math import prod
@@ -43,6 +44,15 @@ class Region(NamedTuple):
     row: int  # numbers
 
 
+def side_by_side(i: Instruction) -> list[tuple[Ref, Ref]]:
+    """Return the images that are put side by side, and where each goes."""
+    start, found, (out,) = 0, list[tuple[Ref, Ref]](), i.writes[0]
+    for image in i.reads[0]:
+        found.append((image, out.channels(start, start + image.shape[-1])))
+        start += image.shape[-1]
+    return found
+
+
 class Launches:
     """Launches of a program, by section, and where its slots lie.
 
@@ -55,13 +65,20 @@ class Launches:
         zeroed: returned slots that are zero where nothing is written.
         summed: returned slots that are gradients of convolutions' weights.
         sums: rows of the partial sums of those that are not yet added up.
+        pooled: image, half and stride of maxima, 0, and averages, 1, of windows, by their slot.
+        counted: slots of means and variances that norms of this program read.
         places: where the taps are that maxima came from, by the slot of the maxima.
+        parts: where else a sum is written, side by side with others, by its slot.
+        narrowed: the same in half precision.
+        bases: pools by the slot of a gradient that nothing else reads than a convolution with taps: it makes
+            that itself. Not in float64, for which registers would not do.
         skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
     """
 
     def __init__(self, program: Program, setting: Setting) -> None:
         self.program, self.setting = program, setting
         self.slots = list(program.slots)
+        self.itemsize = torch.finfo(setting.dtype).bits // 8
         self.sizes: dict[int, int] = {}
         self.regions: dict[int, Region] = {}
         self.totals: dict[tuple[int, int], Ref] = {}
@@ -70,16 +87,36 @@ class Launches:
         self.sums: list[tuple[At, At, int, int]] = []
         self.places: dict[int, At] = {}
         self.pools = self._all("pool3x3_backward")
+        self.pooled = {
+            z.slot: (i.reads[0][0], half, i.numbers[0])
+            for i in self._all("pool3x3")
+            for half, z in enumerate(i.writes[0])
+        }
+        self.counted = {ref.slot for i in self._all("norm_stats") for ref in i.reads[0]}
+        self.parts = self._of_sums([p for i in self._all("concatenate") for p in side_by_side(i)])
+        copies = [(i.reads[0][0], i.writes[0][0]) for i in self._all("copy")]
+        self.narrowed = self._of_sums([pair for pair in copies if self.half(pair[1])])
+        pools = {pool.writes[0][0]: pool for pool in self.pools if self.itemsize < 8}
+        self.bases = {dx.slot: pool for dx, pool in pools.items() if self._made_with_convolution(dx)}
         self.skips: dict[int, Ref] = {}
         self.works: list[Any] = []
         self.spans: dict[int, tuple[int, int]] = {}
         self.read = {(ref.slot, ref.offset) for i in self._all("norm_stats_backward") for ref in i.reads[1]}
-        self.itemsize = torch.finfo(setting.dtype).bits // 8
         self._section = 0
         self.accumulator = tl.float64 if setting.dtype == torch.float64 else tl.float32
 
     def _all(self, op: str) -> list[Instruction]:
         return [i for section in self.program.sections for i in section if i.op == op]
+
+    def _of_sums(self, copies: Sequence[tuple[Ref, Ref]]) -> dict[int, Ref]:
+        """Return copies of what a sum, and only one, writes."""
+        sums = Counter(i.writes[0][0].slot for i in self._all("mixed_sum"))
+        return {image.slot: to for image, to in copies if sums[image.slot] == 1}
+
+    def _made_with_convolution(self, dx: Ref) -> bool:
+        """Whether a convolution with taps adds to the gradient of a pool, which no one else reads."""
+        readers = [conv for conv in self._all("branch_conv_backward") if dx in conv.reads[7]]
+        return bool(readers) and bool(readers[0].reads[5]) and dx not in readers[0].writes[0]
 
     def half(self, ref: Ref) -> bool:
         """Whether a slot is stored in half precision."""

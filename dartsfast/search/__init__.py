@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return search_rnn
     if name == "SearchResult":
-        from dartsfast.search.loop import SearchResult
+        from dartsfast.search.search import SearchResult
 
         return SearchResult
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

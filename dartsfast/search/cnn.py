@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,25 @@ from dartsfast.data import (
     Batches,
     ImageSource,
     ImageTask,
-    Subset,
     absolute_images,
     image_fingerprint,
+    limited,
     load_images,
 )
 from dartsfast.errors import InputError
+from dartsfast.runs.begin import begin
+from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.run import Iteration
 from dartsfast.search.config import CNNConfig
-from dartsfast.search.fit import match
 from dartsfast.search.lesson import accuracy_lesson
-from dartsfast.search.loop import AlphaTable, Iteration, Search, SearchResult
-from dartsfast.search.runs import run_search
+from dartsfast.search.search import AlphaTable, Search, SearchResult
 
 
 class CNNSearch(Search):
     """A CNN search between two iterations."""
 
     kind = "cnn"
+    command = ("search", "cnn")
     alpha_shapes = dict.fromkeys(("alphas_normal", "alphas_reduce"), (2 + 3 + 4 + 5, len(PRIMITIVES)))
     metrics = ("loss", "acc")
     scheduled = ("lr",)
@@ -79,9 +81,9 @@ class CNNSearch(Search):
         self.every = config.report_freq
 
     @staticmethod
-    def absolute_data(data: str) -> str:
-        """Return the option ``data`` such that it means the same in any working directory."""
-        return absolute_images(data)
+    def settle(config: CNNConfig) -> CNNConfig:
+        """Return ``config`` with data that mean the same in any working directory."""
+        return dataclasses.replace(config, data=absolute_images(config.data))
 
     def _check_size(self, task: ImageTask) -> None:
         height, width = task.train.gather(torch.tensor([0])).shape[-2:]
@@ -92,12 +94,8 @@ class CNNSearch(Search):
             )
 
     def _stream(self, source: ImageSource, task: ImageTask, name: str, augment: bool = True) -> Batches:
-        if self.config.max_images:
-            # One fixed choice: files sorted by class must not leave classes out.
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
-            source = Subset(source, order[: self.config.max_images])
         return Batches(
-            source,
+            limited(source, self.config.max_images),
             self.config.batch_size,
             mean=task.mean,
             std=task.std,
@@ -180,22 +178,8 @@ class CNNSearch(Search):
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and schedule go together."""
         match("extra", self.extra_state(), state["extra"])
-        batch, images = self.config.batch_size, len(self.train.source)
-        if state["step"] > len(self.train) or state["count"] != min(state["step"] * batch, images):
-            raise InputError(
-                f"step is {state['step']} after {state['count']:g} images, in an epoch of {len(self.train)} "
-                f"steps and {images} images"
-            )
-        kept, fresh, epoch = state["extra"]["scheduler"], self.scheduler.state_dict(), state["epoch"]
-        (lr,), (first,), last = kept["_last_lr"], fresh["base_lrs"], fresh["eta_min"]
-        planned = last + (first - last) * (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
-        for rate in (lr, state["optimizer"]["param_groups"][0]["lr"]):
-            if abs(rate - planned) > 1e-6 * first or rate != lr:
-                raise InputError(f"the learning rate is {rate} in epoch {epoch}, planned is {planned}")
-        expected = {**fresh, "last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": [lr]}
-        for name, value in expected.items():
-            if kept[name] != value:
-                raise InputError(f"extra.scheduler.{name} is {kept[name]}, not {value}")
+        check_images(self.train, state)
+        check_cosine(self.scheduler, self.config.epochs, state)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back the schedule."""
@@ -233,8 +217,8 @@ def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> Search
         InputError: options or data that cannot work, before any work is done; a folder that another process
             uses; a checkpoint that is damaged, or of other data.
         DivergedError: a loss became NaN; the checkpoints of the run are from before.
-        SearchStopped: a ``KeyboardInterrupt``, by Ctrl-C, SIGTERM or SIGHUP: a checkpoint is saved first.
+        RunStopped: a ``KeyboardInterrupt``, by Ctrl-C, SIGTERM or SIGHUP: a checkpoint is saved first.
             Only in the main thread, and only for signals that the program has no handlers for.
         OSError: what a run leaves cannot be written, as on a full disk; the last checkpoint is whole.
     """
-    return run_search(CNNSearch, config, resume)
+    return begin(CNNSearch, config, resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
 from dartsfast.rnn.utils import batchify, get_batch, search_loss
+from dartsfast.runs.begin import begin
+from dartsfast.runs.fit import match
+from dartsfast.runs.run import Iteration
 from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
-from dartsfast.search.fit import match
 from dartsfast.search.lesson import perplexity_lesson
-from dartsfast.search.loop import AlphaTable, Iteration, Search, SearchResult
-from dartsfast.search.runs import run_search
+from dartsfast.search.search import AlphaTable, Search, SearchResult
 
 EVAL_BATCH_SIZE = 10
 
@@ -29,6 +31,7 @@ class RNNSearch(Search):
     """An RNN search between two iterations."""
 
     kind = "rnn"
+    command = ("search", "rnn")
     alpha_shapes = {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
     metrics = ("loss",)
 
@@ -65,9 +68,9 @@ class RNNSearch(Search):
         self.every = config.log_interval
 
     @staticmethod
-    def absolute_data(data: str) -> str:
-        """Return the option ``data`` such that it means the same in any working directory."""
-        return absolute_text(data)
+    def settle(config: RNNConfig) -> RNNConfig:
+        """Return ``config`` with data that mean the same in any working directory."""
+        return dataclasses.replace(config, data=absolute_text(config.data))
 
     def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
         # A batch needs a row to read and one to predict, and train() stops a row early.
@@ -198,4 +201,4 @@ def perplexity(loss: float) -> float:
 
 def search_rnn(config: RNNConfig, *, resume: str | Path | None = None) -> SearchResult:
     """Search a recurrent cell; arguments, result and errors as :func:`dartsfast.search.search_cnn`."""
-    return run_search(RNNSearch, config, resume)
+    return begin(RNNSearch, config, resume)

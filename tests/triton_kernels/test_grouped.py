@@ -87,8 +87,23 @@ def test_cells_have_the_bits_of_single_operators(launches, exact, poisoned, redu
 @pytest.mark.parametrize("asked", [("alphas",), ("weights",), ("images",), ()], ids=str)
 def test_only_what_is_asked_for_is_computed(launches, exact, poisoned, asked):
     assert same(Case(C=8, primitives=("max_pool_3x3", "skip_connect", "sep_conv_3x3")), *asked)
-    assert ("grouped_depthwise_gradient_kernel" in launches) == ("weights" in asked)
+    assert ("grouped_stage_backward_kernel" in launches) == bool(asked)
+    assert ("grouped_weight_sums_kernel" in launches) == ("weights" in asked)
     assert ("grouped_sum_backward_kernel" in launches) == bool(asked)
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+def test_chunks_and_splits_of_a_program_follow_each_other(exact, poisoned, reduction):
+    """Of both kinds there are several for every program: 216 pixels by 32, or 64 of what is half as large."""
+    from dartsfast.kernels import branch_conv_backward as single
+
+    from dartsfast.fused.groups import backward
+
+    patches = mock.patch.multiple(single, SPLITS=2, CHUNK=1), mock.patch.object(backward, "_PROGRAMS", 2)
+    with patches[0], patches[1], few_programs(1):
+        case = Case(reduction, C=6, primitives=("sep_conv_3x3", "dil_conv_5x5"))
+        case.images = [torch.cat([x, 2 * x, -x]) for x in case.images]
+        assert same(case, *EVERYTHING)
 
 
 def test_a_space_of_skips_and_pools(exact, poisoned):

@@ -18,8 +18,10 @@ TARGETS = {
 CHOSEN = (
     *("BP", "BC", "BO", "BT", "BB", "BH", "BLOCK", "COLUMNS", "LANES", "PARTS", "ROWS", "STEPS"),
     *("maxnreg", "num_stages", "num_warps"),
+    *("AGAIN", "BY_INPUT", "BY_WEIGHTS", "IN_PLACE", "POOLED", "NORMED"),
 )
-"""Arguments of launches that heuristics choose; the others say what is computed."""
+"""Arguments of launches that heuristics choose, or that leave out so much that all of them are compiled; the
+others say what is computed."""
 LARGE = 1 << 16  # elements of a tensor that is worth 16-byte accesses
 
 

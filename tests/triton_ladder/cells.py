@@ -24,6 +24,7 @@ class Cells:
     memory: str = "store"
     storage: torch.dtype | None = None
     steps: int = 4
+    primitives: tuple[str, ...] = tuple(PRIMITIVES)
 
     def launch(self, dtype):
         """Run forward and backward; what is computed is not looked at."""
@@ -34,15 +35,13 @@ class Cells:
 
     def _run(self, reduction, dtype):
         # Of the cell before last the image is larger where the last one reduced.
-        module = Cell(
-            self.steps, self.steps, 4 * self.C, 4 * self.C, self.C, reduction, False, backend="reference"
-        )
-        module = module.to(dtype)
+        sizes = self.steps, self.steps, 4 * self.C, 4 * self.C, self.C, reduction, False
+        module = Cell(*sizes, backend="reference", primitives=self.primitives).to(dtype)
         shape = self.N, 4 * self.C, self.size, self.size
         images = [
             torch.empty(shape, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
             for _ in range(2)
         ]
-        weights = torch.empty(len(module._ops), len(PRIMITIVES), dtype=dtype, requires_grad=True)
+        weights = torch.empty(len(module._ops), len(self.primitives), dtype=dtype, requires_grad=True)
         out = cell(module, images, weights, self.memory, self.storage)
         out.backward(torch.empty_like(out))

@@ -114,6 +114,8 @@ def _cells():
         yield f"cells C={C}", Variant(Cells(BATCH, size, C, steps=2), launches="largest")
     yield "cells C=16 half", Variant(Cells(BATCH, 32, 16, "store", torch.bfloat16, 2), launches="largest")
     yield "cells C=6", Variant(Cells(2, 10, 6, "recompute", steps=2), launches="largest")
+    pools = "max_pool_3x3", "avg_pool_3x3", "skip_connect"
+    yield "pools C=16", Variant(Cells(BATCH, 32, 16, steps=2, primitives=pools), launches="new")
     yield "cells C=16", Variant(Cells(BATCH, 32, 16, steps=2), torch.float64, "largest", ("sm_80",))
 
 

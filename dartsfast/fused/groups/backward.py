@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, scaled, steps
+from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, sampled, scaled, steps
 from dartsfast.fused.launches import Address, At, Launches, Region
-from dartsfast.fused.program import Instruction, Place
-from dartsfast.kernels import branch_conv, branch_conv_backward, grouped_conv_backward, images, reduce
+from dartsfast.fused.program import Instruction, Place, Ref
+from dartsfast.kernels import (
+    branch_conv,
+    branch_conv_backward,
+    grouped_conv_backward,
+    grouped_stage_backward,
+    images,
+    reduce,
+)
 from dartsfast.kernels.grouped import Work, units
 
 
@@ -21,14 +29,30 @@ def conv_alike(plan: Launches, i: Instruction) -> Any:
     dx, _, d_pointwise, means = i.writes
     outputs = g[0].shape, alike(g), alike(z), plan.half(z[0]), coef[0].stride
     inputs = x.shape, steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
-    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs)
-    return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to
+    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs), _in_place(i)
+    pool = _pooled(plan, i)
+    base = pool and tuple(steps(pool.reads[k][0]) for k in (0, 3))
+    return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to, base
 
 
-_G, _Z, _COEF, _DT, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K = range(9)  # of a branch's row
+def _in_place(i: Instruction) -> bool:
+    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
+    depthwise, base, onto = i.reads[5], *i.reads[7:]
+    return bool(onto) and onto == i.writes[0] and not base and not depthwise
 
 
-_TOGETHER = 32  # channels of dz up to which registers hold both of its products
+def _pooled(plan: Launches, i: Instruction) -> Instruction | None:
+    """Return the pool whose gradient is the base of a convolution's."""
+    base = i.reads[7]
+    return plan.bases.get(base[0].slot) if base else None
+
+
+_G, _Z, _COEF, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K, _D = range(9)  # of a branch's row
+_BRANCHES, _OWN, _POOL = 7, 8, 8  # of an input's row: how many, memory of its programs, entries for a pool
+_INPUT = grouped_conv_backward.INPUT
+
+
+_PROGRAMS = 320  # that have memory of their own, for rows of dt
 _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 
 
@@ -47,8 +71,9 @@ class _Conv:
         sources = [
             ref for i in group for part in (*i.reads[3:5], *i.reads[7:], *i.writes[:1]) for ref in part
         ]
-        numbers = [n for ref in sources for n in (ref.offset, *steps(ref))]
-        self.ui = units(self.Ci, *numbers)
+        self.pools = [pool for i in group if (pool := _pooled(plan, i))]
+        sources += [ref for pool in self.pools for ref in _refs(pool)]
+        self.ui = units(self.Ci, *(n for ref in sources for n in (ref.offset, *steps(ref))))
         outputs = [ref for i in group for part in i.reads[:3] for ref in part]
         self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *steps(ref))))
         self.dz = (
@@ -56,15 +81,16 @@ class _Conv:
         )  # fmt: skip
         self.source = scaled(steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
         self.normed = bool(norm)
+        self.in_place = _in_place(group[0])
         self.onto = [scaled(steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
         self.tile = branch_conv.tile(self.Ci, self.Co, self.tapped, plan.itemsize == 8)
         self.tap_tile = {
             **self.tile, "BP": branch_conv_backward.TAPS // self.tile["BC"], "BO": 16, "num_warps": 4
         }  # fmt: skip
+        self.taps = 16 // plan.itemsize  # that are summed up at a time
         self.halves = dict(X_HALF=plan.half(x), Z_HALF=plan.half(z[0]))
         self.blocks = cdiv(self.Ci, self.tile["BC"])
-        tiles = cdiv(self.pixels, self.tile["BP"])
-        self.span = cdiv(tiles, branch_conv_backward.SPLITS) * self.tile["BP"]
+        self.span = branch_conv_backward.span_of(self.pixels, self.tile["BP"], self.Ci, self.Co)
         self.splits = cdiv(self.pixels, self.span)
         self.by_branch, self.by_input = self._rows()
 
@@ -82,17 +108,21 @@ class _Conv:
             if means and dx:
                 plan.region(means[0].slot, 1, Region(tiles, shape["BP"], self.inputs, 2 * self.Ci))
                 partial = At(means[0].slot, 0, self.ui, tiles * 2 * self.Ci)
+            images = [maybe(refs, self.ui) for refs in ((x,), onto, dx)]
+            if self.in_place:
+                images = [sampled(image, self.pixels, self.ui) for image in (x, *onto, *dx)]
             inputs.append((
-                at(x, self.ui), maybe(norm, self.ui), maybe([dense(b) for b in base], self.ui),
-                maybe(onto, self.ui), maybe(dx, self.ui), partial, len(branches), len(g), 0, 0,
+                images[0], maybe(norm, self.ui),
+                None if self.pools else maybe([dense(b) for b in base], self.ui),
+                *images[1:], partial, len(branches), len(g), None,
+                *(_pool_row(plan, self.pools[k], self.ui) if self.pools else [None] * _POOL),
             ))  # fmt: skip
             for b in range(len(g)):
-                dt = plan.scratch(self.pixels * self.Ci, self.ui) if self.tapped else None
                 partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
                 taps = depthwise[b] if self.tapped else None
                 branches.append((
-                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), dt,
-                    *partials, Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
+                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), *partials,
+                    Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
                     taps.shape[-1] if taps else 1, i.numbers[2 + b] if taps else 1, k, 0,
                 ))  # fmt: skip
         return branches, inputs
@@ -121,116 +151,129 @@ class _Conv:
             return 0
         return 2 * self.pixels * self.Ci * sum(row[_K] ** 2 for row in self.by_branch)
 
-    def adjoint(self) -> None:
-        """Add dt of every branch."""
-        branches = len(self.by_branch)
-        _, _, Ho, Wo = self.sizes
+    def stage(self, by_input: bool, by_weights: bool) -> None:
+        """Add dx of every input, and the gradients of both weights of every branch."""
+        TP = self.tap_tile["BP"]
+        chunk = branch_conv_backward.CHUNK * TP
+        pixels, span = (self.pixels, self.span) if by_weights else (self.inputs, chunk)
+        splits = cdiv(pixels, span)
+        reaches = [row[_D] * (row[_K] - 1) // 2 for row in self.by_branch] if by_input else []
+        rows = [_rows_reached(pixels, span, chunk, *self.sizes, self.stride, reach) for reach in reaches]
+        made = sum(total for _, total in rows) if by_input else self.pixels * len(self.by_branch)
+        most = max(most for most, _ in rows) if by_input else min(chunk, span)
+        pooled = by_input and bool(self.pools)
+        windows, shared = (
+            _rows_reached(pixels, span, chunk, *self.sizes, self.stride, 1) if pooled else (0, 0)
+        )
+        itemsize = self.plan.itemsize  # a window's tap is a byte more
+        room = cdiv((chunk + max(most, cdiv(windows * (itemsize + 1), itemsize))) * self.tile["BC"], 16)
+        programs = max(1, min(splits, _PROGRAMS // (self.blocks * len(self.group))))
+        programs = cdiv(splits, cdiv(splits, programs))
+        inputs = [
+            (*row[:_OWN], self.plan.scratch(programs * self.blocks * room * 16, 16), *row[_OWN + 1 :])
+            for row in self.by_input
+        ]
+        entries = (*range(6), *range(_OWN, _OWN + 1 + _POOL)) if by_input else (0, 1, _OWN)
+        touched = [row[k] for row in inputs for k in entries]
+        weights = (_BY_POINTWISE, _BY_DEPTHWISE) if by_weights else ()
         self.plan.add(
             Work(
-                grouped_conv_backward.grouped_adjoint_kernel,
-                (cdiv(self.pixels, self.tile["BP"]) * branches, self.blocks),
-                self.by_branch,
-                (branches, *self.dz, self.pixels, Ho, Wo, self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    Z_HALF=self.halves["Z_HALF"], PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
-                    many_registers=self.Ci > 64, **self.tile,
+                grouped_stage_backward.grouped_stage_backward_kernel,
+                (programs * len(self.group), self.blocks),
+                inputs + self.by_branch,
+                (
+                    _INPUT * len(inputs), len(inputs), splits, span, room, pixels, *self.dz, *self.source,
+                    *self.onto, self._pool_strides(), *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
-                self._products(),
+                dict(
+                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, POOLED=pooled, CHUNK=chunk, TP=TP,
+                    BT=self.taps, **self._options(),
+                ),
+                2 * made * self.Ci * self.Co + by_input * self._tap_operations()
+                + pooled * len(inputs) * self.Ci * (25 * shared + 6 * self.inputs * _reach(self.stride) ** 2)
+                + by_weights * (self._products() + 2 * self._tap_operations()),
+                self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, windows, by_input, by_weights),
             ),
-            self._touched((_G, _Z, _COEF, _DT, _POINTWISE), ()),
+            self._touched((_G, _Z, _COEF, _POINTWISE, _DEPTHWISE, *weights), ()) + touched,
         )  # fmt: skip
+
+    def _pool_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Return the strides of g and x of the pools, in units."""
+        if not self.pools:
+            return (0, 0, 0), (0, 0, 0)
+        g, x = (steps(self.pools[0].reads[k][0]) for k in (0, 3))
+        return scaled(g, self.ui), scaled(x, self.ui)
+
+    def _rounds(self, chunks: int, most: int, windows: int, by_input: bool, by_weights: bool) -> int:
+        """Return the rounds of a program: of every chunk and branch dt, its adjoint and both products."""
+        TP, BP = self.tap_tile["BP"], self.tile["BP"]
+        chunk = branch_conv_backward.CHUNK * TP
+        tiles = cdiv(chunk, TP)
+        found = 0
+        for row in self.by_branch[: self.by_input[0][_BRANCHES]]:
+            taps = cdiv(row[_K] ** 2, self.taps)  # through its pixels again for every block of taps
+            found += cdiv(most, BP) + by_input * tiles + by_weights * (cdiv(chunk, BP) + taps * tiles)
+        return chunks * (found + cdiv(windows, TP) + by_input * tiles)
 
     def input_gradient(self) -> None:
         """Add dx of every input."""
-        shape = self.tap_tile if self.tapped else self.tile
         self.plan.add(
             Work(
                 grouped_conv_backward.grouped_input_gradient_kernel,
-                (cdiv(self.inputs, shape["BP"]), self.blocks, len(self.group)),
+                (cdiv(self.inputs, self.tile["BP"]), self.blocks, len(self.group)),
                 self.by_input + self.by_branch,
                 (
-                    16 * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
+                    _INPUT * len(self.by_input), *self.dz, *self.source, *self.onto, self.inputs,
                     *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
-                dict(
-                    NORMED=self.normed, TAPS=self.tapped, **self.halves, STRIDE=self.stride,
-                    RELU=bool(self.relu), PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo,
-                    many_registers=not self.tapped, **shape,
-                ),
-                self._tap_operations() if self.tapped else self._products(),
+                dict(IN_PLACE=self.in_place, **self._options()),
+                self._products(),
             ),
-            self._touched((_DT, _DEPTHWISE) if self.tapped else (_G, _Z, _COEF, _POINTWISE), range(6)),
-        )  # fmt: skip
-
-    def _from_source(self) -> tuple[Any, ...]:
-        """Return the arguments of kernels that read the source: branches' rows come first."""
-        branches = len(self.by_branch)
-        return 18 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes
-
-    def _common(self) -> dict[str, Any]:
-        return dict(NORMED=self.normed, STRIDE=self.stride, RELU=bool(self.relu), UI=self.ui)
-
-    def pointwise_backward(self) -> None:
-        """Add dt and the gradient of the pointwise weight of every branch."""
-        self.plan.add(
-            Work(
-                grouped_conv_backward.grouped_pointwise_backward_kernel,
-                (self.splits * len(self.by_branch), self.blocks),
-                self.by_branch + self.by_input,
-                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo, many_registers=True,
-                    **self._common(), **self.tile,
-                ),
-                2 * self._products() + self._tap_operations(),
-                cdiv(self.span, self.tile["BP"]),
-            ),
-            self._touched((_G, _Z, _COEF, _DT, _BY_POINTWISE, _POINTWISE, _DEPTHWISE), range(2)),
+            self._touched((_G, _Z, _COEF, _POINTWISE), range(6)),
         )  # fmt: skip
 
     def pointwise_gradient(self) -> None:
-        """Add the gradient of the pointwise weight of every branch."""
+        """Add the gradient of the weight of every branch."""
         branches = len(self.by_branch)
         self.plan.add(
             Work(
                 grouped_conv_backward.grouped_pointwise_gradient_kernel,
                 (self.splits * branches, cdiv(self.Co, self.tile["BO"]), self.blocks),
                 self.by_branch + self.by_input,
-                (*self._from_source(), self.Ci // self.ui, self.Co // self.uo),
-                dict(
-                    TAPS=self.tapped, **self.halves, PRECISION=branch_conv.PRECISION, UO=self.uo,
-                    many_registers=True, **self._common(), **self.tile,
+                (
+                    16 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes,
+                    self.Ci // self.ui, self.Co // self.uo,
                 ),
-                self._products() + self._tap_operations() * cdiv(self.Co, self.tile["BO"]),
+                self._options(),
+                self._products(),
                 cdiv(self.span, self.tile["BP"]),
             ),
-            self._touched((_G, _Z, _COEF, _BY_POINTWISE, _DEPTHWISE), range(2)),
+            [
+                *self._touched((_G, _Z, _COEF, _BY_POINTWISE), (1,)),
+                *(sampled(i.reads[3][0], self.pixels, self.ui) for i in self.group),
+            ],
         )  # fmt: skip
 
-    def depthwise_gradient(self) -> None:
-        """Add the gradient of the depthwise weight of every branch."""
-        branches = len(self.by_branch)
-        shape = {name: size for name, size in self.tap_tile.items() if name != "BO"}
-        size = 2 if self.halves["X_HALF"] else self.plan.itemsize
-        self.plan.add(
-            Work(
-                grouped_conv_backward.grouped_depthwise_gradient_kernel,
-                (self.splits * branches, self.blocks),
-                self.by_branch + self.by_input,
-                (
-                    18 * branches, branches, *self.source, self.pixels, self.span, *self.sizes,
-                    self.Ci // self.ui,
-                ),
-                dict(
-                    X_HALF=self.halves["X_HALF"], BT=4, **self._common(),
-                    many_registers=branch_conv.crowded(self.Ci, size) or self.stride > 1, **shape,
-                ),
-                self._tap_operations(),
-                # Through its pixels again for every block of taps.
-                cdiv(self.span, shape["BP"]) * max(cdiv(row[_K] ** 2, 4) for row in self.by_branch),
-            ),
-            self._touched((_DT, _BY_DEPTHWISE), range(2)),
+    def _options(self) -> dict[str, Any]:
+        """Return the options of all kernels."""
+        return dict(
+            NORMED=self.normed, **self.halves, STRIDE=self.stride, RELU=bool(self.relu),
+            PRECISION=branch_conv.PRECISION, UI=self.ui, UO=self.uo, many_registers=True, **self.tile,
         )  # fmt: skip
+
+
+@cache
+def _rows_reached(
+    pixels: int, span: int, chunk: int, H: int, W: int, Ho: int, Wo: int, stride: int, reach: int
+) -> tuple[int, int]:
+    """Return how many output pixels the taps of a chunk of input pixels reach: at most, and all together."""
+    most = total = 0
+    for split in range(0, pixels, span):
+        for begin in range(split, end := min(split + span, pixels), chunk):
+            (n, y), (m, bottom) = (divmod(p // W, H) for p in (begin, min(begin + chunk, end) - 1))
+            rows = m * Ho + min((bottom + reach) // stride, Ho - 1) + 1 - n * Ho - max(y - reach, 0) // stride
+            most, total = max(most, rows * Wo), total + rows * Wo
+    return most, total
 
 
 def add_up(plan: Launches) -> None:
@@ -255,52 +298,68 @@ def conv(plan: Launches, group: Group) -> None:
     """Add the backward of convolutions."""
     launches = _Conv(plan, group)
     dx, _, d_pointwise, _ = group[0].writes
-    together = launches.tapped and bool(d_pointwise) and launches.Co <= _TOGETHER
-    if together:
-        launches.pointwise_backward()
+    by_input, by_weights = bool(dx), bool(d_pointwise)
+    if launches.tapped and by_input and by_weights and launches.stride > 1:
+        launches.stage(True, False)  # chunks are of the input
+        launches.stage(False, True)  # of the output
     elif launches.tapped:
-        launches.adjoint()
-    if dx:
+        launches.stage(by_input, by_weights)
+    elif by_input:
         launches.input_gradient()
-    if d_pointwise and not together:
+    if by_weights and not launches.tapped:
         launches.pointwise_gradient()
-    if d_pointwise and launches.tapped:
-        launches.depthwise_gradient()
     if sum(row[2] * row[3] for row in plan.sums) > _WAITING:
         add_up(plan)
 
 
 def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pool3x3_backward must share."""
-    (g,), z, _, (x,), _ = i.reads
-    return x.shape, steps(x), plan.half(x), steps(g), alike(z), i.numbers
+    (g,), _, _, (x,), _ = i.reads
+    return x.shape, steps(x), plan.half(x), steps(g), i.numbers
+
+
+def _refs(pool: Instruction) -> list[Ref]:
+    """Return what the row of a pool names, but averages and where maxima came from, which are dense."""
+    return [ref for k in (0, 2, 3, 4) for ref in pool.reads[k]]
+
+
+def _pool_row(plan: Launches, pool: Instruction, u: int) -> tuple[Any, ...]:
+    """Return a pool's row, but dx; a convolution makes averages and where maxima came from itself."""
+    (gradient,), (most, mean), coef, (x,), base = pool.reads
+    alone = pool.writes[0][0].slot not in plan.bases
+    weight = plan.skips.get(base[0].slot) if base else None
+    return (
+        plan.places[most.slot]._replace(unit=u) if alone else None, at(gradient, u), at(x, u),
+        at(dense(mean), u) if alone else None,
+        *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
+        None if weight is None else at(weight),
+    )  # fmt: skip
+
+
+def _reach(stride: int) -> int:
+    """Return how many windows reach a pixel in a row."""
+    return 3 if stride == 1 else 2
 
 
 def pool(plan: Launches, group: Group) -> None:
-    """Add the backward of pools."""
-    (g,), z, _, (x,), _ = group[0].reads
+    """Add the backward of pools, but those whose gradient a convolution makes."""
+    group = [i for i in group if i.writes[0][0].slot not in plan.bases]
+    if not group:
+        return
+    (g,), _, _, (x,), _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
-    refs = [ref for i in group for part in (*i.reads, *i.writes) for ref in part]
+    refs = [ref for i in group for ref in (*_refs(i), *i.writes[0])]
     u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
-    rows = []
-    for i in group:
-        (gradient,), both, coef, _, base = i.reads
-        weight = plan.skips.get(base[0].slot) if base else None
-        rows.append((
-            plan.places[both[0].slot]._replace(unit=u), at(gradient, u), *(at(half, u) for half in both),
-            *(at(c, u) for c in coef), maybe([dense(b) for b in base if weight is None], u),
-            None if weight is None else at(weight), at(dense(i.writes[0][0]), u),
-        ))  # fmt: skip
-    sizes, stride = (H, W, Ho, Wo, C // u), group[0].numbers[0]
-    BP, BC = images.tile_of(C, plan.itemsize)
+    rows = [(*_pool_row(plan, i, u), at(dense(i.writes[0][0]), u)) for i in group]
+    stride, (BP, BC) = group[0].numbers[0], images.tile_of(C, plan.itemsize)
     pixels = pixels_of(x)
     plan.add(
         Work(
             grouped_conv_backward.grouped_pool_gradient_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows,
-            (scaled(steps(g), u), scaled(steps(z[0]), u), pixels, *sizes),
-            dict(STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
-            12 * pixels * C * len(rows) * (9 if stride == 1 else 4),
+            (scaled(steps(g), u), scaled(steps(x), u), pixels, H, W, Ho, Wo, C // u),
+            dict(X_HALF=plan.half(x), STRIDE=stride, UNIT=u, BP=BP, BC=BC, num_warps=4, many_registers=True),
+            12 * len(rows) * pixels * C * _reach(stride) ** 2,
         ),
     )

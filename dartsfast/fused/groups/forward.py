@@ -17,6 +17,7 @@ from dartsfast.fused.groups.places import (
     partial_row,
     pitch,
     pixels_of,
+    sampled,
     scaled,
     steps,
 )
@@ -31,12 +32,16 @@ _RUNNING = (None, None, torch.int64)  # dtypes; None: that of the arithmetic
 
 
 def conv_alike(plan: Launches, i: Instruction) -> Any:
-    """Return what convolutions of one launch share: shapes, strides, dtypes and options."""
+    """Return what convolutions of one launch share: shapes, strides, dtypes and options.
+
+    Without taps what lies around the pixels of an image is nothing to them.
+    """
     (x,), norm, depthwise, pointwise = i.reads
     z, stats = i.writes
     normed = norm[0].stride if norm else None
     into = z[0].shape, alike(z), plan.half(z[0]), plan.slots[stats[0].slot].shape[-1]
-    return x.shape, steps(x), plan.half(x), normed, bool(depthwise), into, i.numbers[:2]
+    sizes = x.shape if depthwise else x.shape[-1:]
+    return sizes, steps(x), plan.half(x), normed, bool(depthwise), into, i.numbers[:2]
 
 
 def conv(plan: Launches, group: Group) -> None:
@@ -62,13 +67,14 @@ def conv(plan: Launches, group: Group) -> None:
                     Region(tiles, tile["BP"], pixels, 2 * row),
                 )
             taps = i.reads[2][b] if depthwise else None
+            source = i.reads[0][0]
             rows.append((
-                at(i.reads[0][0], ui), maybe(i.reads[1], ui), at(image, uo), partial_row(plan, moments, uo),
+                at(source, ui) if taps else sampled(source, pixels, ui), maybe(i.reads[1], ui),
+                at(image, uo), partial_row(plan, moments, uo),
                 Address(taps.slot) if taps else 0, Address(i.reads[3][b].slot),
                 taps.shape[-1] if taps else 1, dilation[b] if taps else 1,
             ))  # fmt: skip
-    half = plan.half(x) or plan.half(z[0])
-    many = branch_conv.crowded(Ci, 2 if half else plan.itemsize)
+    many = plan.half(x) or plan.half(z[0]) or branch_conv.crowded(Ci, plan.itemsize)
     plan.add(
         Work(
             grouped_conv.grouped_conv_kernel,
@@ -93,31 +99,35 @@ def conv(plan: Launches, group: Group) -> None:
 def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pools of one launch share."""
     (x,) = i.reads[0]
-    return x.shape, steps(x), plan.half(x), i.numbers, _placed(plan, i)
+    return x.shape, steps(x), plan.half(x), i.numbers, _again(plan, i)
 
 
-def _placed(plan: Launches, i: Instruction) -> bool:
-    """Whether a backward will ask which taps the maxima came from."""
-    return any(pool.reads[1][0].slot == i.writes[0][0].slot for pool in plan.pools)
+def _again(plan: Launches, i: Instruction) -> bool:
+    """Whether gradients that no convolution makes ask for averages and which taps the maxima came from."""
+    alone = [pool for pool in plan.pools if pool.writes[0][0].slot not in plan.bases]
+    return any(pool.reads[1][0].slot == i.writes[0][0].slot for pool in alone)
 
 
 def pool(plan: Launches, group: Group) -> None:
-    """Add the pools of a group, with their partial statistics; for a backward also where maxima came from."""
+    """Add the partial statistics of pools, or what their gradient asks for; sums make what they add again."""
+    again = _again(plan, group[0])
+    group = [i for i in group if again or i.writes[1][0].slot in plan.counted]
+    if not group:
+        return
     (x,), (z, _) = group[0].reads[0], group[0].writes
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, z[0].shape
     BP, BC = images.tile_of(C, 2 if plan.half(x) else plan.itemsize)
-    pixels, placed = pixels_of(z[0]), _placed(plan, group[0])
+    pixels = pixels_of(z[0])
     tiles, u, rows = cdiv(pixels, BP), units(C, *steps(x), *(i.reads[0][0].offset for i in group)), []
     for i in group:
-        for moments in i.writes[1]:
-            if moments.slot not in plan.regions:
-                plan.region(moments.slot, 2, Region(tiles, BP, pixels, 2 * C))
-        of = [partial_row(plan, moments, u) for moments in i.writes[1]]
-        most = i.writes[0][0]
-        place = None
-        if placed:
+        most, mean = i.writes[0]
+        if again:
             place = plan.places[most.slot] = plan.scratch(cdiv(prod(most.shape), plan.itemsize), u)  # bytes
-        rows.append((at(i.reads[0][0], u), *(at(dense(half), u) for half in i.writes[0]), *of, place))
+            made = [None, None, at(dense(mean), u), place]
+        else:
+            plan.region(i.writes[1][0].slot, 2, Region(tiles, BP, pixels, 2 * C))
+            made = [*(partial_row(plan, moments, u) for moments in i.writes[1]), None, None]
+        rows.append((at(i.reads[0][0], u), *made))
     plan.add(
         Work(
             grouped_conv.grouped_pool_kernel,
@@ -125,7 +135,7 @@ def pool(plan: Launches, group: Group) -> None:
             rows,
             (scaled(steps(x), u), pixels, H, W, Ho, Wo, C // u),
             dict(
-                PLACES=placed,
+                AGAIN=again,
                 X_HALF=plan.half(x),
                 STRIDE=group[0].numbers[0],
                 UNIT=u,

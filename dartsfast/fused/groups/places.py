@@ -45,6 +45,11 @@ def at(ref: Ref, unit: int = 1) -> At:
     return At(ref.slot, ref.offset, unit, prod(ref.shape))
 
 
+def sampled(ref: Ref, pixels: int, unit: int) -> At:
+    """Return the place of an image of which so many pixels are touched."""
+    return At(ref.slot, ref.offset, unit, pixels * ref.shape[-1])
+
+
 def maybe(refs: Sequence[Ref], unit: int) -> At | None:
     """Return the place of the one, None for what is not there."""
     return at(refs[0], unit) if refs else None

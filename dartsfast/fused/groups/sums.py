@@ -7,22 +7,56 @@ from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.groups.places import Group, at, dense, maybe, narrowest, pitch, pixels_of, steps
-from dartsfast.fused.launches import At, Launches, Region
+from dartsfast.fused.groups.places import (
+    Group,
+    at,
+    dense,
+    maybe,
+    narrowest,
+    pitch,
+    pixels_of,
+    scaled,
+    steps,
+)
+from dartsfast.fused.launches import At, Launches, Region, UngroupableError, side_by_side
 from dartsfast.fused.program import Instruction, Place, Ref
-from dartsfast.kernels import grouped_sum, images, mixed_sum, reduce
+from dartsfast.kernels import grouped_sum, mixed_sum, reduce
 from dartsfast.kernels.grouped import Work, units
+from dartsfast.kernels.images import CHANNELS, LEAST, tile_of
 from dartsfast.kernels.launch import block
+
+
+def _sources(plan: Launches, images: Sequence[Ref]) -> list[Ref]:
+    """Return what is read of images: those of pools are made again where they are added."""
+    return [plan.pooled[image.slot][0] if image.slot in plan.pooled else image for image in images]
 
 
 def _branches(plan: Launches, i: Instruction, u: int, weighted: bool) -> list[tuple[Any, ...]]:
     """Return the rows of a sum's branches."""
     z, norm = i.reads[:2] if weighted else i.reads[1:]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for b, image in enumerate(z):
-        weight = at(i.reads[2][b]) if weighted else None
-        rows.append((at(image, u), pitch(image) // u, at(norm[b], u), weight, 0))
+        others = at(norm[b], u), at(i.reads[2][b]) if weighted else None
+        if image.slot in plan.pooled:
+            x, half, stride = plan.pooled[image.slot]
+            sizes = *x.shape[1:3], *image.shape[1:3], stride
+            rows.append((at(x, u), 0, *others, 1 + half, *scaled(steps(x), u), *sizes))
+        else:
+            rows.append((at(image, u), pitch(image) // u, *others, *[0] * 9))
     return rows
+
+
+def _pool_options(plan: Launches, images: Sequence[Ref]) -> dict[str, bool]:
+    """Return whether pools are among images, and whether what they are of is stored in half precision."""
+    halves = {plan.half(x) for x in _sources(plan, [z for z in images if z.slot in plan.pooled])}
+    if len(halves) > 1:
+        raise UngroupableError("pools of images in two dtypes")
+    return dict(POOLED=bool(halves), X_HALF=any(halves))
+
+
+def _pool_operations(plan: Launches, images: Sequence[Ref]) -> int:
+    """Return the operations an element that pools among images take."""
+    return 18 * sum(image.slot in plan.pooled for image in images)
 
 
 def _skipped(plan: Launches, i: Instruction) -> bool:
@@ -40,32 +74,52 @@ def mixed(plan: Launches, group: Group) -> None:
     group = [i for i in group if not _skipped(plan, i)]
     if not group:
         return
-    (out,) = group[0].writes[0]
-    C, pixels, rows = out.shape[-1], pixels_of(out), []
-    u = units(
-        C,
-        *(n for i in group for ref in (*i.reads[0], *i.reads[1], *i.reads[3], *i.writes[0])
-          for n in (ref.offset, *steps(ref))),
-    )  # fmt: skip
+    outs = [i.writes[0][0] for i in group]
+    C, pixels, rows = outs[0].shape[-1], pixels_of(outs[0]), []
+    images = [ref for i in group for ref in i.reads[0]]
+    refs = [ref for i in group for part in (i.reads[1], i.reads[3], i.writes[0]) for ref in part]
+    refs += [copies[out.slot] for copies in (plan.parts, plan.narrowed) for out in outs if out.slot in copies]
+    u = units(C, *(n for ref in (*refs, *_sources(plan, images)) for n in (ref.offset, *steps(ref))))
     branches: list[tuple[Any, ...]] = []
     for i in group:
-        base = i.reads[3]
+        base, (image,) = i.reads[3], i.writes[0]
+        part, half = plan.parts.get(image.slot), plan.narrowed.get(image.slot)
         rows.append((
-            at(dense(i.writes[0][0]), u), maybe(base, u), pitch(base[0]) // u if base else 0,
-            len(branches), len(i.reads[0]), 0,
+            at(dense(image), u) if _read(plan, image) else None,
+            maybe(base, u), pitch(base[0]) // u if base else 0,
+            len(branches), len(i.reads[0]), at(part, u) if part else None, pitch(part) // u if part else 0,
+            at(dense(half), u) if half else None,
         ))  # fmt: skip
         branches += _branches(plan, i, u, weighted=True)
-    BP, BC = images.tile_of(C, narrowest(plan, [ref for i in group for ref in i.reads[0]]))
+    BP, BC = tile_of(C, narrowest(plan, _sources(plan, images)))
     BP *= mixed_sum.VECTORS
     plan.add(
         Work(
             grouped_sum.grouped_sum_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows + branches,
-            (8 * len(rows), pixels, C // u),
-            dict(UNIT=u, BP=BP, BC=BC, num_warps=4),
-            4 * pixels * C * len(branches),
+            (12 * len(rows), pixels, C // u),
+            dict(
+                HALVED=any(row[-1] for row in rows), UNIT=u, BP=BP, BC=BC, num_warps=4,
+                **_pool_options(plan, images),
+            ),
+            pixels * C * (4 * len(branches) + _pool_operations(plan, images)),
         )
+    )  # fmt: skip
+
+
+def _read(plan: Launches, out: Ref) -> bool:
+    """Whether a sum is more than what is copied from it at once."""
+    copies = (plan.parts, "concatenate"), (plan.narrowed, "copy")
+    done = {op for of, op in copies if out.slot in of}
+    sections = plan.program.sections
+    return plan.slots[out.slot].place != Place.TEMPORARY or any(
+        ref.slot == out.slot
+        for s in sections
+        for i in s
+        if i.op not in done
+        for part in i.reads
+        for ref in part
     )
 
 
@@ -73,10 +127,11 @@ def mixed_backward(plan: Launches, group: Group) -> None:
     """Add the partial sums of the backward, and gradients of weights that no coef comes with."""
     (g,) = group[0].reads[0]
     C, pixels, rows = g.shape[-1], pixels_of(g), []
-    refs = [ref for i in group for part in i.reads for ref in part]
+    images = [ref for i in group for ref in i.reads[1]]
+    refs = [ref for i in group for part in (i.reads[0], i.reads[2]) for ref in part] + _sources(plan, images)
     u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
-    size = narrowest(plan, [ref for i in group for ref in i.reads[1]])
-    BP, BC = images.tile_of(C, size)
+    size = narrowest(plan, _sources(plan, images))
+    BP, BC = tile_of(C, size)
     programs = min(mixed_sum.PROGRAMS, cdiv(pixels, BP))
     SIZE = mixed_sum.SUMS // (mixed_sum.VECTOR // size * plan.itemsize)
     branches: list[tuple[Any, ...]] = []
@@ -85,11 +140,11 @@ def mixed_backward(plan: Launches, group: Group) -> None:
         count = len(i.reads[1])
         row = (1 + count) * C
         plan.region(g_mean.slot, 1, Region(programs, 0, pixels, row))
-        for first in range(0, count, SIZE):
+        for first, last, pool in _together(plan, i.reads[1], SIZE):
             rows.append((
                 at(i.reads[0][0], u), pitch(i.reads[0][0]) // u,
                 At(g_mean.slot, 0, u, programs * row), row // u,
-                int(first == 0), 1 + first, len(branches) + first, min(SIZE, count - first),
+                int(first == 0), 1 + first, len(branches) + first, last - first, pool, 0,
             ))  # fmt: skip
         branches += _branches(plan, i, u, weighted=False)
         for b, d in enumerate(d_weights):
@@ -100,9 +155,9 @@ def mixed_backward(plan: Launches, group: Group) -> None:
             grouped_sum.grouped_sum_backward_kernel,
             (programs, len(rows), cdiv(C, BC)),
             rows + branches,
-            (10 * len(rows), pixels, C // u),
-            dict(SIZE=SIZE, UNIT=u, BP=BP, BC=BC, num_warps=4),
-            5 * pixels * C * len(branches),
+            (12 * len(rows), pixels, C // u),
+            dict(SIZE=SIZE, UNIT=u, BP=BP, BC=BC, num_warps=4, **_pool_options(plan, images)),
+            pixels * C * (5 * len(branches) + _pool_operations(plan, images)),
             cdiv(pixels, BP * programs),
         )
     )
@@ -114,6 +169,23 @@ def mixed_backward(plan: Launches, group: Group) -> None:
     ]
     if lone:
         _means(plan, lone, C, mixed_sum.PARTS, units(C))
+
+
+def _together(plan: Launches, images: Sequence[Ref], most: int) -> list[tuple[int, int, int]]:
+    """Return first and last of images that a program takes, and which is of windows, from the first, or -1.
+
+    At most so many, and of windows of one image at most.
+    """
+    found: list[tuple[int, int, int]] = []
+    first, pool, windows = 0, -1, None
+    for k, image in enumerate(images):
+        x, _, stride = plan.pooled.get(image.slot, (None, 0, 0))
+        if k - first == most or (x and windows and windows != (x, stride)):
+            found.append((first, k, pool))
+            first, pool, windows = k, -1, None
+        if x and not windows:
+            pool, windows = k - first, (x, stride)
+    return [*found, (first, len(images), pool)]
 
 
 def _mean_row(
@@ -132,7 +204,7 @@ def _mean_row(
 
 
 def _means(plan: Launches, rows: list[tuple[Any, ...]], C: int, parts: int, u: int) -> None:
-    columns = block(C, images.LEAST, images.CHANNELS)
+    columns = block(C, LEAST, CHANNELS)
     plan.add(
         Work(
             grouped_sum.grouped_means_kernel,
@@ -184,7 +256,7 @@ def add(plan: Launches, group: Group) -> None:
 def _elementwise(
     plan: Launches, kernel: Any, image: Ref, rows: list[tuple[Any, ...]], u: int, size: int, **options: Any
 ) -> None:
-    BP, BC = images.tile_of(image.shape[-1], size)
+    BP, BC = tile_of(image.shape[-1], size)
     pixels, C = pixels_of(image), image.shape[-1]
     grid = cdiv(pixels, BP), cdiv(C, BC), len(rows)
     options |= dict(UNIT=u, BP=BP, BC=BC, num_warps=4)
@@ -197,6 +269,8 @@ def copy_alike(plan: Launches, i: Instruction) -> Any:
 
 
 def _copies(plan: Launches, pairs: Sequence[tuple[Ref, Ref]]) -> None:
+    if not pairs:
+        return
     u = units(*(n for pair in pairs for ref in pair for n in (ref.shape[-1], ref.offset, *steps(ref))))
     rows = [(at(x, u), pitch(x) // u, at(out, u), pitch(out) // u) for x, out in pairs]
     half = plan.half(pairs[0][1])
@@ -206,18 +280,15 @@ def _copies(plan: Launches, pairs: Sequence[tuple[Ref, Ref]]) -> None:
 
 
 def copy(plan: Launches, group: Group) -> None:
-    """Add the copies of a group."""
-    _copies(plan, [(i.reads[0][0], i.writes[0][0]) for i in group])
+    """Add the copies of a group, but those that sums make."""
+    pairs = [(i.reads[0][0], i.writes[0][0]) for i in group]
+    _copies(plan, [(image, to) for image, to in pairs if plan.narrowed.get(image.slot) != to])
 
 
 def concatenate(plan: Launches, group: Group) -> None:
-    """Add the copies of images side by side."""
+    """Add the copies of images side by side, but those that sums make."""
     for i in group:
-        start, (out,) = 0, i.writes[0]
-        pairs = []
-        for image in i.reads[0]:
-            pairs.append((image, out.channels(start, start + image.shape[-1])))
-            start += image.shape[-1]
+        pairs = [(image, to) for image, to in side_by_side(i) if plan.parts.get(image.slot) != to]
         for C in sorted({image.shape[-1] for image, _ in pairs}):
             _copies(plan, [pair for pair in pairs if pair[0].shape[-1] == C])
 

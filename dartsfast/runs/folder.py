@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dartsfast.errors import InputError
-from dartsfast.search.checkpoint import has_checkpoint
+from dartsfast.runs.checkpoint import has_checkpoint
 
 LOCK = "run.lock"
 

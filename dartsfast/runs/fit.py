@@ -139,6 +139,32 @@ def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any])
                 raise InputError(f"history[{i}] has {_shown(name)}: {_shown(value)}, not a number")
 
 
+def check_images(batches: Any, state: dict[str, Any]) -> None:
+    """Raise InputError unless step and count of ``state`` are of one moment in a pass of ``batches``."""
+    step, images = state["step"], len(batches.source)
+    if step > len(batches) or state["count"] != min(step * batches.batch_size, images):
+        raise InputError(
+            f"step is {step} after {state['count']:g} images, in an epoch of {len(batches)} "
+            f"steps and {images} images"
+        )
+
+
+def check_cosine(
+    scheduler: torch.optim.lr_scheduler.CosineAnnealingLR, epochs: int, state: dict[str, Any]
+) -> None:
+    """Raise InputError unless the kept schedule, and the optimiser's rate, are those of the epoch."""
+    kept, fresh, epoch = state["extra"]["scheduler"], scheduler.state_dict(), state["epoch"]
+    (lr,), (first,), last = kept["_last_lr"], fresh["base_lrs"], fresh["eta_min"]
+    planned = last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    for rate in (lr, state["optimizer"]["param_groups"][0]["lr"]):
+        if abs(rate - planned) > 1e-6 * first or rate != lr:
+            raise InputError(f"the learning rate is {rate} in epoch {epoch}, planned is {planned}")
+    expected = {**fresh, "last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": [lr]}
+    for name, value in expected.items():
+        if kept[name] != value:
+            raise InputError(f"extra.scheduler.{name} is {kept[name]}, not {value}")
+
+
 def check_pieces(data: Any) -> None:
     """Raise InputError unless ``data`` has the form of a fingerprint."""
     match("data", {}, data)

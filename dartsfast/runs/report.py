@@ -1,4 +1,4 @@
-"""What a running search shows and leaves behind: progress, a line an epoch, scalars, pictures."""
+"""What a run shows and leaves behind: progress, a line an epoch, scalars, pictures."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
 from torch.utils.tensorboard import SummaryWriter
 
-from dartsfast.drawing import draw_alphas, draw_curves, draw_genotype
+from dartsfast.drawing import draw_curves
 from dartsfast.genotypes import AnyGenotype, genotype_to_json
-from dartsfast.search.interrupts import Stop
-from dartsfast.search.progress import Progress
+from dartsfast.runs.interrupts import Stop
+from dartsfast.runs.progress import Progress
 
-HEADLINE = ("train_loss", "train_acc", "valid_acc", "train_ppl", "valid_ppl", "seconds")
+HEADLINE = ("train_loss", "train_acc", "valid_acc", "test_acc", "train_ppl", "valid_ppl", "seconds")
+
+
+class Picture(NamedTuple):
+    """What a picture shows, equal where it need not be drawn again, and how to draw it to a path."""
+
+    of: Any
+    draw: Callable[[Path], list[Path]]
 
 
 class _Console(Console):
@@ -34,10 +42,10 @@ class Report:
 
     Args:
         out: folder of the run.
-        epochs: epochs of the whole search.
+        epochs: epochs of the whole run.
         work: units of progress an epoch (iterations or rows of text).
         every: iterations between lines where the console is no terminal.
-        history: rows of the epochs that are done, of a search that goes on.
+        history: rows of the epochs that are done, of a run that goes on.
         console: where to show it; by default the standard output.
         stop: asked to stop, as by SIGPIPE, where the reader of the output has gone.
     """
@@ -62,7 +70,7 @@ class Report:
         self.progress = Progress(epochs, work)
         # On a terminal the display is drawn anew several times a second; else there are lines.
         self._live = Live(get_renderable=lambda: self.progress, console=self.console, transient=True)
-        self._drawn: AnyGenotype | None = None
+        self._drawn: dict[str, Any] = {}
         # A run killed between its log line and its checkpoint does that epoch again.
         _write(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         self._scalars = SummaryWriter(str(out / "tensorboard"), purge_step=len(history) + 1)
@@ -85,7 +93,7 @@ class Report:
             self._stop.ask(signal.SIGPIPE)
 
     def phase(self, name: str) -> None:
-        """Show that the search is ``validating`` or ``drawing``."""
+        """Show that the run is ``validating`` or ``drawing``."""
         self.progress.phase = name
 
     def iteration(self, epoch: int, done: int, step: int, metrics: dict[str, float]) -> None:
@@ -107,22 +115,20 @@ class Report:
         shown = "  ".join(f"{name} {row[name]:.4g}" for name in HEADLINE if name in row)
         self.say(f"epoch {row['epoch']}/{self.epochs}  {shown}")
 
-    def draw(self, genotype: AnyGenotype, alphas: Any, history: list[dict], *, final: bool = False) -> None:
+    def draw(self, pictures: Mapping[str, Picture], history: list[dict], *, final: bool = False) -> None:
         """Draw what the last epoch changed, as PNG; at the end of a run everything, as PNG and SVG."""
         self.phase("drawing")
-        pictures, epoch = self.out / "pictures", history[-1]["epoch"]
-        title = f"epoch {epoch}"
         if final:
-            draw_genotype(genotype, self.out / "cell")
-            draw_alphas(alphas, self.out / "alphas", title=title)
+            for name, picture in pictures.items():
+                picture.draw(self.out / name)
             draw_curves(history, self.out / "curves")
             return
-        files = draw_alphas(alphas, pictures / f"alphas-{epoch:03d}.png", title=title)
-        if genotype != self._drawn:
-            files += draw_genotype(genotype, pictures / f"cell-{epoch:03d}.png")
-            self._drawn = genotype
-        for file in files:  # the latest under a name of its own
-            shutil.copyfile(file, self.out / (file.stem.split("-")[0] + file.suffix))
+        for name, picture in pictures.items():
+            if name in self._drawn and picture.of == self._drawn[name]:
+                continue
+            (file,) = picture.draw(self.out / "pictures" / f"{name}-{history[-1]['epoch']:03d}.png")
+            shutil.copyfile(file, self.out / f"{name}.png")  # the latest under a name of its own
+            self._drawn[name] = picture.of
         draw_curves(history, self.out / "curves.png")
 
 

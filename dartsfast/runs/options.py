@@ -1,0 +1,81 @@
+"""Options of runs, declared once for scripts and commands.
+
+``--help`` reads them, so this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dartsfast.errors import InputError
+
+# How the command line arranges them, in this order.
+GROUPS = ("data", "network", "optimisation", "run")
+DATA, NETWORK, OPTIMISATION, RUN = GROUPS
+
+
+def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
+    """Declare a field whose help, choices and group (one of :data:`GROUPS`) the command line shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that know what cannot work."""
+
+    def __post_init__(self) -> None:
+        # Checkpoints hold plain values, of one type each.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, field.name, os.fspath(value))
+            elif type(value) is int and isinstance(field.default, float):
+                object.__setattr__(self, field.name, float(value))
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if field.default is None and value is None:  # left alone, of yes and no
+                continue
+            wanted: Any = bool if field.default is None else type(field.default)
+            if type(value) is not wanted:
+                raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
+            if choices and value not in choices:
+                raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name} must be a finite number, got {value}")
+            if field.name == "seed" and not -(2**63) <= value < 2**64:
+                raise InputError(f"seed must fit 64 bits, got {value}")
+            if field.name in self.positive() and not value > 0:
+                raise InputError(f"{field.name} must be above 0, got {value}")
+            if (
+                isinstance(value, (int, float))
+                and value < 0
+                and field.name not in ("seed", "small_batch_size")
+            ):
+                raise InputError(f"{field.name} must not be negative, got {value}")
+            if ("dropout" in field.name or field.name == "drop_path_prob") and value >= 1:
+                raise InputError(f"{field.name} must be below 1, got {value}")
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return ("epochs", "batch_size")
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """What every run takes."""
+
+    out: str = option("", "folder of the run (default: runs/<kind>-<time>)")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.out, str):  # a shell leaves the ~ of --out=~/x to us
+            object.__setattr__(self, "out", os.path.expanduser(self.out))

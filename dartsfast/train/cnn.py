@@ -1,0 +1,234 @@
+"""The training of a found CNN cell from scratch (paper section 3.2; the original's ``cnn/train.py``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.cnn.model import NetworkCIFAR
+from dartsfast.cnn.utils import accuracy
+from dartsfast.data import Batches, ImageTask, absolute_images, image_fingerprint, limited, load_images, whole
+from dartsfast.drawing import draw_genotype
+from dartsfast.errors import InputError
+from dartsfast.genotypes import CNN, AnyGenotype, as_genotype, resolve_genotype
+from dartsfast.runs.begin import begin
+from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.report import Picture
+from dartsfast.runs.run import Iteration, Run
+from dartsfast.train.config import TrainCNNConfig
+from dartsfast.train.count import Size, network_size
+from dartsfast.train.evaluate import test_network
+
+WEIGHTS = "weights.pt"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training has come to.
+
+    Attributes:
+        genotype: the cell.
+        history: one row an epoch, as in ``log.jsonl``.
+        out: folder of the run, with ``genotype.json``, ``log.jsonl``, ``cell.png``, ``curves.png`` (and
+            SVG), ``weights.pt``, ``tensorboard/``.
+        checkpoint: the last checkpoint.
+        weights: the trained network's ``state_dict``.
+    """
+
+    genotype: AnyGenotype
+    history: list[dict[str, Any]]
+    out: Path
+    checkpoint: Path
+    weights: Path
+
+    @property
+    def lesson(self) -> str:
+        """What the last test says, in a sentence."""
+        row = self.history[-1]
+        epochs = f"{row['epoch']} epoch{'s' if row['epoch'] > 1 else ''}"
+        return f"after {epochs}: test error {100 - row['test_acc']:.2f} %"
+
+
+class CNNTraining(Run):
+    """A training between two iterations."""
+
+    kind = "train-cnn"
+    noun = "training"
+    command = ("train", "cnn")
+    metrics = ("loss", "acc", "acc5")
+    optimizer_names = ("optimizer",)
+    scheduled = ("lr",)
+
+    def __init__(self, config: TrainCNNConfig) -> None:
+        super().__init__(config)
+        task = load_images(config.data, download=config.download, image_size=config.image_size)
+        self.fingerprint = image_fingerprint(task)
+        self.cell = as_genotype(resolve_genotype(config.arch), CNN)
+        torch.manual_seed(config.seed)
+        model = NetworkCIFAR(
+            config.init_channels, len(task.classes), config.layers, config.auxiliary, self.cell
+        )
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.forward: Any = torch.compile(self.model) if config.compile else self.model
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self._stream(task)
+        height, width = task.train.gather(torch.tensor([0])).shape[-2:]
+        self.size: Size = network_size(model, height, width)
+        self.work = len(self.train)
+        self.every = config.report_freq
+
+    @staticmethod
+    def settle(config: TrainCNNConfig) -> TrainCNNConfig:
+        """Return ``config`` with data and cell that mean the same in any working directory."""
+        arch = repr(as_genotype(resolve_genotype(config.arch), CNN))
+        return dataclasses.replace(config, data=absolute_images(config.data), arch=arch)
+
+    def _stream(self, task: ImageTask) -> None:
+        config = self.config
+        common: dict[str, Any] = {
+            "mean": task.mean, "std": task.std, "seed": config.seed, "device": self.device,
+        }  # fmt: skip
+        images = limited(whole(task), config.max_images)
+        if config.auxiliary and len(images) % config.batch_size == 1 % config.batch_size:
+            raise InputError(
+                "the second classifier cannot be trained on a last batch of one image (its batch norms have "
+                f"one value a channel): of {len(images)} images, use another batch_size than "
+                f"{config.batch_size}"
+            )
+        cutout = config.cutout_length if config.cutout else 0
+        self.train = Batches(
+            images, config.batch_size, stream="train", augment=True, cutout_length=cutout, **common
+        )
+        batch = min(config.batch_size, len(task.test))
+        self.check = Batches(task.test, batch, stream="test", augment=False, shuffle=False, **common)
+
+    def iterations(self) -> Iterator[Iteration]:
+        """Run what is left of the epoch, a step of the weights an iteration."""
+        config = self.config
+        self.model.train()
+        self.model.drop_path_prob = config.drop_path_prob * self.epoch / config.epochs
+        for x, y in self.train.iterate(self.epoch, self.step):
+            logits, loss = self.iteration(x, y)
+            self.step += 1
+            top1, top5 = accuracy(logits, y, (1, 5))
+            self.record(len(y), loss=loss.item(), acc=top1.item(), acc5=top5.item())
+            yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
+
+    def iteration(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the weights on images x [N, 3, H, W] of classes y [N]; return logits [N, classes], loss []."""
+        config = self.config
+        if config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad()
+        dtype = getattr(torch, config.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits, logits_aux = self.forward(x)
+            loss = nn.functional.cross_entropy(logits, y)
+            if config.auxiliary:
+                loss = loss + config.auxiliary_weight * nn.functional.cross_entropy(logits_aux, y)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return logits.detach(), loss.detach()
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Test on the held-out images, un-augmented, and move the cosine schedule on."""
+        lr = self.scheduler.get_last_lr()[0]
+        waited, self.train.waited = self.train.waited, 0.0
+        tested = test_network(self.model, self.check, self.stop.check)
+        self.scheduler.step()
+        return {
+            "lr": lr,
+            "drop_path_prob": self.model.drop_path_prob,
+            "train_loss": self.mean("loss"),
+            "train_acc": self.mean("acc"),
+            "train_acc5": self.mean("acc5"),
+            "test_loss": tested.loss,
+            "test_acc": tested.acc,
+            "test_acc5": tested.acc5,
+            "loader_share": waited / max(self.seconds, 1e-9),
+        }
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return that of the weights."""
+        return {"optimizer": self.optimizer}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the schedule, and the scale of float16's gradients; batches follow from epoch and step."""
+        return {"scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Raise InputError unless step, count and schedule go together."""
+        match("extra", self.extra_state(), state["extra"])
+        check_images(self.train, state)
+        check_cosine(self.scheduler, self.config.epochs, state)
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back the schedule and the scale."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def genotype(self) -> AnyGenotype:
+        """Return the cell that is trained."""
+        return self.cell
+
+    def pictures(self) -> dict[str, Picture]:
+        """Return the cell."""
+        return {"cell": Picture(None, lambda path: draw_genotype(self.cell, path))}
+
+    def introduction(self) -> str:
+        """Say what is trained here, on what and with how much."""
+        config = self.config
+        return (
+            f"training of {config.layers} cells, {config.init_channels} channels, on {self.device}, "
+            f"{config.precision}, {self.size}"
+        )
+
+    def result(self, out: Path, checkpoint: Path) -> TrainResult:
+        """Write the weights and return where everything lies."""
+        part = out / (WEIGHTS + ".tmp")
+        torch.save(self.model.state_dict(), part)
+        os.replace(part, out / WEIGHTS)
+        return TrainResult(self.cell, self.history, out, checkpoint, out / WEIGHTS)
+
+    @classmethod
+    def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> TrainResult:
+        """Return the result of a training that is over; its data need not be there any more."""
+        if not (out / WEIGHTS).exists():  # it was stopped after its last checkpoint
+            torch.save(state["model"], out / WEIGHTS)
+        return TrainResult(
+            resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint, out / WEIGHTS
+        )
+
+
+def train_cnn(config: TrainCNNConfig, *, resume: str | Path | None = None) -> TrainResult:
+    """Train a found CNN cell from scratch on all training images, testing it after every epoch.
+
+    Args:
+        config: options, the original's names and defaults.
+        resume: as in :func:`dartsfast.search.search_cnn`.
+
+    Returns:
+        The history, and where everything lies.
+
+    Raises:
+        InputError, DivergedError, RunStopped, OSError: as :func:`dartsfast.search.search_cnn`.
+    """
+    return begin(CNNTraining, config, resume)

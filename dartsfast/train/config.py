@@ -1,0 +1,88 @@
+"""Options of trainings and tests: the original's flag names and defaults.
+
+``--help`` reads them, so this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, Options, RunOptions, option
+
+IMAGES = (
+    "photos: 32x32 crops of ten photographs that come with scikit-image and scikit-learn; cifar10:DIR, "
+    "cifar100:DIR, fashion-mnist:DIR: as torchvision lays them out in DIR; imagefolder:DIR: "
+    "DIR/train/CLASS/* and DIR/val/CLASS/*; a folder alone: CIFAR-10 in it"
+)
+CELL = (
+    'the cell: the folder of a run, a genotype.json, "Genotype(...)" as a search prints it, or a published '
+    "cell such as DARTS_V1"
+)
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainCNNConfig(RunOptions):
+    """Options of the training of a CNN cell on CIFAR (paper section 3.2; the original's ``cnn/train.py``)."""
+
+    arch: str = option("DARTS", CELL, group=NETWORK)
+    data: str = option("photos", IMAGES, group=DATA)
+    download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
+    image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
+    max_images: int = option(0, "train on at most this many images; 0: all", group=DATA)
+    batch_size: int = option(96, "images a batch", group=DATA)
+    cutout: bool = option(False, "zero a random square of each image", group=DATA)
+    cutout_length: int = option(16, "side of that square, in pixels", group=DATA)
+    init_channels: int = option(36, "channels of the first cells", group=NETWORK)
+    layers: int = option(20, "number of cells", group=NETWORK)
+    auxiliary: bool = option(
+        False, "with a second classifier at two thirds of the depth, while it is trained", group=NETWORK
+    )
+    auxiliary_weight: float = option(0.4, "weight of its loss", group=OPTIMISATION)
+    drop_path_prob: float = option(
+        0.2, "share of samples of which a path is dropped, reached from 0 in equal steps", group=OPTIMISATION
+    )
+    epochs: int = option(600, "passes over the training data", group=OPTIMISATION)
+    learning_rate: float = option(0.025, "initial learning rate, falling to 0 (cosine)", group=OPTIMISATION)
+    momentum: float = option(0.9, "momentum", group=OPTIMISATION)
+    weight_decay: float = option(3e-4, "weight decay", group=OPTIMISATION)
+    grad_clip: float = option(5.0, "clip the gradient to this norm", group=OPTIMISATION)
+    seed: int = option(0, "seed of every random stream")
+    precision: str = option(
+        "float32", "of the network's operations where torch's autocast says so", PRECISIONS, group=NETWORK
+    )
+    channels_last: bool = option(False, "keep images in memory channel by channel of a pixel", group=NETWORK)
+    compile: bool = option(False, "let torch.compile make kernels for the network", group=NETWORK)
+    report_freq: int = option(50, "iterations between lines where the output is no terminal")
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "learning_rate", "init_channels", "layers", "grad_clip", "report_freq")
+
+
+@dataclass(frozen=True)
+class TestCNNConfig(Options):
+    """Options of the test of a trained network (the original's ``cnn/test.py``).
+
+    Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    model_path: str = option(
+        "", "the folder of a training, or weights: its weights.pt, or what the original's train.py saved",
+        group=NETWORK,
+    )  # fmt: skip
+    arch: str = option("DARTS", CELL, group=NETWORK)
+    data: str = option("photos", IMAGES, group=DATA)
+    download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
+    image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
+    batch_size: int = option(96, "images a batch", group=DATA)
+    init_channels: int = option(36, "channels of the first cells", group=NETWORK)
+    layers: int = option(20, "number of cells", group=NETWORK)
+    auxiliary: bool = option(False, "the weights have a second classifier", group=NETWORK)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return ("batch_size", "init_channels", "layers")

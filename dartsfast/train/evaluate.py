@@ -1,0 +1,119 @@
+"""The test of a trained CNN (the original's ``cnn/test.py``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dartsfast.cnn.model import NetworkCIFAR
+from dartsfast.cnn.utils import accuracy
+from dartsfast.data import Batches, load_images
+from dartsfast.errors import InputError
+from dartsfast.genotypes import CNN, as_genotype, resolve_genotype
+from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
+from dartsfast.runs.run import resolve_device
+from dartsfast.train.config import TestCNNConfig
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Mean loss on ``images`` images, and how many percent are right, or among the first five guesses."""
+
+    __test__ = False  # no test of pytest's
+
+    loss: float
+    acc: float
+    acc5: float
+    images: int
+
+
+@torch.no_grad()
+def test_network(
+    model: nn.Module, batches: Batches, between: Callable[[], None] = lambda: None
+) -> TestResult:
+    """Test a :class:`NetworkCIFAR`, left in evaluation mode, on a pass of ``batches``.
+
+    ``between`` is called before every batch.
+    """
+    model.eval()
+    loss, right, right5 = 0.0, 0, 0
+    for x, y in batches.iterate(0):
+        between()
+        logits, _ = model(x)
+        top1, top5 = accuracy(logits, y, (1, 5))
+        loss += nn.functional.cross_entropy(logits, y).item() * len(y)
+        right += round(top1.item() * len(y) / 100)
+        right5 += round(top5.item() * len(y) / 100)
+    count = len(batches.source)
+    return TestResult(loss / count, 100 * right / count, 100 * right5 / count, count)
+
+
+test_network.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
+
+
+def test_cnn(config: TestCNNConfig) -> TestResult:
+    """Test the network whose weights are at ``config.model_path`` on the held-out images.
+
+    Of a run's folder cell and network are its own; its data too, unless ``config.data`` names others.
+
+    Raises:
+        InputError: no such weights, or not of this network.
+    """
+    config.check()
+    if not config.model_path:
+        raise InputError("nothing to test: name a run's folder or a file of weights with --model_path")
+    path = Path(config.model_path).expanduser()
+    if path.is_dir():
+        config, weights = _of_run(config, path)
+    else:
+        weights = _read(path)
+    device = resolve_device(config.device)
+    task = load_images(config.data, download=config.download, image_size=config.image_size)
+    cell = as_genotype(resolve_genotype(config.arch), CNN)
+    model = NetworkCIFAR(config.init_channels, len(task.classes), config.layers, config.auxiliary, cell)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"the weights in {path} are not of this network ({one_line(error)[:300]}): --arch, "
+            "--init_channels, --layers, --auxiliary and the classes of --data must be those of its training"
+        ) from error
+    batch = min(config.batch_size, len(task.test))
+    batches = Batches(
+        task.test, batch, mean=task.mean, std=task.std, seed=0, stream="test",
+        augment=False, shuffle=False, device=device,
+    )  # fmt: skip
+    return test_network(model.to(device), batches)
+
+
+test_cnn.__test__ = False  # type: ignore[attr-defined]
+
+
+def _of_run(config: TestCNNConfig, folder: Path) -> tuple[TestCNNConfig, dict[str, Any]]:
+    """Return ``config`` with what the training in ``folder`` knows of its network, and its weights."""
+    if not has_checkpoint(folder):
+        raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
+    state = load_checkpoint(folder, "train-cnn")
+    own = state["config"]
+    names = ["arch", "init_channels", "layers", "auxiliary", "image_size"]
+    if config.data == TestCNNConfig.data:
+        names.append("data")
+    return dataclasses.replace(config, **{name: own[name] for name in names}), state["model"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the ``state_dict`` in a file, bare or under ``state_dict``, as the original saves it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"{path} holds no weights ({one_line(error)[:300]})") from error
+    return found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
