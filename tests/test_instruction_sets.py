@@ -188,7 +188,8 @@ def test_no_instruction_or_flag_of_x86_is_needed(source):
         "-Werror",
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
     )
-    subprocess.run([CROSS, *flags, "-isystem", str(include), str(source)], check=True, timeout=300)
+    headers = (f"-I{instruction_sets.CSRC / 'cpu'}", "-isystem", str(include))
+    subprocess.run([CROSS, *flags, *headers, str(source)], check=True, timeout=300)
 
 
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
