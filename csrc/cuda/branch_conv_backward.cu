@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 4; ++i) {
     const int pixel = first + row + i * ROWS;
     if (pixel < pixels && !a.dt) finish_direct<WIDE, HALVES>(a, sum[i], n, pixel / s.Wo, pixel % s.Wo, c0 + column);
-    else if (pixel < pixels) store_four(sum[i], a.dt + (static_cast<int64_t>(n) * pixels + pixel) * Ci + c0 + column);
+    else if (pixel < pixels) store_four_out(sum[i], a.dt + (static_cast<int64_t>(n) * pixels + pixel) * Ci + c0 + column);
   }
 }
 
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       }
     }
     if (!a.last) {
-      if (here) store_four(sum, kept);
+      if (here) store_four_out(sum, kept);
       continue;
     }
     Four<T> v{};

@@ -38,23 +38,17 @@ __device__ __forceinline__ Four<T> load_four(const T* p) {
   return r;
 }
 template <class T>
+__device__ __forceinline__ Pack<T, 4> packed(const Four<T>& v) {
+  return {v.v[0], v.v[1], v.v[2], v.v[3]};
+}
+template <class T>
 __device__ __forceinline__ void store_four(const Four<T>& v, T* p) {
-#pragma unroll
-  for (int i = 0; i < 4; i += kWide<T>) {
-    Pack<T, kWide<T>> part;
-#pragma unroll
-    for (int k = 0; k < kWide<T>; ++k) part.v[k] = v.v[i + k];
-    part.store(p + i);
-  }
+  write_own(packed(v), p);
 }
-
-// The same to the device's memory. Left alone, the compiler splits some of these stores.
-__device__ __forceinline__ void store_four_out(const Four<float>& v, float* p) {
-  __stcg(reinterpret_cast<float4*>(p), make_float4(v.v[0], v.v[1], v.v[2], v.v[3]));
-}
-__device__ __forceinline__ void store_four_out(const Four<double>& v, double* p) {
-  __stcg(reinterpret_cast<double2*>(p), make_double2(v.v[0], v.v[1]));
-  __stcg(reinterpret_cast<double2*>(p + 2), make_double2(v.v[2], v.v[3]));
+// The same to the device's memory.
+template <class T>
+__device__ __forceinline__ void store_four_out(const Four<T>& v, T* p) {
+  write_out(packed(v), p);
 }
 
 // `left` channels are there, a multiple of 4 where the memory, the device's, is WIDE; beyond them are zeros.

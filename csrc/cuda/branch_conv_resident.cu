@@ -147,7 +147,7 @@ __device__ __forceinline__ void norm_sums(const ResidentImages& a, const Room<S>
   }
   if (threadIdx.x % 8 == 0 && chunk < count) {
     float* const to = a.means.sums + (static_cast<int64_t>(n) * count + chunk) * 2 * S::C + q;
-    store_four(sum, to), store_four(product, to + S::C);
+    store_four_out(sum, to), store_four_out(product, to + S::C);
   }
   finish_means(a.means, {a.N, a.H, S::W, S::C, S::C, a.H, S::W, 1}, n * count, (n + 1) * count);
 }

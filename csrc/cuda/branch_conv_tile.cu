@@ -217,7 +217,7 @@ __device__ void moments(const Four (&z)[kWindow], float* slab, float* part) {
     }
   }
   fold(squares);
-  if (group == 0) mean.store(part + q), squares.store(part + C + q);
+  if (group == 0) mean.store_out(part + q), squares.store_out(part + C + q);
 }
 
 // What a thread of a block has: 8 pixels of a tile, group `group` of its chunk, and 4 channels from q on, in part

@@ -62,7 +62,7 @@ struct Elements {
 #pragma unroll
       for (int k = 0; k < V; ++k) w.v[k] = fused(step, v.v[k], w.v[k]);
     }
-    w.store(a.w + i);
+    w.store_out(a.w + i);
   }
 
   __device__ static void work(const FdVirtualStep<T>& a, int64_t i) {
@@ -75,7 +75,7 @@ struct Elements {
       if (a.momentum_buffer) step = fused(a.momentum, buffer.v[k], step);
       w.v[k] = fused(back, step, w.v[k]);
     }
-    w.store(a.w + i);
+    w.store_out(a.w + i);
   }
 
   __device__ static void work(const FdQuotient<T>& a, int64_t i) {
@@ -84,7 +84,7 @@ struct Elements {
     const auto minus = P::load(a.minus + i);
 #pragma unroll
     for (int k = 0; k < V; ++k) plus.v[k] = (plus.v[k] - minus.v[k]) / width;
-    plus.store(a.out + i);
+    plus.store_out(a.out + i);
   }
 };
 

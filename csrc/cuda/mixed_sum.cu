@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_kernel(const __grid_consta
 #pragma unroll
   for (int k = 0; k < PIXELS; ++k) {
     const int64_t p = first + k * apart;
-    if (p < pixels) write_own(sum[k], a.out.data + place(a.out, p, a.HW) + c);
+    if (p < pixels) write_out(sum[k], a.out.data + place(a.out, p, a.HW) + c);
   }
 }
 
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int other = 1; other < 8; other *= 2) sum.v[v] = sum.v[v] + __shfl_xor_sync(~0u, sum.v[v], other);
     }
-    if (here && interleave == 0) write_own(sum, a.sums + (output * (a.N * count) + chunk) * a.C + c);
+    if (here && interleave == 0) write_out(sum, a.sums + (output * (a.N * count) + chunk) * a.C + c);
   }
   const auto at = [&](int i) {
     return Sums<T>{a.sums + static_cast<int64_t>(i / a.C) * a.arrivals.count * a.C + i % a.C, a.C};

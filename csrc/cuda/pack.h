@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "runtime.h"
 
@@ -12,16 +13,19 @@ struct alignas(N * sizeof(T)) Pack {
   T v[N];
 
   __device__ static Pack load(const T* p) { return *reinterpret_cast<const Pack*>(p); }
-  __device__ void store(T* p) const {
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof(Pack) == sizeof(uint4)) {
-      uint4 bits;
-      memcpy(&bits, v, sizeof bits);
-      __stwb(reinterpret_cast<uint4*>(p), bits);  // an assignment may be made number by number
-      return;
+  __device__ void store(T* p) const { *reinterpret_cast<Pack*>(p) = *this; }
+  // To the device's memory, by an instruction that knows no other. Left alone, the compiler makes some of these number
+  // by number.
+  __device__ void store_out(T* p) const {
+    if constexpr (N == 4 && std::is_same_v<T, float>) {
+      __stcg(reinterpret_cast<float4*>(p), make_float4(v[0], v[1], v[2], v[3]));
+    } else if constexpr (N == 4 && std::is_same_v<T, uint32_t>) {
+      __stcg(reinterpret_cast<uint4*>(p), make_uint4(v[0], v[1], v[2], v[3]));
+    } else if constexpr (N == 2 && std::is_same_v<T, double>) {
+      __stcg(reinterpret_cast<double2*>(p), make_double2(v[0], v[1]));
+    } else {
+      store(p);
     }
-#endif
-    *reinterpret_cast<Pack*>(p) = *this;
   }
   __device__ static Pack zero() {
     Pack p;

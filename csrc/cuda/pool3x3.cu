@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
     fold(squares[half]);
     if (!here || interleave != 0) continue;
     T* const part = call.stat[half].parts + chunk.number * 2 * a.C + c;
-    mean[half].store(part), squares[half].store(part + a.C);
+    mean[half].store_out(part), squares[half].store_out(part + a.C);
   }
   const Arrivals all{call.arrivals.tickets, count, blocks};
   const auto at = [&](int i) { return moments_of(call.stat[i / a.C], i % a.C, a.Ho, a.Wo, count); };
@@ -163,7 +163,7 @@ __device__ Pack<T, V> gradient(const Pool3x3Backward<T>& a, int half, int n, int
 
 // What a window gives to its pixels: to that of one tap the maximum's gradient, to all the average's share.
 template <class T>
-struct Given {
+struct alignas(16) Given {  // packs are moved at once
   T maximum[kWindows * kWindows][kChannels], share[kWindows * kWindows][kChannels];
   unsigned char where[kWindows * kWindows][kChannels];
 };
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int v = 0; v < V; ++v) sum.v[v] = base.v[v] + sum.v[v];
     }
-    sum.store(a.dx.at(n, y) + x * a.dx.w + c);
+    sum.store_out(a.dx.at(n, y) + x * a.dx.w + c);
   }
 }
 

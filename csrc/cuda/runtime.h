@@ -24,7 +24,9 @@ namespace dartsfast {
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // which torch would find after its own next launch
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 // More than 48 KiB of dynamic shared memory are asked for, once a kernel and device.

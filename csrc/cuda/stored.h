@@ -73,7 +73,7 @@ struct Halves {
       Pack<uint32_t, words> all;
 #pragma unroll
       for (int i = 0; i < words; ++i) all.v[i] = word[i];
-      all.store(reinterpret_cast<uint32_t*>(p));
+      all.store_out(reinterpret_cast<uint32_t*>(p));
     }
   }
 };
@@ -94,19 +94,29 @@ __device__ __forceinline__ Pack<T, V> read_own(const T* p) {
     return v;
   }
 }
-template <class T, int V>
-__device__ __forceinline__ void write_own(const Pack<T, V>& v, T* p) {
+// f(pack, place of its first number), for the parts of `v` that are moved at once.
+template <class T, int V, class F>
+__device__ __forceinline__ void each_wide(const Pack<T, V>& v, F f) {
   if constexpr (V <= kWide<T>) {
-    v.store(p);
+    f(v, 0);
   } else {
 #pragma unroll
     for (int i = 0; i < V; i += kWide<T>) {
       Pack<T, kWide<T>> part;
 #pragma unroll
       for (int k = 0; k < kWide<T>; ++k) part.v[k] = v.v[i + k];
-      part.store(p + i);
+      f(part, i);
     }
   }
+}
+template <class T, int V>
+__device__ __forceinline__ void write_own(const Pack<T, V>& v, T* p) {
+  each_wide(v, [p](const auto& part, int at) { part.store(p + at); });
+}
+// To the device's memory.
+template <class T, int V>
+__device__ __forceinline__ void write_out(const Pack<T, V>& v, T* p) {
+  each_wide(v, [p](const auto& part, int at) { part.store_out(p + at); });
 }
 
 // f(storage) with the storage as a constant, so that what f does with it has no branches. HALVES: whether it may be
@@ -133,7 +143,7 @@ __device__ __forceinline__ void write(const Pack<T, V>& v, void* data, Storage a
   if constexpr (kServesHalves<T>) {
     if (as != Storage::own) return Halves<V>(as, v).store(static_cast<uint16_t*>(data) + at);
   }
-  write_own(v, static_cast<T*>(data) + at);
+  write_out(v, static_cast<T*>(data) + at);
 }
 
 // What is left of numbers where they are stored.

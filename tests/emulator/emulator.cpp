@@ -12,6 +12,7 @@
 
 #include "checks.h"
 #include "fiber.h"
+#include "regions.h"
 #include "running.h"
 
 namespace emulator {
@@ -240,6 +241,17 @@ void abandon() {
 }
 
 void* dynamic_shared() { return running.shared; }
+
+void device_memory(const void* pointer, Where where) {
+  const auto within = [pointer](const char* begin, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(begin) < bytes;
+  };
+  const Region* region = regions::any() ? regions::at(reinterpret_cast<uintptr_t>(pointer)) : nullptr;
+  if (within(running.shared, running.shared_bytes) || within(running.stack, running.stack_bytes) ||
+      (region && region->shared)) {
+    found(Kind::bounds, "out of bounds: an instruction of the device's memory at an address of another, at " + at(where));
+  }
+}
 
 int lane() { return running.thread % 32; }
 

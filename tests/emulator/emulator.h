@@ -72,6 +72,7 @@ enum class Warp { sync, shuffle, vote };
 uint64_t exchange(Warp operation, unsigned mask, uint64_t value, int source, Where where);
 void fence();
 void atomic(void* pointer, size_t bytes);
+void device_memory(const void* pointer, Where where);
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A&&... args) {
@@ -205,26 +206,28 @@ __forceinline__ unsigned atomicInc(unsigned* p, unsigned most) {
 }
 
 // ------------------------------------------------------------------------------------------ loads and stores
-template <class T>
-__forceinline__ T __ldg(const T* p) {
-  return *p;
-}
-template <class T>
-__forceinline__ T __ldcs(const T* p) {
-  return *p;
-}
-template <class T>
-__forceinline__ T __ldcg(const T* p) {
-  return *p;
-}
-template <class T>
-__forceinline__ void __stcs(T* p, emulator::Same<T> v) {
-  *p = v;
-}
-template <class T>
-__forceinline__ void __stcg(T* p, emulator::Same<T> v) {
-  *p = v;
-}
+// They are instructions of the device's memory and of no other.
+#define EMULATOR_LOAD(name)                                                     \
+  template <class T>                                                            \
+  __forceinline__ T name(const T* p, emulator::Where where = emulator::Where::current()) { \
+    emulator::device_memory(p, where);                                          \
+    return *p;                                                                  \
+  }
+#define EMULATOR_STORE(name)                                                    \
+  template <class T>                                                            \
+  __forceinline__ void name(T* p, emulator::Same<T> v, emulator::Where where = emulator::Where::current()) { \
+    emulator::device_memory(p, where);                                          \
+    *p = v;                                                                     \
+  }
+
+EMULATOR_LOAD(__ldg)
+EMULATOR_LOAD(__ldcs)
+EMULATOR_LOAD(__ldcg)
+EMULATOR_STORE(__stcs)
+EMULATOR_STORE(__stcg)
+
+#undef EMULATOR_LOAD
+#undef EMULATOR_STORE
 
 // ------------------------------------------------------------------------------------------------ arithmetic
 using std::max;

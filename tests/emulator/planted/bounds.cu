@@ -56,6 +56,24 @@ __global__ void another_threads_local(const float*, float* y) {
   __syncthreads();
 }
 
+// Addresses of shared memory, dynamic and static, and of a thread's own, for instructions of the device's memory.
+__global__ void store_of_the_devices_in_dynamic(const float*, float* y) {
+  SHARED(float4, s);
+  __stcg(s + threadIdx.x, make_float4(1, 2, 3, 4));  // found
+  y[threadIdx.x] = s[threadIdx.x].x;
+}
+
+__global__ void store_of_the_devices_in_static(const float*, float* y) {
+  __shared__ float s[64];
+  __stcs(s + threadIdx.x, 1.f);  // found
+  y[threadIdx.x] = s[threadIdx.x];
+}
+
+__global__ void load_of_the_devices_from_local(const float*, float* y) {
+  float mine[2] = {1, 2};
+  y[threadIdx.x] = __ldcg(mine + threadIdx.x % 2);  // found
+}
+
 __global__ void uninitialised_dynamic(const float*, float* y) {
   SHARED(float, s);
   if (threadIdx.x < 63) s[threadIdx.x] = 1;
@@ -90,6 +108,9 @@ LAUNCHER(bounds_static_write, static_write<float>, 1, 64, 0)
 LAUNCHER(bounds_static_row, static_row<float>, 1, 64, 0)
 LAUNCHER(bounds_static_pointer, static_pointer, 1, 64, 0)
 LAUNCHER(bounds_another_threads_local, another_threads_local, 1, 64, 0)
+LAUNCHER(bounds_store_in_dynamic, store_of_the_devices_in_dynamic, 1, 64, 1024)
+LAUNCHER(bounds_store_in_static, store_of_the_devices_in_static, 1, 64, 0)
+LAUNCHER(bounds_load_from_local, load_of_the_devices_from_local, 1, 64, 0)
 LAUNCHER(uninitialised_in_dynamic, uninitialised_dynamic, 1, 64, 256)
 LAUNCHER(uninitialised_in_static, uninitialised_static, 2, 32, 0)
 LAUNCHER(uninitialised_in_global, uninitialised_global, 1, 64, 0)
