@@ -1,6 +1,7 @@
 // alpha_softmax; the contract is in dartsfast/ops/alpha_softmax.py.
 #include "alpha_softmax.call.h"
 
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -55,8 +56,8 @@ Tensors alpha_softmax_backward(const Tensors& p, const Tensors& d) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("alpha_softmax", TORCH_BOX(&alpha_softmax));
-  m.impl("alpha_softmax_backward", TORCH_BOX(&alpha_softmax_backward));
+  m.impl("alpha_softmax", DARTSFAST_BOX(alpha_softmax));
+  m.impl("alpha_softmax_backward", DARTSFAST_BOX(alpha_softmax_backward));
 }
 
 }  // namespace dartsfast

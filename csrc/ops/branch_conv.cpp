@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cache.h"
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -146,8 +147,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("branch_conv", TORCH_BOX(&branch_conv));
-  m.impl("branch_conv_backward", TORCH_BOX(&branch_conv_backward));
+  m.impl("branch_conv", DARTSFAST_BOX(branch_conv));
+  m.impl("branch_conv_backward", DARTSFAST_BOX(branch_conv_backward));
 }
 
 }  // namespace dartsfast

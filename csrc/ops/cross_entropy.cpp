@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -40,6 +41,6 @@ Tensor cross_entropy_(const Tensor& logits, const std::optional<Tensor>& bias, c
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("cross_entropy_", TORCH_BOX(&cross_entropy_)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("cross_entropy_", DARTSFAST_BOX(cross_entropy_)); }
 
 }  // namespace dartsfast

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cache.h"
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -101,10 +102,10 @@ Tensor fd_quotient(const Tensor& plus, const Tensor& minus, const Tensor& norm, 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("fd_norm", TORCH_BOX(&fd_norm));
-  m.impl("fd_perturb_", TORCH_BOX(&fd_perturb));
-  m.impl("fd_virtual_step_", TORCH_BOX(&fd_virtual_step));
-  m.impl("fd_quotient", TORCH_BOX(&fd_quotient));
+  m.impl("fd_norm", DARTSFAST_BOX(fd_norm));
+  m.impl("fd_perturb_", DARTSFAST_BOX(fd_perturb));
+  m.impl("fd_virtual_step_", DARTSFAST_BOX(fd_virtual_step));
+  m.impl("fd_quotient", DARTSFAST_BOX(fd_quotient));
 }
 
 }  // namespace dartsfast

@@ -1,6 +1,7 @@
 // gemm_; the contract is in dartsfast/ops/gemm.py.
 #include "gemm.call.h"
 
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -41,6 +42,6 @@ void gemm_(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate)
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("gemm_", TORCH_BOX(&gemm_)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("gemm_", DARTSFAST_BOX(gemm_)); }
 
 }  // namespace dartsfast

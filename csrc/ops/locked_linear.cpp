@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -92,9 +93,9 @@ void locked_linear_weight_gradient(const Tensor& d_weight, const Tensor& g, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("locked_linear_", TORCH_BOX(&locked_linear));
-  m.impl("locked_linear_input_gradient_", TORCH_BOX(&locked_linear_input_gradient));
-  m.impl("locked_linear_weight_gradient_", TORCH_BOX(&locked_linear_weight_gradient));
+  m.impl("locked_linear_", DARTSFAST_BOX(locked_linear));
+  m.impl("locked_linear_input_gradient_", DARTSFAST_BOX(locked_linear_input_gradient));
+  m.impl("locked_linear_weight_gradient_", DARTSFAST_BOX(locked_linear_weight_gradient));
 }
 
 }  // namespace dartsfast

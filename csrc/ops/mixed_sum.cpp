@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cache.h"
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -91,8 +92,8 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(const Tensor& g, const Tensors& z,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("mixed_sum", TORCH_BOX(&mixed_sum));
-  m.impl("mixed_sum_backward", TORCH_BOX(&mixed_sum_backward));
+  m.impl("mixed_sum", DARTSFAST_BOX(mixed_sum));
+  m.impl("mixed_sum_backward", DARTSFAST_BOX(mixed_sum_backward));
 }
 
 }  // namespace dartsfast

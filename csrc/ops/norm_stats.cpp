@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -104,8 +105,8 @@ Tensor norm_stats_backward(const Tensor& g_mean, const Tensor& g_zhat_mean, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("norm_stats_", TORCH_BOX(&norm_stats));
-  m.impl("norm_stats_backward", TORCH_BOX(&norm_stats_backward));
+  m.impl("norm_stats_", DARTSFAST_BOX(norm_stats));
+  m.impl("norm_stats_backward", DARTSFAST_BOX(norm_stats_backward));
 }
 
 }  // namespace dartsfast

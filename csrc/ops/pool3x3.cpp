@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cache.h"
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -73,8 +74,8 @@ Tensor pool3x3_backward(const Tensors& g, const Tensors& z, const std::optional<
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("pool3x3", TORCH_BOX(&pool3x3));
-  m.impl("pool3x3_backward", TORCH_BOX(&pool3x3_backward));
+  m.impl("pool3x3", DARTSFAST_BOX(pool3x3));
+  m.impl("pool3x3_backward", DARTSFAST_BOX(pool3x3_backward));
 }
 
 }  // namespace dartsfast

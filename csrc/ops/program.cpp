@@ -15,6 +15,7 @@
 #include "mixed_sum.call.h"
 #include "norm_stats.call.h"
 #include "pool3x3.call.h"
+#include "served.h"
 
 namespace dartsfast {
 namespace {
@@ -387,6 +388,6 @@ Tensors run_program(const Tensor& numbers, const Tensors& given, const Tensors& 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("run_program", TORCH_BOX(&run_program)); }
+STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) { m.impl("run_program", DARTSFAST_BOX(run_program)); }
 
 }  // namespace dartsfast

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cache.h"
+#include "served.h"
 #include "tensors.h"
 
 namespace dartsfast {
@@ -193,10 +194,10 @@ void rnn_node_backward_(const Tensor& d_gates, const Tensor& d_states, const Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, DARTSFAST_KEY, m) {
-  m.impl("rnn_node", TORCH_BOX(&rnn_node));
-  m.impl("rnn_node_", TORCH_BOX(&rnn_node_));
-  m.impl("rnn_node_backward", TORCH_BOX(&rnn_node_backward));
-  m.impl("rnn_node_backward_", TORCH_BOX(&rnn_node_backward_));
+  m.impl("rnn_node", DARTSFAST_BOX(rnn_node));
+  m.impl("rnn_node_", DARTSFAST_BOX(rnn_node_));
+  m.impl("rnn_node_backward", DARTSFAST_BOX(rnn_node_backward));
+  m.impl("rnn_node_backward_", DARTSFAST_BOX(rnn_node_backward_));
 }
 
 }  // namespace dartsfast
