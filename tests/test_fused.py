@@ -87,6 +87,40 @@ def test_autocast_leaves_the_kernels_in_float32():
         assert relative(a, b) < 0.1  # the classifier is in bfloat16
 
 
+def kept_and_gradients(model, x, y):
+    """Return the bytes that a forward keeps, weights left out, and the gradients of the alphas."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.arch_parameters()]}
+    kept = {}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = model._loss(x, y)
+    return sum(kept.values()), torch.autograd.grad(loss, model.arch_parameters())
+
+
+def test_recompute_keeps_nothing_within_ordinary_operations():
+    found = {}
+    for memory in ("store", "recompute"):
+        model = network("cpu", memory=memory, primitives=["skip_connect", "conv_7x1_1x7"])
+        found[memory] = kept_and_gradients(model, *batch(torch.float64))
+    assert found["recompute"][0] < 0.5 * found["store"][0]
+    for a, b in zip(found["recompute"][1], found["store"][1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_storage_in_float32_is_storage_as_it_is():
+    model = network("cpu", torch.float64, storage_dtype=torch.float32)
+    plain = network("cpu", torch.float64)
+    for a, b in zip(
+        *(kept_and_gradients(each, *batch(torch.float64)) for each in (model, plain)), strict=True
+    ):
+        assert all(map(torch.equal, a, b)) if isinstance(a, tuple) else a == b
+
+
 @pytest.mark.parametrize("memory", ["store", "recompute"])
 def test_state_after_an_iteration_is_that_of_stock_modules(memory):
     reference = search(network("reference"), 2)

@@ -131,6 +131,8 @@ def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -
 def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtype | None:
     """Return ``storage_dtype`` if ``backend`` (as resolved where the network will lie) can keep images as it.
 
+    None for float32: that is how images are kept where nothing else is said.
+
     Raises:
         InputError: not a dtype that images are stored as, or one that a backend given by name cannot store.
     """
@@ -142,7 +144,7 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
             f"backend {backend!r} keeps images in the network's own dtype: "
             f"storage_dtype={storage_dtype} needs the backend {' or '.join(STORING)}"
         )
-    return storage_dtype
+    return storage_dtype if storage_dtype in STORAGE_DTYPES else None
 
 
 def check_memory(memory: str) -> str:

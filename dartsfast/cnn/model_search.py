@@ -210,7 +210,7 @@ class Network(ArchModule):
             if reduction:
                 C_curr *= 2
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
-            cell._backend, cell._memory, cell._storage_dtype = backend, memory, storage_dtype
+            cell._backend, cell._memory, cell._storage_dtype = backend, memory, self._storage_dtype
             reduction_prev = reduction
             self.cells.append(cell)
             C_prev_prev, C_prev = C_prev, multiplier * C_curr

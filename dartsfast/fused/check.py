@@ -36,17 +36,19 @@ def require(device: torch.device, run: Run) -> None:
     if device in _checked or os.environ.get("DARTSFAST_SELFCHECK") == "0":
         return
     _checked.add(device)  # before: the check runs what asks for it
+    found = None
     try:
         with plain(), torch.enable_grad():
             found = _difference(device, run)
     except failures() as error:
-        _checked.discard(device)
         reason = next(iter(str(error).strip().splitlines()), "")
         raise BackendError(
             f"grouped kernels do not run on {device}: {type(error).__name__}: {reason}. {REMEDY}"
         ) from error
+    finally:  # also where something else, such as Ctrl-C, ended the check
+        if found is None or not found <= TOLERANCE:
+            _checked.discard(device)
     if not found <= TOLERANCE:
-        _checked.discard(device)
         raise BackendError(
             f"grouped kernels on {device} differ from stock torch by {found:.2g} of the largest element (at "
             f"most {TOLERANCE} is rounding): they do not work on this device. {REMEDY}"

@@ -215,7 +215,10 @@ def _node(
     """Run a node some of whose operations are ordinary modules."""
     found = []
     if any(edge.ops for edge in edges):
-        extras = [[nhwc(op(nchw(x))) for op in edge.extras] for edge, x in zip(edges, states, strict=False)]
+        extras = [
+            [nhwc(applied(op, memory, nchw(x))) for op in edge.extras]
+            for edge, x in zip(edges, states, strict=False)
+        ]
         shapes = [[tuple(extra.shape) for extra in group] for group in extras]
         setting = _setting(states, weights, memory, storage)
         graph = [Node([(j, edge, j) for j, edge in enumerate(edges)], shapes)]

@@ -55,6 +55,16 @@ def test_kernels_that_do_not_compile_are_refused_with_the_cause(monkeypatch):
     assert found.value.__cause__ is error
 
 
+def test_an_interrupted_check_of_grouped_kernels_is_made_again(monkeypatch):
+    def interrupted(device, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "_difference", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check.require(torch.device("meta"), None)
+    assert torch.device("meta") not in check._checked
+
+
 def use_cell():
     cell = Cell(1, 1, 4, 4, 4, False, False, backend="triton", primitives=("skip_connect",)).to(DEVICE)
     images = [torch.ones(1, 4, 2, 2, device=DEVICE) for _ in range(2)]
