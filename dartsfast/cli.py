@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -12,11 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import dartsfast
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.parsing import METAVARS, Command, add_field
+from dartsfast.runs.config_file import read_config
 from dartsfast.runs.options import GROUPS
 from dartsfast.search.config import CNNConfig, RNNConfig
 from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
@@ -30,15 +31,17 @@ WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
         "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
     },
     ("train", "cnn"): {"model_path": str},
+    ("test", "cnn"): {
+        "report_freq": int, "cutout": None, "cutout_length": int, "drop_path_prob": float, "seed": int,
+    },
 }  # fmt: skip
 
-METAVARS: dict[type, str] = {int: "N", float: "X"}
 RUNS: dict[str, dict[str, Any]] = {
     "search": {"cnn": CNNConfig, "rnn": RNNConfig},
     "train": {"cnn": TrainCNNConfig},
 }
 HELP = {"search": "search a {} cell", "train": "train a found {} cell from scratch"}
-NOUNS = {"search": "search", "train": "training"}
+NOUNS = {"search": "search", "train": "training", "test": "test"}
 SAVED_AS = {"search": "search", "train": "eval"}  # what the original calls its folders
 # What of a search's options its programs go by.
 EXPLAINED = (
@@ -101,25 +104,8 @@ def _complain(problem: object, status: int) -> int:
     return status
 
 
-class _Command(argparse.ArgumentParser):
-    """A parser that answers for its own options, with its own usage."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is not known, which argparse would leave to the parser above."""
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self._refuse(unknown)
-        return namespace, unknown
-
-    def _refuse(self, unknown: list[str]) -> NoReturn:
-        flag = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Command(prog="dartsfast", description="Differentiable architecture search.")
+    parser = Command(prog="dartsfast", description="Differentiable architecture search.")
     parser.add_argument("--version", action="version", version=f"dartsfast {dartsfast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for verb, configs in RUNS.items():
@@ -128,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         for kind, config in configs.items():
             _add_run(group, verb, kind, config)
     _add_test(commands)
+    runs = commands.add_parser("runs", help="the runs below a folder")
+    runs.add_argument("folder", nargs="?", default="runs", help="(default: runs)")
+    runs.set_defaults(run=_runs)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
     for kind, config in COMPARISONS.items():
@@ -138,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
             argument_default=argparse.SUPPRESS,
         )
         for field in dataclasses.fields(config):
-            _add_field(command, field)
+            add_field(command, field)
         command.add_argument(
             "--out", type=os.path.expanduser, help="folder for compare.json, compare.png and compare.svg"
         )
@@ -173,7 +162,7 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         command.add_argument("cell", nargs="?", metavar="CELL", help="the same as --arch")
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
-        _add_field(groups[field.metadata["group"]], field)
+        add_field(groups[field.metadata["group"]], field)
     if verb == "search":
         groups["optimisation"].add_argument(
             "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
@@ -186,13 +175,21 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         help="go on with the run in this folder (or in --out), under its own options; "
         "--data says where its data lie now",
     )  # fmt: skip
+    run.add_argument(
+        "--config", dest="config_file", metavar="FILE",
+        help="options from this file, such as the config.toml of a run, but for those given beside it",
+    )  # fmt: skip
+    _add_old_flags(command, verb, kind)
+    command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
+
+
+def _add_old_flags(command: Any, verb: str, kind: str) -> None:
     old = command.add_argument_group("old flags without effect", "accepted, as in the original")
     for name, type_ in WITHOUT_EFFECT[verb, kind].items():
         kwargs: dict[str, Any] = (
             {"action": "store_true"} if type_ is None else {"type": type_, "metavar": METAVARS.get(type_)}
         )
         old.add_argument(f"--{name}", **kwargs)
-    command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
 
 
 def _add_test(commands: Any) -> None:
@@ -203,8 +200,9 @@ def _add_test(commands: Any) -> None:
     command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
     groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
     for field in dataclasses.fields(TestCNNConfig):
-        _add_field(groups[field.metadata["group"]], field)
+        add_field(groups[field.metadata["group"]], field)
     groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+    _add_old_flags(command, "test", "cnn")
     command.set_defaults(run=_test)
 
 
@@ -219,7 +217,7 @@ def _add_explain(commands: Any) -> None:
     )
     for field in dataclasses.fields(CNNConfig):
         if field.name in EXPLAINED:
-            _add_field(command, field)
+            add_field(command, field)
     command.add_argument("--primitives", nargs="+", metavar="NAME", help="the search space (default: DARTS')")
     command.add_argument(
         "-v", "--instructions", type=int, metavar="CELL", help="print every instruction of this cell too"
@@ -227,34 +225,17 @@ def _add_explain(commands: Any) -> None:
     command.set_defaults(run=_explain)
 
 
-def _add_field(group: Any, field: dataclasses.Field) -> None:
-    """Add the option of a field; with hyphens for underscores it is known too, but not shown twice."""
-    text, choices, default = field.metadata["help"], field.metadata["choices"], field.default
-    how: dict[str, Any]
-    if default is None:  # yes, no, or left alone
-        how = {"action": argparse.BooleanOptionalAction}
-    elif isinstance(default, bool):
-        how = {"action": "store_true"}
-    elif isinstance(default, tuple):
-        how = {"nargs": len(default), "metavar": "NAME"}
-        text += f" (default: {' '.join(default)})"
-    else:
-        how = {"type": type(default), "choices": choices or None}
-        how["metavar"] = None if choices else METAVARS.get(type(default))
-        text += f" (default: {default})" if default != "" else ""
-    group.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **how)
-    if "_" in field.name:
-        hyphened = f"--{field.name.replace('_', '-')}"
-        group.add_argument(hyphened, dest=field.name, help=argparse.SUPPRESS, **how)
+def _drop_old_flags(given: dict[str, Any], verb: str, kind: str) -> None:
+    for name in WITHOUT_EFFECT[verb, kind]:
+        if given.pop(name, None) is not None:
+            print(f"dartsfast: --{name} has no effect on a {NOUNS[verb]}", file=sys.stderr)
 
 
 def _run(args: argparse.Namespace) -> None:
     given = dict(vars(args))
     verb, kind, config_cls = given.pop("verb"), given.pop("kind"), given.pop("config")
     del given["run"]
-    for name in WITHOUT_EFFECT[verb, kind]:
-        if given.pop(name, None) is not None:
-            print(f"dartsfast: --{name} has no effect on a {NOUNS[verb]}", file=sys.stderr)
+    _drop_old_flags(given, verb, kind)
     cell = given.pop("cell", None)
     if cell is not None and given.setdefault("arch", cell) != cell:
         raise InputError(f"two cells to train, {cell} and {given['arch']}: name one")
@@ -264,6 +245,8 @@ def _run(args: argparse.Namespace) -> None:
     if resume is not None:
         _resume(verb, kind, config_cls, given, resume)
         return
+    if "config_file" in given:
+        given = {**read_config(given.pop("config_file"), (verb, kind), config_cls), **given}
     if "save" in given:
         saved = f"{SAVED_AS[verb]}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
@@ -279,7 +262,8 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
     paths = [Path(place).resolve() for place in places]
     if len({path.parent if path.is_file() else path for path in paths}) > 1:
         raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
-    fixed = sorted(set(given) - {"out", "save", "data", "device", "checkpoint_seconds"})
+    own = set(given) - {"out", "save", "data", "device", "checkpoint_seconds"}
+    fixed = sorted(name.removesuffix("_file") for name in own)
     if fixed:
         raise InputError(
             f"a resumed run keeps its own options: leave out {', '.join('--' + name for name in fixed)}"
@@ -321,6 +305,7 @@ def _test(args: argparse.Namespace) -> None:
     del given["run"]
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
+    _drop_old_flags(given, "test", "cnn")
     folder = given.pop("folder", None)
     if folder is not None and given.setdefault("model_path", folder) != folder:
         raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
@@ -329,6 +314,16 @@ def _test(args: argparse.Namespace) -> None:
         f"test error {100 - found.acc:.2f} % ({100 - found.acc5:.2f} % with five guesses), "
         f"loss {found.loss:.4f}, on {found.images} images"
     )
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from dartsfast.runs.listing import COLUMNS, list_runs
+    from dartsfast.tables import print_table
+
+    found = list_runs(args.folder)
+    if not found:
+        raise InputError(f"there are no runs below {args.folder}")
+    print_table(f"runs below {args.folder}", COLUMNS, found, numbers=1)
 
 
 def _compare(args: argparse.Namespace) -> None:

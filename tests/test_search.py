@@ -300,12 +300,12 @@ def test_a_spoilt_checkpoint_is_refused_and_the_one_before_used(tmp_path):
             state = load_checkpoint(out, "cnn")
         same(before, state)
     torch.save({"state_dict": {}}, out / CURRENT)
-    with pytest.warns(UserWarning, match="not written by a dartsfast search"):
+    with pytest.warns(UserWarning, match="not written by a run of dartsfast"):
         load_checkpoint(out, "cnn")
     with pytest.raises(InputError, match="kind 'cnn', not 'rnn'"):
         load_checkpoint(out / PREVIOUS, "rnn")
     (out / PREVIOUS).unlink()
-    with pytest.raises(InputError, match="not written by a dartsfast search"):
+    with pytest.raises(InputError, match="not written by a run of dartsfast"):
         load_checkpoint(out, "cnn")
     with pytest.raises(InputError, match="no checkpoint in"):
         load_checkpoint(tmp_path, "cnn")

@@ -1,7 +1,9 @@
 """Training found cells: sizes of the paper, a loop written anew in float64, the same bits after a stop."""
 
+import errno
 import json
 import math
+import os
 import signal
 
 import pytest
@@ -16,12 +18,13 @@ pytest.importorskip("matplotlib")
 from dartsfast.cli import main
 from dartsfast.cnn.genotypes import DARTS_V1, DARTS_V2
 from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
-from dartsfast.data import load_images, whole
+from dartsfast.data import check_fingerprint, load_images, whole
 from dartsfast.errors import InputError, RunStopped
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.train import TestCNNConfig, TrainCNNConfig, test_cnn, train_cnn
 from dartsfast.train.cnn import CNNTraining
 from dartsfast.train.count import network_size
+from dartsfast.train.weights import load_weights, save_weights
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_sizes_are_those_of_the_paper():
     """
     cifar = network_size(NetworkCIFAR(36, 10, 20, True, DARTS_V2), 32, 32)
     imagenet = network_size(NetworkImageNet(48, 1000, 14, True, DARTS_V2), 224, 224)
-    assert round(cifar.parameters, 1) == 3.3
+    assert round(cifar.parameters, 1) == 3.3 and round(cifar.multiply_adds) == 528
     assert round(imagenet.parameters, 1) == 4.7 and round(imagenet.multiply_adds) == 530
 
 
@@ -164,12 +167,9 @@ def test_a_training_leaves_what_a_test_needs(data, tmp_path, capsys):
         assert (result.out / name).stat().st_size > 0, name
     row = json.loads((result.out / "log.jsonl").read_text().splitlines()[-1])
     network = {"arch": "DARTS_V1", "init_channels": 2, "layers": 3, "auxiliary": True, "data": data}
-    old = tmp_path / "old.pth.tar"  # as train_imagenet.py saves it
-    torch.save({"epoch": 1, "state_dict": torch.load(result.weights, weights_only=True)}, old)
     for given in (
         {"model_path": str(result.out)},
         {"model_path": str(result.weights), **network},
-        {"model_path": str(old), **network},
     ):
         found = test_cnn(TestCNNConfig(batch_size=3, **given))
         assert (found.acc, found.acc5, found.images) == (row["test_acc"], 100.0, 6)
@@ -187,15 +187,103 @@ def test_what_is_no_network_of_these_weights_is_refused(data, tmp_path):
     for wrong in ({"arch": "DARTS_V1"}, {"init_channels": 3}, {"layers": 4}, {"auxiliary": True}):
         with pytest.raises(InputError, match="the weights in .* are not of this network .*--arch"):
             test_cnn(TestCNNConfig(model_path=str(weights), **{**right, **wrong}))
-    (tmp_path / "text").write_text("no weights")
     for path, message in (
         ("", "nothing to test"),
         (tmp_path / "none", "cannot read the weights"),
-        (tmp_path / "text", "holds no weights"),
         (tmp_path, "no checkpoint in"),
     ):
         with pytest.raises(InputError, match=message):
-            test_cnn(TestCNNConfig(model_path=path, **right))
+            test_cnn(TestCNNConfig(model_path=path, **({} if path == tmp_path else right)))
+
+
+@pytest.mark.parametrize("text", ["no weights", "epoch 1", "test error 3 %", "hello", ".", "training", ""])
+def test_a_text_is_no_file_of_weights(tmp_path, text):
+    (tmp_path / "text").write_text(text)
+    with pytest.raises(InputError, match="holds no weights"):
+        load_weights(tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    "value", [[torch.ones(2)], 3, torch.ones(2), {"state_dict": [1]}, {1: torch.ones(2)}]
+)
+def test_other_values_are_no_weights(tmp_path, value):
+    torch.save(value, tmp_path / "file")
+    with pytest.raises(InputError, match="holds no weights by name"):
+        load_weights(tmp_path / "file")
+
+
+def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save_weights(tmp_path, {"w": torch.ones(2)})
+    with monkeypatch.context() as patches, pytest.raises(OSError, match="No space"):
+        patches.setattr(os, "fsync", full)
+        save_weights(tmp_path, {"w": torch.zeros(2)})
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
+    assert torch.equal(load_weights(tmp_path / "weights.pt")["w"], torch.ones(2))
+
+
+def test_a_run_knows_its_own_network(data, tmp_path):
+    train_cnn(config(data, out=str(tmp_path / "run"), epochs=1))
+    with pytest.raises(InputError, match="knows its own network: leave out --layers, --auxiliary"):
+        test_cnn(TestCNNConfig(model_path=str(tmp_path / "run"), layers=3, auxiliary=True))
+
+
+def test_a_resumed_training_looks_for_no_cell(data, tmp_path, monkeypatch):
+    train_cnn(config(data, out=str(tmp_path / "run"), epochs=1))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DARTS").mkdir()  # the name of the default
+    assert len(train_cnn(TrainCNNConfig(), resume="run").history) == 1
+
+
+def test_other_test_images_are_refused(data, tmp_path):
+    training = CNNTraining(config(data))
+    changed = tmp_path / "images" / "val" / "class1" / "0.png"
+    changed.write_bytes((changed.parent / "1.png").read_bytes())
+    with pytest.raises(InputError, match="test: .*changed: class1/0.png"):
+        check_fingerprint(data, training.fingerprint, CNNTraining(config(data)).fingerprint)
+
+
+def test_a_first_step_that_float16_skips_can_be_gone_on_from(data, tmp_path, monkeypatch):
+    def interrupted(self):
+        self.model.stem[0].weight.register_hook(lambda gradient: gradient * math.inf)
+        yield next(iterations(self))
+        self.stop.ask(signal.SIGTERM)
+        self.stop.check()
+
+    iterations = CNNTraining.iterations
+    with monkeypatch.context() as patches, pytest.raises(RunStopped):
+        patches.setattr(CNNTraining, "iterations", interrupted)
+        train_cnn(config(data, precision="float16", out=str(tmp_path / "run"), epochs=1))
+    assert load_checkpoint(tmp_path / "run", "train-cnn")["optimizer"]["state"] == {}
+    assert len(train_cnn(TrainCNNConfig(), resume=tmp_path / "run").history) == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_precision_is_that_of_the_convolutions(data, precision):
+    training = CNNTraining(config(data, precision=precision))
+    seen = []
+    training.model.stem[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    next(training.iterations())
+    assert seen == [getattr(torch, precision)]
+
+
+def test_images_are_cut_out_augmented_and_limited_as_asked(data):
+    plain, cut = (CNNTraining(config(data, cutout=cutout, cutout_length=8)).train for cutout in (False, True))
+    assert plain.augment and (plain.cutout_length, cut.cutout_length) == (0, 8)
+    few = CNNTraining(config(data, max_images=5))
+    assert len(few.train.source) == 5 and len(few.check.source) == 6 and not few.check.augment
+
+
+def test_the_second_classifier_is_refused_images_that_it_cannot_see(data, tmp_path):
+    with pytest.raises(
+        InputError, match="takes images of 32x32 to 40x40, got 64x64: use another --image_size"
+    ):
+        train_cnn(config(data, auxiliary=True, image_size=64, out=str(tmp_path / "run")))
+    with pytest.raises(InputError, match="cannot be halved twice"):
+        train_cnn(config(data, image_size=4, out=str(tmp_path / "run")))
+    assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
 def test_a_recurrent_cell_is_refused_before_anything_is_made(data, tmp_path):
@@ -248,5 +336,8 @@ def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys):
     assert (folder / "weights.pt").exists()
     assert main(["train", "cnn", "DARTS_V1", "--arch", "DARTS_V2"]) == 2
     assert "two cells to train, DARTS_V1 and DARTS_V2: name one" in capsys.readouterr().err
+    old = ["--report_freq=1", "--cutout", "--cutout_length=8", "--drop_path_prob=0.1", "--seed=3"]
+    assert main(["test", "cnn", str(folder), *old]) == 0
+    assert "--drop_path_prob has no effect on a test" in capsys.readouterr().err
     assert main(["test", "cnn", "here", "--model_path", "there"]) == 2
     assert "two networks to test, here and there: name one" in capsys.readouterr().err

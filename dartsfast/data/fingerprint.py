@@ -1,4 +1,4 @@
-"""What a search has seen of its data, small enough for a checkpoint, so that it goes on with the same.
+"""What a run has seen of its data, small enough for a checkpoint, so that it goes on with the same.
 
 A fingerprint is plain values: for each part of the data how much it holds, and a digest of each of its
 pieces, by which a difference is named. A piece is a text, a vocabulary, a picture, or, where there are
@@ -36,7 +36,7 @@ Part = dict[str, Any]
 
 
 def text_fingerprint(corpus: Corpus) -> dict[str, Part]:
-    """Return the fingerprint of the texts that a search reads, and of the words behind their ids."""
+    """Return the fingerprint of the texts that a run reads, and of the words behind their ids."""
     words = corpus.dictionary.idx2word
     return {
         "train text": _whole("token", len(corpus.train), corpus.train.numpy().data),
@@ -45,14 +45,16 @@ def text_fingerprint(corpus: Corpus) -> dict[str, Part]:
     }
 
 
-def image_fingerprint(task: ImageTask) -> dict[str, Part]:
-    """Return the fingerprint of the images of which the halves of a search are made.
+def image_fingerprint(task: ImageTask, *, tested: bool = False) -> dict[str, Part]:
+    """Return the fingerprint of the images that a run is trained on, and of those that it is ``tested`` on.
 
     Raises:
         InputError: a picture that is no file, or cannot be read.
     """
     train, valid = _undivided(task.train), _undivided(task.valid)
     parts = {"train": train} if train is valid else {"train": train, "valid": valid}
+    if tested:
+        parts["test"] = _undivided(task.test)
     return {name: _images(source, task.classes) for name, source in parts.items()}
 
 
@@ -100,7 +102,7 @@ def _classes(source: ImageSource, classes: list[str]) -> dict[str, list]:
     pieces = {}
     for k, name in enumerate(classes):
         mine = (source.targets == k).nonzero().flatten()
-        # Its places among the others count as well: a search draws images by place.
+        # Its places among the others count as well: a run draws images by place.
         contents = (mine.numpy().data, source.gather(mine).contiguous().numpy().data)
         pieces[name] = [len(mine), _digest(contents)]
     return pieces

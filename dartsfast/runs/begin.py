@@ -20,9 +20,10 @@ def begin(run_cls: type[Run], config: Any, resume: str | Path | None) -> Any:
     config.check()
     resume = None if resume is None else os.path.expanduser(resume)
     _check_name(config.out if resume is None else resume)
-    config = run_cls.settle(config)
     if resume is not None:
+        config = dataclasses.replace(config, data=run_cls.absolute_data(config.data))
         return _go_on(run_cls, config, Path(resume).resolve())
+    config = run_cls.settle(config)
     if config.out:
         refuse_used(Path(config.out))  # before the data are read
     run = run_cls(config)

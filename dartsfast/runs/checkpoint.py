@@ -66,7 +66,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """Read the checkpoint of a ``kind`` search (``cnn`` or ``rnn``) from a folder or a file.
+    """Read the checkpoint of a ``kind`` run (``cnn`` and ``rnn`` are searches) from a folder or a file.
 
     From a folder, a checkpoint that cannot be used is refused with a warning that says why, and the
     one before is taken.
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         if refused:
             warnings.warn(f"{refused[0]}; going on from {name}, the one before", stacklevel=2)
         return state
-    raise InputError("; ".join(refused) or f"no checkpoint in {path}: start the search without --resume")
+    raise InputError("; ".join(refused) or f"no checkpoint in {path}: start without --resume")
 
 
 def _read(path: Path, kind: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise InputError(f"cannot read the checkpoint {path} ({error.strerror})") from error
     if not _is_whole(content):
         raise InputError(
-            f"{path} is damaged, was edited, or was not written by a dartsfast search "
+            f"{path} is damaged, was edited, or was not written by a run of dartsfast "
             "(its checksum does not match)"
         )
     try:
@@ -110,9 +110,9 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError) as error:  # another torch's format
         raise InputError(f"torch {torch.__version__} cannot read {path} ({one_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"{path} was not written by a dartsfast search (or by another version of it)")
+        raise InputError(f"{path} was not written by a run of dartsfast (or by another version of it)")
     if state.get("kind") != kind:
-        raise InputError(f"{path} belongs to a search of kind {state.get('kind')!r}, not {kind!r}")
+        raise InputError(f"{path} belongs to a run of kind {state.get('kind')!r}, not {kind!r}")
     return state
 
 

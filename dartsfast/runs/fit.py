@@ -1,4 +1,4 @@
-"""Whether what a checkpoint holds can be the state of a search: looked at whole before any of it is used."""
+"""Whether what a checkpoint holds can be the state of a run: looked at whole before any of it is used."""
 
 from __future__ import annotations
 
@@ -73,7 +73,12 @@ def check_finite(place: str, found: Any) -> None:
 
 
 def match_optimizer(
-    place: str, optimizer: torch.optim.Optimizer, found: Any, *, begun: bool, moving: tuple[str, ...] = ()
+    place: str,
+    optimizer: torch.optim.Optimizer,
+    found: Any,
+    *,
+    begun: bool | None,
+    moving: tuple[str, ...] = (),
 ) -> None:
     """Raise InputError unless ``found`` is a state of ``optimizer`` under the same options.
 
@@ -81,7 +86,7 @@ def match_optimizer(
         place: what messages call it.
         optimizer: an SGD or Adam that has taken no step.
         found: what its ``state_dict`` returned in another process.
-        begun: it has taken steps.
+        begun: it has taken steps; None: perhaps.
         moving: options that change on the way.
     """
     fresh = optimizer.state_dict()
@@ -106,15 +111,15 @@ def match_optimizer(
             match(f"{here}.step", torch.tensor(1.0), state["step"])
             if not state["step"] >= 1:
                 raise InputError(f"{here}.step is {state['step'].item()}")
-    if (adam or optimizer.defaults["momentum"]) and bool(found["state"]) != begun:
+    if begun is not None and (adam or optimizer.defaults["momentum"]) and bool(found["state"]) != begun:
         raise InputError(f"{place}.state has {len(found['state'])} entries, begun: {begun}")
 
 
 def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any]) -> None:
-    """Raise InputError unless a checkpoint's ``state`` is of a moment in a search of ``epochs`` epochs.
+    """Raise InputError unless a checkpoint's ``state`` is of a moment in a run of ``epochs`` epochs.
 
     Args:
-        epochs: those of the whole search.
+        epochs: those of the whole run.
         metrics: names of what its iterations record.
         state: with ``epoch``, ``step``, ``sums``, ``count``, ``seconds`` and ``history``.
     """
@@ -124,7 +129,7 @@ def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any])
             raise InputError(f"{name} is {state[name]}")
     epoch, step, history = state["epoch"], state["step"], state["history"]
     if epoch > epochs or (step and epoch == epochs):
-        raise InputError(f"epoch is {epoch} and step {step}, in a search of {epochs} epochs")
+        raise InputError(f"epoch is {epoch} and step {step}, in a run of {epochs} epochs")
     match("sums", dict.fromkeys(metrics, 0.0) if step else {}, state["sums"])
     if bool(state["sums"]) != bool(step):
         raise InputError(f"sums has {len(state['sums'])} entries after {step} steps")

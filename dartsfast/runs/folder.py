@@ -21,7 +21,7 @@ LOCK = "run.lock"
 
 
 def new_folder(kind: str) -> Path:
-    """Make and return runs/<kind>-<time>, with a number where two searches start within one second."""
+    """Make and return runs/<kind>-<time>, with a number where two runs start within one second."""
     started = Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in itertools.count(1):
         folder = started if attempt == 1 else started.with_name(f"{started.name}-{attempt}")
@@ -39,9 +39,19 @@ def refuse_used(folder: Path) -> None:
         )
 
 
+def in_use(folder: Path) -> bool:
+    """Say whether a process holds ``folder``; never where the file system has no locks."""
+    with open(folder / LOCK, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` where it is missing and hold it against other processes and other searches of this one.
+    """Make ``folder`` where it is missing and hold it against other processes and other runs of this one.
 
     The lock is the kernel's (``flock`` on ``run.lock``): it ends with its process, however that dies, and
     the file that stays behind hinders nobody. Where the file system has no locks, a warning says so.

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that end a job stop a search where it can go on to the same bits."""
+"""Ctrl-C and the signals that end a job stop a run where it can go on to the same bits."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TWICE = 0.3  # seconds within which a second Ctrl-C is the first one, handed on 
 
 
 class StopAsked(Exception):  # noqa: N818
-    """Unwinds to the loop from a place where the state of a search can be saved."""
+    """Unwinds to the loop from a place where the state of a run can be saved."""
 
 
 class Stop:
-    """Whether a signal has asked the search to stop, and which."""
+    """Whether a signal has asked the run to stop, and which."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def ask(self, signum: int) -> None:
-        """Ask the search to stop, as signal ``signum`` does; the first one counts."""
+        """Ask the run to stop, as signal ``signum`` does; the first one counts."""
         if self.signum is None:
             self.signum = signum
 

@@ -1,4 +1,4 @@
-"""How far a search is: what the terminal shows while it runs."""
+"""How far a run is: what the terminal shows while it runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SMOOTHING = 0.1  # weight of the newest measurement, as in a mean of about the l
 
 
 class Progress:
-    """Two lines that fit 60 columns: the whole search, and the epoch with its phase and metrics.
+    """Two lines that fit 60 columns: the whole run, and the epoch with its phase and metrics.
 
     The time left is that of the iterations to come and of the ends of epochs (validating, drawing), each at
     its smoothed pace; what was done before a run was resumed does not count.
 
     Args:
-        epochs: epochs of the whole search.
+        epochs: epochs of the whole run.
         work: units of progress an epoch (iterations or rows of text).
         clock: seconds.
     """
@@ -49,7 +49,7 @@ class Progress:
         self._last, self.phase = now, "training"
 
     def seconds_left(self) -> float | None:
-        """Return the time to the end of the search, None before two iterations have passed."""
+        """Return the time to the end of the run, None before two iterations have passed."""
         if self._unit is None:
             return None
         ahead = self.epochs - self._epoch - 1

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from dartsfast.bilevel.guard import random_state, set_random_state
-from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.errors import DivergedError, RunStopped
 from dartsfast.genotypes import AnyGenotype
 from dartsfast.runs.checkpoint import save_checkpoint
+from dartsfast.runs.config_file import write_config
+from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import check_progress, match, match_optimizer
 from dartsfast.runs.interrupts import Stop, StopAsked, signal_name, stop_signals
 from dartsfast.runs.options import RunOptions
@@ -49,6 +51,7 @@ class Run(ABC):
     command: tuple[str, str]  # such as search cnn
     metrics: tuple[str, ...]  # what iterations record
     optimizer_names: tuple[str, ...]  # the weights' first
+    skips_steps = False  # its optimisers may, those whose gradients are infinite
     scheduled: tuple[str, ...] = ()  # options of the weights' optimiser that change on the way
     model: Any
     work: int  # units of progress an epoch
@@ -69,8 +72,13 @@ class Run(ABC):
 
     @staticmethod
     @abstractmethod
-    def settle(config: Any) -> Any:
-        """Return ``config`` with options that mean the same in any working directory."""
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+
+    @classmethod
+    def settle(cls, config: Any) -> Any:
+        """Return the options of a new run such that they mean the same in any working directory."""
+        return dataclasses.replace(config, data=cls.absolute_data(config.data))
 
     @abstractmethod
     def iterations(self) -> Iterator[Iteration]:
@@ -172,7 +180,7 @@ class Run(ABC):
         for name in ("kind", "model"):
             match(name, fresh[name], state[name])
         match("random", fresh["random"][:1], state["random"][:1])
-        begun = state["epoch"] + state["step"] > 0
+        begun = None if self.skips_steps else state["epoch"] + state["step"] > 0
         for name, optimizer in self.optimizers().items():
             moving = self.scheduled if name == self.optimizer_names[0] else ()
             match_optimizer(name, optimizer, state[name], begun=begun, moving=moving)
@@ -197,6 +205,7 @@ class Run(ABC):
             RunStopped: by a signal, after a checkpoint; by a second Ctrl-C, without one.
         """
         checkpoint = self._save(out)
+        write_config(out, self.command, self.config)
         try:
             with stop_signals() as self.stop:
                 checkpoint = self._run_epochs(out, checkpoint)
@@ -267,24 +276,3 @@ class Run(ABC):
         report.say(f"{self.introduction()}, data {self.config.data}, run in {out}")
         if self.epoch or self.step:
             report.say(f"going on from epoch {self.epoch + 1}, iteration {self.step}")
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
-
-    Raises:
-        InputError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from error
-    if found.type not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {device!r} is not here (CUDA devices: {torch.cuda.device_count()}): use --device cpu"
-        )
-    return found

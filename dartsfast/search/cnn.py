@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,10 @@ from dartsfast.data import (
     ImageTask,
     absolute_images,
     image_fingerprint,
+    image_sides,
     limited,
     load_images,
 )
-from dartsfast.errors import InputError
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.run import Iteration
@@ -50,7 +49,7 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        self._check_size(task)
+        image_sides(task)  # before a network is built for them
         self.fingerprint = image_fingerprint(task)
         torch.manual_seed(config.seed)
         model = Network(
@@ -81,17 +80,9 @@ class CNNSearch(Search):
         self.every = config.report_freq
 
     @staticmethod
-    def settle(config: CNNConfig) -> CNNConfig:
-        """Return ``config`` with data that mean the same in any working directory."""
-        return dataclasses.replace(config, data=absolute_images(config.data))
-
-    def _check_size(self, task: ImageTask) -> None:
-        height, width = task.train.gather(torch.tensor([0])).shape[-2:]
-        if height % 4 or width % 4 or min(height, width) < 8:
-            raise InputError(
-                f"images of {height}x{width} cannot be halved twice, as the two reduction cells do: "
-                "use sides that are multiples of 4, from 8 on (--image_size)"
-            )
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+        return absolute_images(data)
 
     def _stream(self, source: ImageSource, task: ImageTask, name: str, augment: bool = True) -> Batches:
         return Batches(

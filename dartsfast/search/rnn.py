@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,9 +67,9 @@ class RNNSearch(Search):
         self.every = config.log_interval
 
     @staticmethod
-    def settle(config: RNNConfig) -> RNNConfig:
-        """Return ``config`` with data that mean the same in any working directory."""
-        return dataclasses.replace(config, data=absolute_text(config.data))
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+        return absolute_text(data)
 
     def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
         # A batch needs a row to read and one to predict, and train() stops a row early.

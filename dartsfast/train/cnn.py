@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,16 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
-from dartsfast.data import Batches, ImageTask, absolute_images, image_fingerprint, limited, load_images, whole
+from dartsfast.data import (
+    Batches,
+    ImageTask,
+    absolute_images,
+    image_fingerprint,
+    image_sides,
+    limited,
+    load_images,
+    whole,
+)
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, AnyGenotype, as_genotype, resolve_genotype
@@ -25,8 +33,7 @@ from dartsfast.runs.run import Iteration, Run
 from dartsfast.train.config import TrainCNNConfig
 from dartsfast.train.count import Size, network_size
 from dartsfast.train.evaluate import test_network
-
-WEIGHTS = "weights.pt"
+from dartsfast.train.weights import WEIGHTS, save_weights
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ class CNNTraining(Run):
     def __init__(self, config: TrainCNNConfig) -> None:
         super().__init__(config)
         task = load_images(config.data, download=config.download, image_size=config.image_size)
-        self.fingerprint = image_fingerprint(task)
+        self.fingerprint = image_fingerprint(task, tested=True)
+        sides = image_sides(task)
+        self._check(task, sides)
         self.cell = as_genotype(resolve_genotype(config.arch), CNN)
         torch.manual_seed(config.seed)
         model = NetworkCIFAR(
@@ -87,16 +96,41 @@ class CNNTraining(Run):
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self._stream(task)
-        height, width = task.train.gather(torch.tensor([0])).shape[-2:]
-        self.size: Size = network_size(model, height, width)
+        self.size: Size = network_size(model, *sides)
         self.work = len(self.train)
         self.every = config.report_freq
 
     @staticmethod
-    def settle(config: TrainCNNConfig) -> TrainCNNConfig:
-        """Return ``config`` with data and cell that mean the same in any working directory."""
+    def absolute_data(data: str) -> str:
+        """Return the option ``data`` such that it means the same in any working directory."""
+        return absolute_images(data)
+
+    @classmethod
+    def settle(cls, config: TrainCNNConfig) -> TrainCNNConfig:
+        """Return the options of a new run such that they mean the same in any working directory."""
         arch = repr(as_genotype(resolve_genotype(config.arch), CNN))
-        return dataclasses.replace(config, data=absolute_images(config.data), arch=arch)
+        return dataclasses.replace(super().settle(config), arch=arch)
+
+    @property
+    def skips_steps(self) -> bool:  # type: ignore[override]
+        """Whether steps with infinite gradients are skipped, as the scale of float16 is found."""
+        return self.scaler.is_enabled()
+
+    def _check(self, task: ImageTask, sides: tuple[int, int]) -> None:
+        """Raise InputError for what the second classifier cannot be trained on."""
+        config, images = self.config, len(limited(whole(task), self.config.max_images))
+        if not config.auxiliary:
+            return
+        if not all(32 <= side <= 40 for side in sides):
+            raise InputError(
+                f"the second classifier takes images of 32x32 to 40x40, got {sides[0]}x{sides[1]}: use "
+                "another --image_size, or leave --auxiliary out"
+            )
+        if images % config.batch_size == 1 % config.batch_size:
+            raise InputError(
+                "the second classifier cannot be trained on a last batch of one image (its batch norms have "
+                f"one value a channel): of {images} images, use another batch_size than {config.batch_size}"
+            )
 
     def _stream(self, task: ImageTask) -> None:
         config = self.config
@@ -104,12 +138,6 @@ class CNNTraining(Run):
             "mean": task.mean, "std": task.std, "seed": config.seed, "device": self.device,
         }  # fmt: skip
         images = limited(whole(task), config.max_images)
-        if config.auxiliary and len(images) % config.batch_size == 1 % config.batch_size:
-            raise InputError(
-                "the second classifier cannot be trained on a last batch of one image (its batch norms have "
-                f"one value a channel): of {len(images)} images, use another batch_size than "
-                f"{config.batch_size}"
-            )
         cutout = config.cutout_length if config.cutout else 0
         self.train = Batches(
             images, config.batch_size, stream="train", augment=True, cutout_length=cutout, **common
@@ -203,16 +231,14 @@ class CNNTraining(Run):
 
     def result(self, out: Path, checkpoint: Path) -> TrainResult:
         """Write the weights and return where everything lies."""
-        part = out / (WEIGHTS + ".tmp")
-        torch.save(self.model.state_dict(), part)
-        os.replace(part, out / WEIGHTS)
+        save_weights(out, self.model.state_dict())
         return TrainResult(self.cell, self.history, out, checkpoint, out / WEIGHTS)
 
     @classmethod
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> TrainResult:
         """Return the result of a training that is over; its data need not be there any more."""
         if not (out / WEIGHTS).exists():  # it was stopped after its last checkpoint
-            torch.save(state["model"], out / WEIGHTS)
+            save_weights(out, state["model"])
         return TrainResult(
             resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint, out / WEIGHTS
         )

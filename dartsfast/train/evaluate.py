@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from dartsfast.data import Batches, load_images
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, as_genotype, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
-from dartsfast.runs.run import resolve_device
-from dartsfast.train.config import TestCNNConfig
+from dartsfast.runs.device import resolve_device
+from dartsfast.runs.fit import restored_config
+from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
+from dartsfast.train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
     if path.is_dir():
         config, weights = _of_run(config, path)
     else:
-        weights = _read(path)
+        weights = load_weights(path)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
     cell = as_genotype(resolve_genotype(config.arch), CNN)
@@ -101,19 +102,12 @@ def _of_run(config: TestCNNConfig, folder: Path) -> tuple[TestCNNConfig, dict[st
     if not has_checkpoint(folder):
         raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
     state = load_checkpoint(folder, "train-cnn")
-    own = state["config"]
-    names = ["arch", "init_channels", "layers", "auxiliary", "image_size"]
-    if config.data == TestCNNConfig.data:
-        names.append("data")
-    return dataclasses.replace(config, **{name: own[name] for name in names}), state["model"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the ``state_dict`` in a file, bare or under ``state_dict``, as the original saves it."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise InputError(f"{path} holds no weights ({one_line(error)[:300]})") from error
-    return found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
+    own = restored_config(TrainCNNConfig, state["config"])
+    names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
+    if given := [name for name in names if getattr(config, name) != getattr(TestCNNConfig, name)]:
+        raise InputError(
+            f"the training in {folder} knows its own network: leave out {', '.join('--' + n for n in given)}"
+        )
+    network = {name: getattr(own, name) for name in names}
+    data = own.data if config.data == TestCNNConfig.data else config.data
+    return dataclasses.replace(config, data=data, **network), state["model"]

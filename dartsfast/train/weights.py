@@ -1,0 +1,57 @@
+"""Weights of a trained network as a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dartsfast.errors import InputError
+from dartsfast.runs.checkpoint import one_line
+
+WEIGHTS = "weights.pt"
+
+
+def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> Path:
+    """Write a ``state_dict`` to ``folder``/weights.pt, whole or not at all, for any device.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in weights.items()}, buffer)
+    temporary = folder / (WEIGHTS + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / WEIGHTS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return folder / WEIGHTS
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the ``state_dict`` in a file, such as the original's ``train.py`` saves; no pickled code runs.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
+    # What torch raises for files of others depends on their first bytes.
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} holds no weights ({one_line(error)[:300]})") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
+    ):
+        raise InputError(f"{path} holds no weights by name, but of type {type(found).__name__}")
+    return found
