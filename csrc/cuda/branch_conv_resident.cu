@@ -97,8 +97,8 @@ __device__ __forceinline__ void load_image(const ResidentImages& a, const Room<S
   if (!here) return;
   const InputChannels<float, true> in(a.in, at.q, S::C);
   by_storage<HALVES>(a.in.x.storage, [&](Storage as) {
-    // Where there are halves, 8 of them at once would be spilled.
-#pragma unroll(HALVES ? 4 : S::U)
+    // Where there are halves, some of several at once would be spilled.
+#pragma unroll(HALVES ? 1 : S::U)
     for (int u = 0; u < S::U; ++u) store_four(in.at(as, n, at.y, at.x + u), room.x + at.offset() + u * S::C);
   });
 }
