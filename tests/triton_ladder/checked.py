@@ -245,7 +245,8 @@ class Checked(TorchDispatchMode):
             shadow.written[at], shadow.writer[at], shadow.stored[at] = True, self.program, self.epoch
         original(builder, _untagged(pointers), value, mask, *options)
         stored = original_load(builder, _untagged(pointers), mask, None, None, None, False)
-        same = stored.data[mask.data].tobytes() == value.data[mask.data].tobytes()
+        inside = mask.data.astype(bool)
+        same = stored.data[inside].tobytes() == value.data[inside].tobytes()
         self._require(same, "stores two values into one element at once")
 
     def _atomic(self, original, builder, *_):
@@ -253,7 +254,8 @@ class Checked(TorchDispatchMode):
 
     def _elements(self, pointers, mask, dtype):
         """Yield every tensor that pointers lead into, and where."""
-        pointers = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
+        # Of a scalar and a block the interpreter makes a mask of 32-bit numbers.
+        pointers = np.broadcast_to(pointers.data, mask.data.shape)[mask.data.astype(bool)]
         tags = pointers >> np.uint64(TAG)
         for tag in np.unique(tags):
             known = 0 < tag <= len(self.arguments)
