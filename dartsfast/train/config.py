@@ -22,19 +22,25 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class TrainCNNConfig(RunOptions):
-    """Options of the training of a CNN cell on CIFAR (paper section 3.2; the original's ``cnn/train.py``)."""
+class _NetworkAndImages(Options):
+    """What a training and a test of it share."""
 
     arch: str = option("DARTS", CELL, group=NETWORK)
     data: str = option("photos", IMAGES, group=DATA)
     download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
     image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
-    max_images: int = option(0, "train on at most this many images; 0: all", group=DATA)
     batch_size: int = option(96, "images a batch", group=DATA)
-    cutout: bool = option(False, "zero a random square of each image", group=DATA)
-    cutout_length: int = option(16, "side of that square, in pixels", group=DATA)
     init_channels: int = option(36, "channels of the first cells", group=NETWORK)
     layers: int = option(20, "number of cells", group=NETWORK)
+
+
+@dataclass(frozen=True)
+class TrainCNNConfig(RunOptions, _NetworkAndImages):
+    """Options of the training of a CNN cell on CIFAR (paper section 3.2; the original's ``cnn/train.py``)."""
+
+    max_images: int = option(0, "train on at most this many images; 0: all", group=DATA)
+    cutout: bool = option(False, "zero a random square of each image", group=DATA)
+    cutout_length: int = option(16, "side of that square, in pixels", group=DATA)
     auxiliary: bool = option(
         False, "with a second classifier at two thirds of the depth, while it is trained", group=NETWORK
     )
@@ -61,7 +67,7 @@ class TrainCNNConfig(RunOptions):
 
 
 @dataclass(frozen=True)
-class TestCNNConfig(Options):
+class TestCNNConfig(_NetworkAndImages):
     """Options of the test of a trained network (the original's ``cnn/test.py``).
 
     Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.
@@ -73,13 +79,6 @@ class TestCNNConfig(Options):
         "", "the folder of a training, or weights: its weights.pt, or what the original's train.py saved",
         group=NETWORK,
     )  # fmt: skip
-    arch: str = option("DARTS", CELL, group=NETWORK)
-    data: str = option("photos", IMAGES, group=DATA)
-    download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
-    image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
-    batch_size: int = option(96, "images a batch", group=DATA)
-    init_channels: int = option(36, "channels of the first cells", group=NETWORK)
-    layers: int = option(20, "number of cells", group=NETWORK)
     auxiliary: bool = option(False, "the weights have a second classifier", group=NETWORK)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
