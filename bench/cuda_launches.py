@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from torch import nn
@@ -24,7 +23,6 @@ from bench.model import CARDS, Card, count, device_seconds
 from dartsfast.backends import pretending
 from dartsfast.cnn.model_search import Network
 from dartsfast.explain import iteration
-from dartsfast.fused.backward import Backward
 from dartsfast.fused.costs import costs
 from dartsfast.fused.memory import in_use
 from dartsfast.fused.program import Instruction, Program, Ref
@@ -68,13 +66,10 @@ class Piece(NamedTuple):
 
 def iteration_launches(size: Size, order: int) -> list[Launch]:
     """Return the launches of the programs of an iteration."""
-    with pretending("cpu"), torch.device("meta"):
-        network = Network(size.C, size.classes, size.layers, nn.CrossEntropyLoss(), backend="cpu")
+    with pretending("cuda"), torch.device("meta"):
+        network = Network(size.C, size.classes, size.layers, nn.CrossEntropyLoss(), backend="cuda")
     found: list[Launch] = []
-    # As on a GPU, whatever the batch.
-    with mock.patch.object(Backward, "_edges_together", lambda backward: True):
-        passes = iteration(network, (size.batch, 3, size.image, size.image), order)
-    for one in passes:
+    for one in iteration(network, (size.batch, 3, size.image, size.image), order):
         found += [launch for run in one.runs for launch in program_launches(run.program)] * one.times
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dartsfast.backends import pretending, resolve_backend
+from dartsfast.backends import pretending, resolve_backend, triton
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import Cost, costs, words
@@ -49,7 +49,7 @@ def iteration(network: Network, images: Sequence[int], order: int) -> list[Pass]
     """Return the passes of an iteration as they would run.
 
     Args:
-        network: on the device ``meta``, of the backend ``cpu`` or ``triton``.
+        network: on the device ``meta``, of the backend ``cpu``, ``cuda`` or ``triton``.
         images: [N, 3, H, W].
         order: of the alphas' gradient.
 
@@ -70,7 +70,7 @@ def _pass(network: Network, images: Sequence[int], of: str, times: int) -> Pass:
     wanted = [t for group in groups.values() for t in group if t.requires_grad]
     x = torch.empty(images, device="meta")
     labels = torch.empty(images[0], dtype=torch.int64, device="meta")
-    plan = Plan(native=network._backend == "cpu")
+    plan = Plan(network._backend)
     with ExitStack() as stack:
         # The cell itself takes no part in what it computes: a hook on it alters nothing.
         for k, cell in enumerate(network.cells):
@@ -102,8 +102,10 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     backend = config.backend
     if backend == "auto":
         backend = resolve_backend(backend, "cuda" if torch.cuda.is_available() else "cpu")
-    if backend not in ("cpu", "triton"):
-        raise InputError(f"backend {backend!r} has no programs to explain: choose cpu or triton")
+    if backend not in ("cpu", "cuda", "triton"):
+        raise InputError(f"backend {backend!r} has no programs to explain: choose cpu, cuda or triton")
+    if backend == "triton" and (missing := triton.load()):
+        raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
     storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
     with pretending(backend), torch.device("meta"):
         network = Network(
@@ -119,9 +121,6 @@ def total(runs: Iterable[Run]) -> Cost:
     return Cost(*map(sum, zip(*found, strict=True)))
 
 
-_COUNTS = ("instructions", "sections", "read, MB", "written, MB", "GFLOP")
-
-
 def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:
     """Print the programs by part and phase, the passes and their sum; before them the programs of ``cell``.
 
@@ -131,17 +130,20 @@ def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:
     programs = _programs(passes)
     if cell is not None:
         _print_instructions(programs, cell)
-    columns = ["part", "phase", "times", *_COUNTS, "kept, MB", "temporary, MB", "in use, MB"]
+    everything = [run for p in passes for run in p.runs * p.times]
+    counts = _counts(everything)
+    columns = ["part", "phase", "times", *counts, "kept, MB", "temporary, MB", "in use, MB"]
     rows = []
     for (part, phase), (times, runs) in programs.items():
         sizes = sum(r.kept for r in runs), max(r.temporary for r in runs), max(r.in_use for r in runs)
-        rows.append([part, phase, str(times), *_counts(runs), *map(_megabytes, sizes)])
+        rows.append([part, phase, str(times), *_counts(runs).values(), *map(_megabytes, sizes)])
     print_table("Programs, and how often an iteration runs them", columns, rows, len(columns) - 2)
-    rows = [[p.of, str(p.times), *_counts(p.runs), *map(_megabytes, (p.kept, p.peak))] for p in passes]
-    everything = [run for p in passes for run in p.runs * p.times]
+    rows = [
+        [p.of, str(p.times), *_counts(p.runs).values(), *map(_megabytes, (p.kept, p.peak))] for p in passes
+    ]
     most = max(p.kept for p in passes), max(p.peak for p in passes)
-    rows.append(["iteration", "", *_counts(everything), *map(_megabytes, most)])
-    columns = ["gradients of", "times", *_COUNTS, "kept, MB", "peak, MB"]
+    rows.append(["iteration", "", *counts.values(), *map(_megabytes, most)])
+    columns = ["gradients of", "times", *counts, "kept, MB", "peak, MB"]
     print_table(
         "Passes: what their programs add up to, and all their memory", columns, rows, len(columns) - 1
     )
@@ -163,10 +165,21 @@ def _programs(passes: Iterable[Pass]) -> _Programs:
     return dict(sorted(found.items(), key=lambda one: parts.index(one[0][0])))
 
 
-def _counts(runs: Sequence[Run]) -> list[str]:
+def _counts(runs: Sequence[Run]) -> dict[str, str]:
+    """Return what programs come to, by name; where launches are known, those in place of sections."""
     cost, sections = total(runs), [section for run in runs for section in run.program.sections]
-    counted = [f"{sum(map(len, sections)):,}", f"{len(sections):,}"]
-    return [*counted, _megabytes(cost.read), _megabytes(cost.written), f"{cost.operations / 1e9:,.2f}"]
+    works = [work for run in runs for work in run.works]
+    by_launch = {"launches": f"{len(works):,}", "touched, MB": _megabytes(sum(work.bytes for work in works))}
+    by_section = {
+        "sections": f"{len(sections):,}",
+        "read, MB": _megabytes(cost.read),
+        "written, MB": _megabytes(cost.written),
+    }
+    return {
+        "instructions": f"{sum(map(len, sections)):,}",
+        **(by_launch if works else by_section),
+        "GFLOP": f"{cost.operations / 1e9:,.2f}",
+    }
 
 
 def _megabytes(size: int) -> str:

@@ -20,6 +20,8 @@ from bench.counting import META, kept_bytes, pretending
 from bench.peers import REFERENCE
 from bench.rnn_peers import RNN
 from dartsfast import kernels
+from dartsfast.explain import explain_cnn, print_explanation
+from dartsfast.search.config import CNNConfig
 
 QUICK = Size(batch=2, C=4, layers=1, image=8)
 
@@ -64,6 +66,25 @@ def test_kernels_of_a_tiny_network():
     assert less[1] < kept and len(less[0]) > len(launches)
     half = model.count(CNN, "triton store bf16", 1, QUICK)
     assert half[1] < kept and sum(x.bytes for x in half[0]) < sum(x.bytes for x in launches)
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
+def test_launches_are_those_that_are_explained(capsys, kept):
+    peer = "triton store" if kept == "float32" else "triton store bf16"
+    found = [one for one in model.count(CNN, peer, 2, QUICK)[0] if one.name.startswith("grouped")]
+    config = CNNConfig(
+        backend="triton", order=2, storage_dtype=kept,
+        batch_size=QUICK.batch, init_channels=QUICK.C, layers=QUICK.layers, image_size=QUICK.image,
+    )  # fmt: skip
+    passes = explain_cnn(config)
+    works = [work for p in passes for run in p.runs for work in run.works * p.times]
+    assert Counter(one.name for one in found) == Counter(work.kernel.__name__ for work in works)
+    assert sum(one.bytes for one in found) == sum(work.bytes for work in works)
+    pytest.importorskip("rich")
+    print_explanation(passes)
+    text = capsys.readouterr().out
+    assert f" {len(works):,} " in text.splitlines()[-2]
+    assert "launches" in text and "sections" not in text
 
 
 def test_second_order_has_the_vector_kernels_once_each_over_all_weights():

@@ -31,7 +31,7 @@ def test_where_it_is_built_it_serves(built):
     assert cuda.load() is None and built == [cuda.LIBRARY]
     assert availability("cuda", "cuda").available and not availability("cuda", "cpu").available
     assert candidates("cuda")[0] == availability("cuda", "cuda")
-    assert setting("cuda").native and not availability("triton", "cuda").available
+    assert setting("cuda").runner == "cuda" and not availability("triton", "cuda").available
     assert "serve this process" in availability("triton", "cuda").reason
     assert check_storage(torch.bfloat16, "cuda") == torch.bfloat16
 
@@ -39,7 +39,7 @@ def test_where_it_is_built_it_serves(built):
 def test_triton_can_be_asked_for(built, monkeypatch):
     monkeypatch.setenv("DARTSFAST_BACKEND", "triton")
     assert availability("cuda", "cuda").reason == "DARTSFAST_BACKEND=triton is set"
-    assert not setting("cuda").native and not built
+    assert setting("cuda").runner != "cuda" and not built
     monkeypatch.setattr(triton, "load", lambda: None)
     assert availability("triton", "cuda").available
 

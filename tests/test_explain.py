@@ -12,22 +12,26 @@ import pytest
 import torch
 from torch import nn
 
-from dartsfast.backends import availability, pretending
+from dartsfast.backends import availability, pretending, triton
 from dartsfast.cli import main
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 from dartsfast.explain import explain_cnn, iteration
 from dartsfast.fused import program as made
-from dartsfast.fused.costs import Cost, costs, memory, words
+from dartsfast.fused.costs import Cost, costs, words
+from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.planning import Plan
 from dartsfast.fused.program import Place, Program
 from dartsfast.fused.programs import Prepared
+from dartsfast.fused.walk import Walk
 from dartsfast.search.config import CNNConfig
 
 cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+no_triton = triton.load()
+needs_triton = pytest.mark.skipif(no_triton is not None, reason=str(no_triton))
 
 
 def network(device, **options):
@@ -158,8 +162,8 @@ def test_statistics_by_hand():
 
 
 @pytest.mark.parametrize("stored", [None, torch.bfloat16])
-@pytest.mark.parametrize("native", [True, False])
-def test_memory_of_a_program_by_hand(native, stored):
+@pytest.mark.parametrize("runner", [Native, Walk])
+def test_memory_of_a_program_by_hand(runner, stored):
     slot = Given()
     new = lambda C, place, dtype=None: slot(1, 8, 8, C, place=place, dtype=dtype)  # noqa: E731
     x, kept = new(2, Place.GIVEN), new(2, Place.KEPT, stored)
@@ -174,7 +178,8 @@ def test_memory_of_a_program_by_hand(native, stored):
     ):
         slot.program.section([one])
     # Two of the three live at a time.
-    assert memory(slot.program, torch.float32, native=native) == (128 * (2 if stored else 4), 2 * 128 * 4)
+    setting = Setting((x.shape,), (1, 1), torch.float32, torch.device("cpu"), "store", stored, True)
+    assert runner(slot.program, setting).memory == (128 * (2 if stored else 4), 2 * 128 * 4)
 
 
 def test_words_name_slots_and_parts():
@@ -187,14 +192,21 @@ def test_words_name_slots_and_parts():
 
 
 class Ran:
-    """Counts the programs that run, by their contents."""
+    """Counts the programs that run, by their contents.
 
-    def __init__(self, monkeypatch):
+    They are made as for ``backend``; all but those for the CPU run operator by operator.
+    """
+
+    def __init__(self, monkeypatch, backend):
         self.programs = Counter()
         make = Prepared._runner
+        if backend != "cpu":
+            monkeypatch.setattr(Setting, "runner", backend)
+            monkeypatch.setenv("DARTSFAST_SELFCHECK", "0")
+            make = lambda prepared, program: Walk(program, prepared.forward.setting)  # noqa: E731
 
-        def spied(prepared, program, **how):
-            runner = make(prepared, program, **how)
+        def spied(prepared, program):
+            runner = make(prepared, program)
             run = runner.run
 
             def counted(*args):
@@ -209,7 +221,7 @@ class Ran:
 
 @needs_cpu
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "cuda", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -220,17 +232,14 @@ class Ran:
     ],
     ids=str,
 )
-def test_an_iteration_runs_the_programs_that_were_explained(monkeypatch, options, native, order):
+def test_an_iteration_runs_the_programs_that_were_explained(monkeypatch, options, backend, order):
     images = (4, 3, 8, 16)
-    backend = "cpu" if native else "triton"
     passes = iteration(network("meta", **{**options, "backend": backend}), images, order)
     planned = Counter()
     for p in passes:
         for run in p.runs:
             planned[repr(run.program)] += p.times
-    if not native:
-        monkeypatch.setattr(Setting, "native", False)
-    ran = Ran(monkeypatch)
+    ran = Ran(monkeypatch, backend)
     model = network("cpu", **options)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     args = Namespace(momentum=0.9, weight_decay=0.0, arch_learning_rate=0.1, arch_weight_decay=0.0)
@@ -272,7 +281,7 @@ def test_planning_leaves_nothing_behind():
 
 
 def test_memory_is_that_of_what_lives():
-    with Plan(native=False) as plan:
+    with Plan("walk") as plan:
         x = torch.empty(1000, device="meta")
         y = x.view(10, 100)[2:]
         assert plan.in_use == 4000
@@ -286,8 +295,8 @@ def test_memory_is_that_of_what_lives():
 
 def test_blocks_of_the_cpus_cache_stay():
     empty = torch.ops.dartsfast.empty
-    for native, peak in ((True, 5_000_000), (False, 4_000_000)):
-        with Plan(native) as plan:
+    for runner, peak in (("cpu", 5_000_000), ("cuda", 4_000_000)):
+        with Plan(runner) as plan:
             like = torch.empty(0, device="meta")
             large = empty(like, [1_000_000])
             del large
@@ -312,8 +321,9 @@ def test_the_command_prints_every_cell_and_the_sum(capsys):
     assert f" {instructions:,} " in row
 
 
-def test_half_precision_is_explained_without_a_gpu():
-    small = {"backend": "triton", "init_channels": 8, "layers": 3, "batch_size": 16, "image_size": 16}
+@pytest.mark.parametrize("backend", ["cuda", pytest.param("triton", marks=needs_triton)])
+def test_half_precision_is_explained_without_a_gpu(backend):
+    small = {"backend": backend, "init_channels": 8, "layers": 3, "batch_size": 16, "image_size": 16}
     full, half = (
         max(p.kept for p in explain_cnn(CNNConfig(storage_dtype=storage, **small)))
         for storage in ("float32", "bfloat16")
@@ -321,11 +331,16 @@ def test_half_precision_is_explained_without_a_gpu():
     assert 0.4 < half / full < 0.6
 
 
+def test_without_triton_its_launches_cannot_be_counted(monkeypatch, capsys):
+    monkeypatch.setattr(triton, "load", lambda: "Triton cannot be imported")
+    assert main(["explain", "cnn", *SMALL, "--backend", "triton"]) == 2
+    assert "are counted from the kernels: Triton cannot be imported" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--backend", "reference"], "backend 'reference' has no programs to explain: choose cpu or triton"),
-        (["--backend", "cuda"], "backend 'cuda' has no programs"),
+        (["--backend", "reference"], "'reference' has no programs to explain: choose cpu, cuda or triton"),
         (["--backend", "cpu", "--storage_dtype", "bfloat16"], "needs the backend cuda or triton"),
         (["--backend", "cpu", "-v", "3"], "there is no cell 3 with programs"),
         (["--backend", "cpu", "-v", "-1"], "there is no cell -1 with programs"),

@@ -13,6 +13,7 @@ from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
 from dartsfast.cnn.operations import OPS, SepConv
 from dartsfast.errors import InputError
+from dartsfast.fused import cnn
 from dartsfast.fused.programs import Prepared
 
 _cpu = availability("cpu")
@@ -85,6 +86,28 @@ def test_autocast_leaves_the_kernels_in_float32():
         loss = model._loss(x, y)
     for a, b in zip(torch.autograd.grad(loss, model.arch_parameters()), wanted, strict=True):
         assert relative(a, b) < 0.1  # the classifier is in bfloat16
+
+
+def test_images_of_another_dtype_are_taken_as_by_stock_modules():
+    model, (x, y) = network("cpu", torch.float32), batch(torch.float32)
+    half = x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model._loss(half, y), model._loss(half.float(), y))
+    for images in (half, x.double()):
+        errors = []
+        for backend in ("cpu", "reference"):
+            with pytest.raises(RuntimeError) as error:
+                network(backend, torch.float32)(images)
+            errors.append(str(error.value))
+        assert errors[0] == errors[1]
+
+
+def test_nothing_is_copied_for_a_backward_that_will_not_be():
+    x = torch.ones(3, 2)
+    assert cnn._stored(x, torch.bfloat16).dtype == torch.bfloat16
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert cnn._stored(torch.ones(3, 2), torch.bfloat16).dtype == torch.float32
 
 
 def kept_and_gradients(model, x, y):

@@ -145,8 +145,8 @@ def test_what_arithmetic_does_not_serve_is_refused():
         kernels.norm_stats_(torch.ones(1, 2, 3).half(), [], [], [], 0.1, 1e-5, 4)
 
 
-def setting(dtype=torch.float32):
-    return Setting(((2, 3, 4, 8),), (1, 1), dtype, torch.device("cpu"), "store", torch.bfloat16, True)
+def setting(dtype=torch.float32, storage=torch.bfloat16):
+    return Setting(((2, 3, 4, 8),), (1, 1), dtype, torch.device("cpu"), "store", storage, True)
 
 
 def kept_and_doubled(C, stored):
@@ -182,9 +182,9 @@ def test_programs_refuse_what_no_kernel_takes():
         with pytest.raises(RuntimeError, match="given a tensor of another dtype"):
             Native(program, setting()).run([other], [])
     with pytest.raises(RuntimeError, match="does not fit the dtype of its arithmetic"):
-        Native(program, setting(torch.float64)).run([image.bfloat16()], [])
+        Native(program, setting(torch.float64, None)).run([image.bfloat16()], [])
     with pytest.raises(InputError, match="go with arithmetic in float32, got torch.float64"):
-        Native(kept_and_doubled(8, torch.float16), setting(torch.float64))
+        setting(torch.float64)
     runner = Native(kept_and_doubled(8, torch.float16), setting())
     given = [image, torch.ones(2, 8), torch.ones(1)]
     (_,), (kept,) = runner.run(given, [])

@@ -71,6 +71,9 @@ STATES = {
     ),
     "no running statistics": batch_statistics,
     "no count of batches": set_(NORM, "num_batches_tracked", lambda: None),
+    "running statistics with gaps": set_(NORM, "running_mean", lambda: torch.zeros(8).double()[::2]),
+    "those of the stem": set_("stem.1", "running_var", lambda: torch.ones(24).double()[::2]),
+    "no count of the stem's batches": set_("stem.1", "num_batches_tracked", lambda: None),
     "a stem without affine": set_("stem.1", "weight", lambda: None),
 }
 

@@ -67,7 +67,7 @@ def poisoned():
 
 
 def operator_by_operator(monkeypatch):
-    monkeypatch.setattr(Setting, "native", False)
+    monkeypatch.setattr(Setting, "runner", "walk")
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])

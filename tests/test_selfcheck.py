@@ -2,15 +2,18 @@
 
 import contextlib
 import subprocess
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from dartsfast import cli, doctor
 from dartsfast.backends import availability, instruction_set, selfcheck
 from dartsfast.errors import BackendError
+from dartsfast.fused import check
 from dartsfast.oracle import mixed_sum
 
 cpu = availability("cpu")
@@ -82,6 +85,47 @@ def test_factors_in_tf32_are_allowed_for(monkeypatch):
     assert selfcheck.tolerance("mixed_sum") == 1e-5
     monkeypatch.delenv("DARTSFAST_TF32")
     assert selfcheck.tolerance("branch_conv") == 1e-5
+
+
+class Rounded(torch.autograd.Function):
+    """A product of points whose factors have 11 bits, as those of tensor cores."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.einsum("nchw,oc->nohw", eleven_bits(x), eleven_bits(w[..., 0, 0]))
+
+    @staticmethod
+    def backward(ctx, g):
+        g, x, w = map(eleven_bits, (g, *ctx.saved_tensors))
+        dw = torch.einsum("nohw,nchw->oc", g, x)[..., None, None]
+        return torch.einsum("nohw,oc->nchw", g, w[..., 0, 0]), dw
+
+
+def eleven_bits(x):
+    bits = x.float().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32).to(x.dtype)
+
+
+def test_grouped_kernels_may_round_factors_where_that_is_asked_for(monkeypatch):
+    monkeypatch.delenv("DARTSFAST_SELFCHECK", raising=False)
+    stock = F.conv2d
+
+    def convolution(x, w, **options):
+        return Rounded.apply(x, w) if w.shape[-1] == 1 else stock(x, w, **options)
+
+    def rounded(edge, x, mixing):
+        with mock.patch.object(F, "conv2d", convolution):
+            return check._stock(x, mixing, *edge.tensors())
+
+    monkeypatch.setattr(check, "_checked", set())
+    with pytest.raises(BackendError, match="differ from stock torch by 0.000"):
+        check.require(DEVICE, rounded)
+    monkeypatch.setenv("DARTSFAST_TF32", "1")
+    check.require(DEVICE, rounded)
+    monkeypatch.setattr(check, "_checked", set())
+    with pytest.raises(BackendError, match="differ from stock torch by 0.0"):
+        check.require(DEVICE, lambda *given: 1.02 * rounded(*given))
 
 
 @pytest.mark.skipif(not cpu.available, reason=cpu.reason)

@@ -181,10 +181,14 @@ def _run(name: str, args: tuple[Any, ...]) -> list[Tensor]:
     return [t.cpu().to(torch.float64) for t in tree_leaves(got) if t is not None]
 
 
+def tf32() -> bool:
+    """Whether the factors of products are rounded to 11 bits, as the environment asks for."""
+    return os.environ.get("DARTSFAST_TF32") == "1"
+
+
 def tolerance(name: str) -> float:
     """Return the largest difference from the oracle that operator ``name`` may have."""
-    rounds = name.startswith("branch_conv") and os.environ.get("DARTSFAST_TF32") == "1"
-    return TF32_TOLERANCE if rounds else TOLERANCE
+    return TF32_TOLERANCE if name.startswith("branch_conv") and tf32() else TOLERANCE
 
 
 def require(name: str, device: torch.device) -> None:

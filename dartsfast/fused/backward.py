@@ -171,8 +171,7 @@ class Backward:
         On CPUs many images give enough of it edge by edge, and less to keep.
         """
         setting = self.forward.setting
-        on_cpu = setting.native and setting.device.type != "cuda"
-        return not on_cpu or setting.inputs[0][0] < _MANY_IMAGES
+        return setting.runner != "cpu" or setting.inputs[0][0] < _MANY_IMAGES
 
     def _compute(self, group: list[Placed], together: bool) -> None:
         """Add what was not kept: pools, and everything of an edge where edges are computed again."""

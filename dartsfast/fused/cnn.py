@@ -22,7 +22,7 @@ from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.forward import Node, Setting, ones
 from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
-from dartsfast.fused.read import are, read
+from dartsfast.fused.read import are, moves, read
 from dartsfast.fused.watch import Watch
 from dartsfast.modules.plain import is_plain_tree
 from dartsfast.modules.recompute import applied
@@ -75,15 +75,19 @@ def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | N
     conv, norm = module
     shape = conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     usual = shape == (3, (3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
-    if not usual or conv.bias is not None or norm.weight is None or norm.bias is None:
+    if not usual or conv.bias is not None or norm.weight is None or norm.bias is None or not moves(norm):
         return module(images)
+    if images.dtype != conv.weight.dtype:
+        if not torch.is_autocast_enabled(images.device.type) or images.dtype == torch.float64:
+            return module(images)  # which says that they do not go together
+        images = images.to(conv.weight.dtype)
     patches = _Patches.apply(images)
     reading = _Reading.of(owner, [module], lambda: [])
     edge = reading.get("edge", lambda: Edge(1, (0,), relu=False, single=[Stage((conv.weight,), 1, norm)]))
     # Cheap enough to be computed again, except that half precision keeps what it always kept.
     memory = "recompute" if storage is None else "store"
     out = _single(reading, edge, patches, _stored(patches, storage), memory, storage)
-    return nchw(_Affine.apply(out, norm.weight, norm.bias, storage))
+    return nchw(_Affine.apply(out, norm.weight, norm.bias, _stored(out, storage)))
 
 
 @eager
@@ -261,11 +265,11 @@ class _Patches(Function):
 
 
 class _Affine(Function):
-    """x * weight + bias, with [C] both; keeps x as it is stored. All that is large in memory used again."""
+    """x * weight + bias, with [C] both; keeps x as ``stored``. All that is large in memory used again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, storage: torch.dtype | None) -> Tensor:
-        ctx.save_for_backward(_stored(x, storage), weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stored: Tensor) -> Tensor:
+        ctx.save_for_backward(stored, weight)
         return _product(x, weight).add_(bias)
 
     @staticmethod
@@ -320,7 +324,7 @@ class _ChannelsLast(Function):
 
 def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
     """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
-    if storage is None or torch.is_inference_mode_enabled():  # where there is none
+    if storage is None or not torch.is_grad_enabled():  # where there is none
         return x
     copy = _copies.get(x)
     if copy is None or copy.dtype != storage:

@@ -1,4 +1,4 @@
-"""What programs cost, counted before they run: bytes, operations, memory."""
+"""What programs cost, counted before they run: bytes and operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dartsfast.fused.memory import arenas, halves, in_use, lifetimes, refs
+from dartsfast.fused.memory import in_use, refs
 from dartsfast.fused.program import Instruction, Parts, Place, Program, Ref
 
 
@@ -44,29 +44,6 @@ def costs(program: Program, dtype: torch.dtype) -> Iterator[tuple[int, Instructi
 
 def _outlives(program: Program, ref: Ref) -> bool:
     return program.slots[ref.slot].place != Place.TEMPORARY
-
-
-def memory(program: Program, dtype: torch.dtype, *, native: bool) -> tuple[int, int]:
-    """Return the bytes that a program keeps for the backward, and those that it needs besides while it runs.
-
-    Args:
-        program: the program.
-        dtype: of its arithmetic.
-        native: whether the runner in C++ runs it, in two arenas a dtype; else a temporary slot is a tensor
-            from the section that writes it first to the last that uses it.
-    """
-    if native:
-        found = [(arenas(program), dtype.itemsize)]
-        if (half := halves(program)) is not None:
-            found.append((arenas(program, half), half.itemsize))
-        return sum(a.kept_size * size for a, size in found), sum(a.temporary_size * size for a, size in found)
-    size = [prod(slot.shape) * (slot.dtype or dtype).itemsize for slot in program.slots]
-    kept = sum(size[k] for k, slot in enumerate(program.slots) if slot.place == Place.KEPT)
-    living = [0] * len(program.sections)
-    for slot, (first, last) in lifetimes(program).items():
-        for k in range(first, last + 1):
-            living[k] += size[slot]
-    return kept, max(living, default=0)
 
 
 # Operations an element, the least that the formula takes.

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.memory import Arenas, arenas, halves, refs
+from dartsfast.fused.memory import Arenas, Bytes, arenas, halves, refs
 from dartsfast.fused.program import Program, Ref
-from dartsfast.ops.contract import require
 
 # In the order of csrc/ops/program.h.
 _OPS = (
@@ -37,20 +36,19 @@ torch.library.define("dartsfast::run_program", "(Tensor code, Tensor(a!)[] given
 
 
 class Native:
-    """Runs a program in one call, on arenas that are laid out beforehand.
+    """Runs a program in one call, on arenas that are laid out beforehand."""
 
-    Raises:
-        InputError: arithmetic in float64 on what is stored in 16 bits.
-    """
+    works = ()
 
     def __init__(self, program: Program, setting: Setting) -> None:
+        self.program = program
         half = halves(program)
-        require(
-            half is None or setting.dtype == torch.float32,
-            f"images stored as {half} go with arithmetic in float32, got {setting.dtype}",
-        )
         stored = [None] if half is None else [None, half]
         self.arenas = {dtype or setting.dtype: arenas(program, dtype) for dtype in stored}
+        self.memory = Bytes(
+            sum(found.kept_size * dtype.itemsize for dtype, found in self.arenas.items()),
+            sum(found.temporary_size * dtype.itemsize for dtype, found in self.arenas.items()),
+        )
         self._returned = len(program.returned)
         numbers = [_DTYPES.index(setting.dtype), *_encoded(program, setting.dtype, self.arenas)]
         with plain():

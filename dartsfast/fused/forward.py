@@ -18,6 +18,9 @@ from dartsfast.fused.planning import Part
 from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenate, copy, mixed_sum, norm_stats
 from dartsfast.ops.contract import require
 
+NATIVE = ("cpu", "cuda")
+"""Runners in C++, whose images may lie in larger ones."""
+
 
 @dataclass
 class Node:
@@ -46,6 +49,9 @@ class Setting:
         backward: whether there will be one.
         traced: whether tensors stand for others, which have no memory.
         part: where programs are noted instead of run.
+
+    Raises:
+        InputError: arithmetic in float64 on what is stored in 16 bits.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -58,18 +64,21 @@ class Setting:
     traced: bool = False
     part: Part | None = None
 
-    @property
-    def native(self) -> bool:
-        """Whether a runner in C++ computes, whose images may lie in larger ones."""
-        if self.part is not None:
-            return self.part.plan.native
-        libraries = {"cpu": native.load, "cuda": cuda.load}
-        return not self.traced and self.device.type in libraries and libraries[self.device.type]() is None
+    def __post_init__(self) -> None:
+        served = self.storage is None or self.dtype == torch.float32
+        require(served, f"images stored as {self.storage} go with arithmetic in float32, got {self.dtype}")
 
     @property
-    def grouped(self) -> bool:
-        """Whether the Triton kernels compute."""
-        return not self.traced and self.device.type in triton.DEVICES and triton.missing() is None
+    def runner(self) -> str:
+        """What runs it: ``cpu``, ``cuda`` (both in C++), ``triton``, else ``walk``, operator by operator."""
+        if self.part is not None:
+            return self.part.plan.runner
+        device, libraries = self.device.type, {"cpu": native.load, "cuda": cuda.load}
+        if self.traced:
+            return "walk"
+        if device in libraries and libraries[device]() is None:
+            return device
+        return "triton" if device in triton.DEVICES and triton.missing() is None else "walk"
 
     @property
     def kept_as(self) -> torch.dtype | None:
@@ -110,7 +119,7 @@ class Forward:
             places = []
             for k in range(first, last):
                 inner = self.kept if len(setting.inputs) + k in readers else Place.TEMPORARY
-                direct = k >= len(self.placed) - returned and (returned == 1 or setting.native)
+                direct = k >= len(self.placed) - returned and (returned == 1 or setting.runner in NATIVE)
                 places.append(Place.RETURNED if direct else inner)
             self._run(self.placed[first:last], places)
         if returned > 1 and self.result is None:
@@ -179,7 +188,7 @@ class Forward:
 
         On grouped kernels all that leave the states there are, so that few launches read a state.
         """
-        if not self.setting.grouped:
+        if self.setting.runner != "triton":
             return [placed for node in nodes for placed in node]
         first, self._begun = self._begun, len(self.states)
         return [p for node in self.placed for p in node if first <= p.source < self._begun]

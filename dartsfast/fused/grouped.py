@@ -19,17 +19,21 @@ from dartsfast.constants import plain
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.groups import PLANS
 from dartsfast.fused.groups.backward import add_up
-from dartsfast.fused.launches import Address, At, Launches, UngroupableError
-from dartsfast.fused.memory import aligned, packed
+from dartsfast.fused.launches import Address, At, Launches
+from dartsfast.fused.memory import Bytes, aligned, packed
 from dartsfast.fused.program import Place, Program
 from dartsfast.ops.contract import require
 
 
 class Grouped:
-    """Runs a program; raises :class:`UngroupableError` for one that it cannot."""
+    """Runs a program.
+
+    Raises:
+        InputError: images of 2^31 numbers and more.
+    """
 
     def __init__(self, program: Program, setting: Setting) -> None:
-        self.setting = setting
+        self.program, self.setting = program, setting
         plan = Launches(program, setting)
         plan.build(PLANS, add_up)
         self.works = plan.works
@@ -42,14 +46,23 @@ class Grouped:
         """Say where the slots lie: in bases, which are arenas, given and returned tensors, numbered."""
         slots, used = plan.slots, [e for work in plan.works for row in work.rows for e in row]
         named = sorted({entry.slot for entry in used if isinstance(entry, At)})
-        if any(prod(slots[slot].shape) >= 2**31 for slot in named):
-            raise UngroupableError("kernels index up to 2^31 elements")
+        for slot in named:
+            shape = list(slots[slot].shape)
+            require(
+                prod(shape) < 2**31,
+                f"the kernels index up to 2^31 elements, got {shape}: use a smaller batch",
+            )
         number = {slot: k for k, slot in enumerate(plan.program.given)}
         self._addressed = {e.slot: number[e.slot] for e in used if isinstance(e, Address)}
         self._bases = [
             _Bases(plan, [s for s in named if plan.halved(s) == half], half) for half in (False, True)
         ]
         self._at = {**self._bases[0].at, **self._bases[1].at}
+        size = plan.itemsize, 2
+        self.memory = Bytes(
+            sum(n * found.kept for n, found in zip(size, self._bases, strict=True)),
+            sum(n * found.temporary for n, found in zip(size, self._bases, strict=True)),
+        )
 
     def _table(self, plan: Launches) -> None:
         rows: list[int] = []
@@ -111,14 +124,14 @@ class _Bases:
 
     def __init__(self, plan: Launches, named: Sequence[int], half: bool) -> None:
         slots = plan.slots
-        kept, self._kept = {}, 0
+        kept, self.kept = {}, 0
         for slot, (_, place, _) in enumerate(plan.program.slots):
             if place == Place.KEPT and plan.halved(slot) == half:
-                kept[slot] = self._kept
-                self._kept += aligned(prod(slots[slot].shape))
+                kept[slot] = self.kept
+                self.kept += aligned(prod(slots[slot].shape))
         spans = {s: plan.spans[s] for s in named if slots[s].place == Place.TEMPORARY}
         sizes = {s: plan.sizes.get(s, prod(slots[s].shape)) for s in spans}
-        temporary, self._temporary = packed(spans, sizes)
+        temporary, self.temporary = packed(spans, sizes)
         gradients, self._gradients = {}, 0  # side by side: there may be a hundred
         number = {slot: k for k, slot in enumerate(plan.program.given)}
         self._given = [(s, number[s]) for s in named if slots[s].place == Place.GIVEN]
@@ -141,8 +154,8 @@ class _Bases:
             return torch.empty(max(size, 1), dtype=dtype, device=device)
 
         return (
-            empty(self._temporary),
-            kept[0] if kept else empty(self._kept),
+            empty(self.temporary),
+            kept[0] if kept else empty(self.kept),
             empty(self._gradients),
             *(given[k] for _, k in self._given),
             *(

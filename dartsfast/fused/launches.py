@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from dartsfast.errors import InputError
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot
-
-
-class UngroupableError(InputError):
-    """A program has what grouped kernels do not serve."""
 
 
 class At(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 
@@ -64,6 +65,13 @@ def last_reads(program: Program) -> dict[int, list[int]]:
     for slot, (_, last) in lifetimes(program).items():
         found.setdefault(last, []).append(slot)
     return found
+
+
+class Bytes(NamedTuple):
+    """What a program keeps for the backward, and what it needs besides while it runs."""
+
+    kept: int
+    temporary: int
 
 
 @dataclass

@@ -5,19 +5,42 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dartsfast.fused.costs import memory
+from dartsfast.fused.memory import Bytes
 from dartsfast.fused.program import Program
 
 aten, kernels = torch.ops.aten, torch.ops.dartsfast
 
 _SMALLEST_BLOCK = 256 << 10  # bytes; csrc/cpu/cache.cpp leaves smaller tensors to torch
+
+
+class Runner(Protocol):
+    """What runs a program."""
+
+    @property
+    def program(self) -> Program:
+        """The program."""
+        ...
+
+    @property
+    def memory(self) -> Bytes:
+        """What it takes."""
+        ...
+
+    @property
+    def works(self) -> Sequence[Any]:
+        """Its launches (``dartsfast.kernels.grouped.Work``), where Triton makes them."""
+        ...
+
+    def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return a program's tensors and what it keeps, from what it is given and what its forward kept."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class Run:
         phase: of the pass, likewise.
         program: what would run.
         dtype: of its arithmetic.
+        works: its launches (``dartsfast.kernels.grouped.Work``), where Triton makes them.
         kept: bytes that it keeps for the backward.
         temporary: bytes that it needs besides, while it runs.
         in_use: bytes of everything that lives while it runs.
@@ -38,6 +62,7 @@ class Run:
     phase: str
     program: Program
     dtype: torch.dtype
+    works: Sequence[Any]
     kept: int
     temporary: int
     in_use: int
@@ -50,7 +75,7 @@ class Plan(TorchDispatchMode):
     from where an operator makes them, in the block, until nothing refers to them.
 
     Args:
-        native: whether the CPU's runner would run the programs, else operators one by one.
+        runner: what would run the programs, as ``Setting.runner`` calls it.
 
     Attributes:
         part, phase: what the next programs belong to.
@@ -62,9 +87,9 @@ class Plan(TorchDispatchMode):
 
     active: Plan | None = None
 
-    def __init__(self, native: bool) -> None:
+    def __init__(self, runner: str) -> None:
         super().__init__()
-        self.native = native
+        self.runner = runner
         self.part, self.phase = "stem", "forward"
         self.runs: list[Run] = []
         self.in_use = self.peak = 0
@@ -93,7 +118,7 @@ class Plan(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage, ours: bool) -> None:
         number, size = storage._cdata, storage.nbytes()
-        block = self.native and ours and size >= _SMALLEST_BLOCK
+        block = self.runner == "cpu" and ours and size >= _SMALLEST_BLOCK
         self._known.add(number)
         self._add(size, block)
 
@@ -109,11 +134,13 @@ class Plan(TorchDispatchMode):
         self._most_blocks = max(self._most_blocks, self._blocks)
         self.peak = max(self.peak, self.in_use - self._blocks + self._most_blocks)
 
-    def note(self, part: str, program: Program, dtype: torch.dtype, kept: int, temporary: int) -> None:
+    def note(self, part: str, runner: Runner, dtype: torch.dtype, kept: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
-        self._add(temporary, self.native)
-        self.runs.append(Run(part, self.phase, program, dtype, kept, temporary, self.in_use))
-        self._add(-temporary, self.native)
+        temporary = runner.memory.temporary
+        self._add(temporary, self.runner == "cpu")
+        run = Run(part, self.phase, runner.program, dtype, runner.works, kept, temporary, self.in_use)
+        self.runs.append(run)
+        self._add(-temporary, self.runner == "cpu")
 
 
 class Part(NamedTuple):
@@ -127,26 +154,25 @@ class Part(NamedTuple):
         """Return the part that is being planned, if one is."""
         return None if Plan.active is None else Part(Plan.active, Plan.active.part)
 
-    def runner(self, program: Program, dtype: torch.dtype) -> Planned:
+    def planned(self, runner: Runner, dtype: torch.dtype) -> Planned:
         """Return what stands in for a program's runner."""
-        return Planned(self, program, dtype)
+        return Planned(self, runner, dtype)
 
 
 class Planned:
     """Stands in for a program's runner: makes the tensors that it would return, and notes that it ran."""
 
-    def __init__(self, part: Part, program: Program, dtype: torch.dtype) -> None:
-        self._part, self._program, self._dtype = part, program, dtype
-        self._kept, self._temporary = memory(program, dtype, native=part.plan.native)
+    def __init__(self, part: Part, runner: Runner, dtype: torch.dtype) -> None:
+        self._part, self._runner, self._dtype = part, runner, dtype
         self._like = torch.empty(0, dtype=dtype, device="meta")
 
     def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return tensors of the shapes that a runner would return."""
-        program, like = self._program, self._like
+        program, like = self._runner.program, self._like
         found = [kernels.empty(like, program.slots[k].shape) for k in program.returned]
-        keeps = 0 if kept else self._kept
+        keeps = 0 if kept else self._runner.memory.kept
         arena = [kernels.empty(like, [-(-keeps // like.itemsize)])] if keeps else []
-        self._part.plan.note(self._part.name, program, self._dtype, keeps, self._temporary)
+        self._part.plan.note(self._part.name, self._runner, self._dtype, keeps)
         return found, arena
 
 

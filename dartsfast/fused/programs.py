@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from dartsfast.fused import check, encode
+from dartsfast.fused import check
 from dartsfast.fused.backward import Backward
 from dartsfast.fused.edge import Edge
-from dartsfast.fused.forward import Forward, Node, Setting
+from dartsfast.fused.encode import Native
+from dartsfast.fused.forward import NATIVE, Forward, Node, Setting
+from dartsfast.fused.planning import Planned, Runner
 from dartsfast.fused.program import Program
 from dartsfast.fused.walk import Walk
 from dartsfast.ops.contract import Function, nothing_to_record, once_differentiable
 
 _MOST_BACKWARDS = 16  # a search asks for three sets of gradients
-
-
-class Runner(Protocol):
-    """What runs a program: on the CPU's kernels in one call, or operator by operator."""
-
-    def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return a program's tensors and what it keeps, from what it is given and what its forward kept."""
-        ...
 
 
 class Prepared:
@@ -40,11 +34,10 @@ class Prepared:
 
     def __init__(self, nodes: Sequence[Node], returned: int, setting: Setting) -> None:
         self.forward = Forward(nodes, returned, setting)
-        self._grouped = setting.grouped
-        if self._grouped and setting.device.type != "meta":
+        if setting.runner == "triton" and setting.device.type != "meta":
             check.require(setting.device, _edge)
         self.runner = self._runner(self.forward.builder.program)
-        self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner]] = {}
+        self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner | Planned]] = {}
 
     def __call__(
         self,
@@ -68,31 +61,27 @@ class Prepared:
         tensors = [next(each) if t is None else t for t in given]
         return _Run.apply(self, stored[::-1], *(t if t.dtype == dtype else t.to(dtype) for t in tensors))
 
-    def backward(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner]:
+    def backward(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner | Planned]:
         """Return the backward that gives the gradients that are ``needed``, and what runs it."""
         if needed not in self._backwards:
             if len(self._backwards) >= _MOST_BACKWARDS:
                 self._backwards.clear()
             found = Backward(self.forward, needed)
-            self._backwards[needed] = found, self._runner(found.program, backward=True)
+            self._backwards[needed] = found, self._runner(found.program)
         return self._backwards[needed]
 
-    def _runner(self, program: Program, *, backward: bool = False) -> Runner:
+    def _runner(self, program: Program) -> Runner | Planned:
         setting = self.forward.setting
-        if setting.part is not None:
-            return setting.part.runner(program, setting.dtype)
-        if setting.native:
-            return encode.Native(program, setting)
-        if self._grouped:
-            from dartsfast.fused.grouped import Grouped, UngroupableError  # needs Triton
+        found: Runner
+        if setting.runner in NATIVE:
+            found = Native(program, setting)
+        elif setting.runner == "triton":
+            from dartsfast.fused.grouped import Grouped  # needs Triton
 
-            try:
-                return Grouped(program, setting)
-            except UngroupableError:
-                if backward:  # it has what the forward kept
-                    raise
-                self._grouped = False
-        return Walk(program, setting)
+            found = Grouped(program, setting)
+        else:
+            found = Walk(program, setting)
+        return found if setting.part is None else setting.part.planned(found, setting.dtype)
 
 
 def _edge(edge: Edge, x: Tensor, weights: Tensor) -> Tensor:

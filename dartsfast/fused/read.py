@@ -95,11 +95,16 @@ def _reduces(op: Any) -> bool:
 
 
 def _plain_norm(norm: nn.BatchNorm2d) -> bool:
-    """Whether a norm has no affine, and all running statistics or none. It goes by tensors, not by flags."""
+    """Whether a norm has no affine, and statistics that kernels serve. It goes by tensors, not by flags."""
+    return norm.weight is None and norm.bias is None and moves(norm)
+
+
+def moves(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm has all running statistics, where kernels can move them, or none."""
     running = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    whole = not any(t is None for t in running)
+    whole = all(t is not None and t.is_contiguous() for t in running)
     none = running[0] is None and running[1] is None and not norm.track_running_stats
-    return norm.weight is None and norm.bias is None and (whole or none)
+    return whole or none
 
 
 def _stage(

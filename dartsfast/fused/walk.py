@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dartsfast.constants import constant
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.memory import last_reads
+from dartsfast.fused.memory import Bytes, last_reads, lifetimes
 from dartsfast.fused.program import Instruction, Place, Program, Ref, as_float
 
 kernels = torch.ops.dartsfast
@@ -20,10 +21,23 @@ kernels = torch.ops.dartsfast
 class Walk:
     """Runs a program operator by operator, on any device."""
 
+    works = ()
+
     def __init__(self, program: Program, setting: Setting) -> None:
         self.program, self._dtype = program, setting.dtype
         self.kept = [k for k, slot in enumerate(program.slots) if slot.place == Place.KEPT]
         self._last = last_reads(program)
+
+    @property
+    def memory(self) -> Bytes:
+        """The bytes of its slots: a temporary one is a tensor as long as sections use it."""
+        program = self.program
+        size = [prod(slot.shape) * (slot.dtype or self._dtype).itemsize for slot in program.slots]
+        living = [0] * len(program.sections)
+        for slot, (first, last) in lifetimes(program).items():
+            for k in range(first, last + 1):
+                living[k] += size[slot]
+        return Bytes(sum(size[slot] for slot in self.kept), max(living, default=0))
 
     def run(self, given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run it; return its tensors, and what it keeps for a backward.

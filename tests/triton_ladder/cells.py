@@ -29,7 +29,7 @@ class Cells:
     def launch(self, dtype):
         """Run forward and backward; what is computed is not looked at."""
         unchecked = mock.patch.dict("os.environ", DARTSFAST_SELFCHECK="0")
-        with unchecked, mock.patch.multiple(Setting, native=False, grouped=True):
+        with unchecked, mock.patch.object(Setting, "runner", "triton"):
             for reduction in (False, True):
                 self._run(reduction, dtype)
 

@@ -21,12 +21,13 @@ from dartsfast.fused.groups.places import (
     scaled,
     steps,
 )
-from dartsfast.fused.launches import Address, Launches, Region, UngroupableError
+from dartsfast.fused.launches import Address, Launches, Region
 from dartsfast.fused.program import Instruction, Ref, as_float
 from dartsfast.kernels import branch_conv, grouped_conv, images, reduce
 from dartsfast.kernels.arithmetic import packed
 from dartsfast.kernels.grouped import Work, units
 from dartsfast.kernels.launch import block
+from dartsfast.ops.contract import require
 
 _RUNNING = (None, None, torch.int64)  # dtypes; None: that of the arithmetic
 
@@ -151,8 +152,8 @@ def pool(plan: Launches, group: Group) -> None:
 def _buffer(plan: Launches, ref: Ref, dtype: torch.dtype | None) -> Address:
     """Return the address of a running statistic."""
     wanted = dtype or plan.setting.dtype
-    if plan.slots[ref.slot].dtype != wanted:
-        raise UngroupableError(f"running statistics in {plan.slots[ref.slot].dtype} instead of {wanted}")
+    found = plan.slots[ref.slot].dtype
+    require(found == wanted, f"running statistics must be {wanted}, got {found}")
     return Address(ref.slot)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from dartsfast.fused.launches import At, Launches, UngroupableError
+from dartsfast.fused.launches import At, Launches
 from dartsfast.fused.program import Instruction, Ref
+from dartsfast.ops.contract import require
 
 Group = Sequence[Instruction]
 
@@ -19,8 +20,7 @@ def steps(ref: Ref) -> tuple[int, ...]:
 def alike(refs: Sequence[Ref]) -> tuple[int, ...]:
     """Return the strides that images of one operator share."""
     found = {steps(ref) for ref in refs}
-    if len(found) != 1:
-        raise UngroupableError(f"images of one operator with strides {found}")
+    require(len(found) == 1, f"images of one operator with strides {found}")
     return found.pop()
 
 
@@ -28,15 +28,14 @@ def pitch(ref: Ref) -> int:
     """Return what lies between the pixels of an image that are numbered through."""
     N, H, W, C = ref.shape
     pitch = ref.stride[2]
-    if ref.stride[:2] != (H * W * pitch, W * pitch) or ref.stride[3] != 1:
-        raise UngroupableError(f"an image {ref.shape} with strides {ref.stride}")
+    numbered = ref.stride[:2] == (H * W * pitch, W * pitch) and ref.stride[3] == 1
+    require(numbered, f"an image {ref.shape} with strides {ref.stride}")
     return pitch
 
 
 def dense(ref: Ref) -> Ref:
     """Return an image whose pixels follow each other."""
-    if pitch(ref) != ref.shape[3]:
-        raise UngroupableError(f"an image {ref.shape} with strides {ref.stride}")
+    require(pitch(ref) == ref.shape[3], f"an image {ref.shape} with strides {ref.stride}")
     return ref
 
 

@@ -18,12 +18,13 @@ from dartsfast.fused.groups.places import (
     scaled,
     steps,
 )
-from dartsfast.fused.launches import At, Launches, Region, UngroupableError, side_by_side
+from dartsfast.fused.launches import At, Launches, Region, side_by_side
 from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import grouped_sum, mixed_sum, reduce
 from dartsfast.kernels.grouped import Work, units
 from dartsfast.kernels.images import CHANNELS, LEAST, tile_of
 from dartsfast.kernels.launch import block
+from dartsfast.ops.contract import require
 
 
 def _sources(plan: Launches, images: Sequence[Ref]) -> list[Ref]:
@@ -49,8 +50,7 @@ def _branches(plan: Launches, i: Instruction, u: int, weighted: bool) -> list[tu
 def _pool_options(plan: Launches, images: Sequence[Ref]) -> dict[str, bool]:
     """Return whether pools are among images, and whether what they are of is stored in half precision."""
     halves = {plan.half(x) for x in _sources(plan, [z for z in images if z.slot in plan.pooled])}
-    if len(halves) > 1:
-        raise UngroupableError("pools of images in two dtypes")
+    require(len(halves) < 2, "pools of images in two dtypes")
     return dict(POOLED=bool(halves), X_HALF=any(halves))
 
 
