@@ -25,7 +25,7 @@ from dartsfast.data import (
 )
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import InputError
-from dartsfast.genotypes import CNN, AnyGenotype, as_genotype, resolve_genotype
+from dartsfast.genotypes import CNN, AnyGenotype, resolve_genotype
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Picture
@@ -79,7 +79,7 @@ class CNNTraining(Run):
         self.fingerprint = image_fingerprint(task, tested=True)
         sides = image_sides(task)
         self._check(task, sides)
-        self.cell = as_genotype(resolve_genotype(config.arch), CNN)
+        self.cell = resolve_genotype(config.arch, CNN)
         torch.manual_seed(config.seed)
         model = NetworkCIFAR(
             config.init_channels, len(task.classes), config.layers, config.auxiliary, self.cell
@@ -108,13 +108,12 @@ class CNNTraining(Run):
     @classmethod
     def settle(cls, config: TrainCNNConfig) -> TrainCNNConfig:
         """Return the options of a new run such that they mean the same in any working directory."""
-        arch = repr(as_genotype(resolve_genotype(config.arch), CNN))
+        arch = repr(resolve_genotype(config.arch, CNN))
         return dataclasses.replace(super().settle(config), arch=arch)
 
-    @property
-    def skips_steps(self) -> bool:  # type: ignore[override]
-        """Whether steps with infinite gradients are skipped, as the scale of float16 is found."""
-        return self.scaler.is_enabled()
+    def has_stepped(self, state: dict[str, Any]) -> bool | None:
+        """As of any run; but steps are skipped until float16's gradients have a scale."""
+        return None if self.scaler.is_enabled() else super().has_stepped(state)
 
     def _check(self, task: ImageTask, sides: tuple[int, int]) -> None:
         """Raise InputError for what the second classifier cannot be trained on."""

@@ -15,7 +15,7 @@ from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import Batches, load_images
 from dartsfast.errors import InputError
-from dartsfast.genotypes import CNN, as_genotype, resolve_genotype
+from dartsfast.genotypes import CNN, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
@@ -77,7 +77,7 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
         weights = load_weights(path)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
-    cell = as_genotype(resolve_genotype(config.arch), CNN)
+    cell = resolve_genotype(config.arch, CNN)
     model = NetworkCIFAR(config.init_channels, len(task.classes), config.layers, config.auxiliary, cell)
     try:
         model.load_state_dict(weights)
