@@ -18,6 +18,7 @@ from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import DivergedError, InputError, RunStopped
 from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
+from dartsfast.runs.detail import NORMAL, QUIET, VERBOSE, saying
 from dartsfast.runs.options import GROUPS
 from dartsfast.search.config import CNNConfig, RNNConfig
 from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
@@ -41,6 +42,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "train": {"cnn": TrainCNNConfig},
 }
 HELP = {"search": "search a {} cell", "train": "train a found {} cell from scratch"}
+VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase of an epoch took"
 NOUNS = {"search": "search", "train": "training", "test": "test"}
 SAVED_AS = {"search": "search", "train": "eval"}  # what the original calls its folders
 # What of a search's options its programs go by.
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="the runs below a folder")
     runs.add_argument("folder", nargs="?", default="runs", help="(default: runs)")
     runs.set_defaults(run=_runs)
+    _add_reports(commands)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
     for kind, config in COMPARISONS.items():
@@ -179,6 +182,9 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         "--config", dest="config_file", metavar="FILE",
         help="options from this file, such as the config.toml of a run, but for those given beside it",
     )  # fmt: skip
+    detail = run.add_mutually_exclusive_group()
+    for flag, help_ in ((QUIET, "say only errors and the last sentence"), (VERBOSE, VERBOSE_HELP)):
+        detail.add_argument(f"--{flag}", dest="detail", action="store_const", const=flag, help=help_)
     _add_old_flags(command, verb, kind)
     command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
 
@@ -204,6 +210,16 @@ def _add_test(commands: Any) -> None:
     groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
     _add_old_flags(command, "test", "cnn")
     command.set_defaults(run=_test)
+
+
+def _add_reports(commands: Any) -> None:
+    report = commands.add_parser("report", help="write the report.html of a run anew")
+    report.add_argument("folder", help="of the run")
+    report.set_defaults(run=_report)
+    compare = commands.add_parser("compare-runs", help="runs side by side: what differs, curves, cells")
+    compare.add_argument("folders", nargs="+", metavar="RUN", help="folders of two runs or more")
+    compare.add_argument("--out", metavar="FILE", help="a page (.html) with curves and cells too")
+    compare.set_defaults(run=_compare_runs)
 
 
 def _add_explain(commands: Any) -> None:
@@ -236,6 +252,7 @@ def _run(args: argparse.Namespace) -> None:
     verb, kind, config_cls = given.pop("verb"), given.pop("kind"), given.pop("config")
     del given["run"]
     _drop_old_flags(given, verb, kind)
+    detail = given.pop("detail", NORMAL)
     cell = given.pop("cell", None)
     if cell is not None and given.setdefault("arch", cell) != cell:
         raise InputError(f"two cells to train, {cell} and {given['arch']}: name one")
@@ -243,17 +260,17 @@ def _run(args: argparse.Namespace) -> None:
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
     if resume is not None:
-        _resume(verb, kind, config_cls, given, resume)
+        _resume(verb, kind, config_cls, given, resume, detail)
         return
     if "config_file" in given:
         given = {**read_config(given.pop("config_file"), (verb, kind), config_cls), **given}
     if "save" in given:
         saved = f"{SAVED_AS[verb]}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
-    _begin(verb, kind, config_cls(**given), None)
+    _begin(verb, kind, config_cls(**given), None, detail)
 
 
-def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume: str) -> None:
+def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume: str, detail: str) -> None:
     named = (resume, given.get("out"), given.get("save"))
     places = [os.path.expanduser(place) for place in named if place]
     if not places:
@@ -273,10 +290,10 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
             f"--data {given['data']} is no place where the data of a run can lie now: leave it out"
         )
     here = {name: given[name] for name in ("data", "device", "checkpoint_seconds") if name in given}
-    _begin(verb, kind, config_cls(**here), folder)
+    _begin(verb, kind, config_cls(**here), folder, detail)
 
 
-def _begin(verb: str, kind: str, config: Any, resume: str | None) -> None:
+def _begin(verb: str, kind: str, config: Any, resume: str | None, detail: str) -> None:
     from dartsfast import search, train
 
     try:
@@ -285,7 +302,15 @@ def _begin(verb: str, kind: str, config: Any, resume: str | None) -> None:
         raise InputError(
             f"a {NOUNS[verb]} needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
         ) from error
-    result = run(config, resume=resume)
+    with saying(detail):
+        result = run(config, resume=resume)
+    if detail != QUIET:
+        _print_places(verb, result)
+    if result.lesson:
+        print(result.lesson)
+
+
+def _print_places(verb: str, result: Any) -> None:
     print(result.genotype)
     print(f"genotype    {result.out / 'genotype.json'}")
     pictures = ("cell.png", "alphas.png", "curves.png") if verb == "search" else ("cell.png", "curves.png")
@@ -294,8 +319,7 @@ def _begin(verb: str, kind: str, config: Any, resume: str | None) -> None:
         print(f"weights     {result.weights}")
     print(f"checkpoint  {result.checkpoint}")
     print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
-    if result.lesson:
-        print(result.lesson)
+    print(f"report      {result.out / 'report.html'}")
 
 
 def _test(args: argparse.Namespace) -> None:
@@ -324,6 +348,23 @@ def _runs(args: argparse.Namespace) -> None:
     if not found:
         raise InputError(f"there are no runs below {args.folder}")
     print_table(f"runs below {args.folder}", COLUMNS, found, numbers=1)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dartsfast.runs.page import write_report
+
+    print(write_report(Path(os.path.expanduser(args.folder))))
+
+
+def _compare_runs(args: argparse.Namespace) -> None:
+    from dartsfast.runs.comparison import compared, names, read_runs, write_comparison
+    from dartsfast.tables import print_table
+
+    runs = read_runs(args.folders)
+    rows = [(name, *values) for name, values in compared(runs)]
+    print_table("what differs between runs", ("", *names(runs)), rows, numbers=0)
+    if args.out:
+        print(write_comparison(runs, args.out))
 
 
 def _compare(args: argparse.Namespace) -> None:

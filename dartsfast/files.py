@@ -1,4 +1,4 @@
-"""Reading files of users: regular ones only, texts in UTF-8."""
+"""Files of users: reading regular ones only, texts in UTF-8; writing whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,3 +45,13 @@ def read_text(path: str | os.PathLike) -> str:
         raise InputError(f"cannot read {path} ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}): convert it to UTF-8") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 file such that it is there whole, or as it was; what UTF-8 cannot say is escaped."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def draw_alphas(
     for name, entry in alphas.items():
         panels.append(_panel(name, *entry, left=left + _NAMES, top=top))
         left = max(panels[-1].x) + _CELL[0] + _MARGIN
-    shown = np.concatenate([p.percent[:, _real(p.ops)].ravel() for p in panels])
+    shown = np.concatenate([p.percent[:, real_ops(p.ops)].ravel() for p in panels])
     low, high = float(shown.min()), float(shown.max())
     if high - low < 10 * _STEP:
         low, high = (low + high) / 2 - 5 * _STEP, (low + high) / 2 + 5 * _STEP
@@ -84,9 +84,7 @@ def _panel(
 ) -> _Panel:  # fmt: skip
     percent = 100 * _softmax(name, alpha, ops, edges)
     nodes = list(dict.fromkeys(_ends(edge)[1] for edge in edges))
-    rows = {node: [k for k, edge in enumerate(edges) if _ends(edge)[1] == node] for node in nodes}
-    keep = len(entries) // len(nodes)
-    taken = {(rows[nodes[k // keep]][source], ops.index(op)) for k, (op, source) in enumerate(entries)}
+    taken = kept_places(ops, edges, entries)
     order = np.argsort([op == "none" for op in ops], kind="stable")  # none last
     x, y = [0.0] * len(ops), [0.0] * len(edges)
     for place, column in enumerate(order):
@@ -96,12 +94,22 @@ def _panel(
     return _Panel(name, percent, ops, edges, taken, x, y)
 
 
+def kept_places(
+    ops: Sequence[str], edges: Sequence[str], entries: Sequence[tuple[str, int]]
+) -> set[tuple[int, int]]:
+    """Return (edge, op) of what a genotype's ``entries`` keep, as many for every node."""
+    nodes = list(dict.fromkeys(_ends(edge)[1] for edge in edges))
+    rows = {node: [k for k, edge in enumerate(edges) if _ends(edge)[1] == node] for node in nodes}
+    keep = len(entries) // len(nodes)
+    return {(rows[nodes[k // keep]][source], ops.index(op)) for k, (op, source) in enumerate(entries)}
+
+
 def _ends(edge: str) -> tuple[str, str]:
     source, arrow, target = edge.partition("→")
     return source, target if arrow else ""
 
 
-def _real(ops: Sequence[str]) -> list[int]:
+def real_ops(ops: Sequence[str]) -> list[int]:
     """Return the columns of operations that a genotype can keep; of nothing but ``none``, that."""
     return [k for k, op in enumerate(ops) if op != "none"] or [0]
 
@@ -116,7 +124,7 @@ def _draw_panel(ax: Any, panel: _Panel, low: float, high: float) -> None:
     boxes = [_box(panel.x[column], panel.y[row]) for row, column in places]
     colors = [shades[place] for place in places]
     ax.add_artist(PolyCollection(boxes, facecolors=colors, edgecolors="white", linewidths=1.0, zorder=1))
-    real = _real(panel.ops)
+    real = real_ops(panel.ops)
     best = {(row, real[int(panel.percent[row, real].argmax())]) for row in range(len(panel.edges))}
     inks = ["white" if shades[place][:3] @ (0.3, 0.59, 0.11) < 0.55 else INK for place in places]
     inks = [

@@ -1,5 +1,7 @@
 """Cells as layered graphs."""
 
+import copy
+import functools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -33,10 +35,12 @@ _FAMILIES = {
 _PLAIN = "#8a8f98"
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
+    """A cell as a graph."""
+
     title: str
-    nodes: list[Node]
-    edges: list[Edge]
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
 
 
 def draw_genotype(genotype: Any, path: str | os.PathLike) -> list[Path]:
@@ -47,15 +51,29 @@ def draw_genotype(genotype: Any, path: str | os.PathLike) -> list[Path]:
     :func:`dartsfast.genotypes.as_genotype` takes, of any operations. Returns the paths. ``InputError``
     for another object or an entry that names no earlier node.
     """
+    return _draw_cells(cells_of(genotype), path)
+
+
+def cells_of(genotype: Any) -> list[Cell]:
+    """Return the cells of a genotype as graphs; ``InputError`` as :func:`draw_genotype`."""
     genotype = as_genotype(genotype)
     if isinstance(genotype, CNNGenotype):
-        cells = [
+        return [
             _cell_graph(genotype.normal, genotype.normal_concat, "Normal cell"),
             _cell_graph(genotype.reduce, genotype.reduce_concat, "Reduction cell"),
         ]
-    else:
-        cells = [_recurrent_graph(genotype.recurrent, genotype.concat, "Recurrent cell")]
-    return _draw_cells(cells, path)
+    return [_recurrent_graph(genotype.recurrent, genotype.concat, "Recurrent cell")]
+
+
+def place(cell: Cell) -> tuple[list[Box], list[list[Box]]]:
+    """Return a cell's boxes and the way of each edge through them; whoever draws them may shift them."""
+    return copy.deepcopy(_placed(cell.nodes, cell.edges))
+
+
+# A run draws its latest cell as a picture, then in its report: most of the time is that of the layout.
+@functools.lru_cache(maxsize=8)
+def _placed(nodes: tuple[Node, ...], edges: tuple[Edge, ...]) -> tuple[list[Box], list[list[Box]]]:
+    return lay_out(nodes, edges)
 
 
 def draw_cell(edges: Sequence[tuple[str, int]], path: str | os.PathLike) -> list[Path]:
@@ -86,33 +104,33 @@ def find_genotype(module: ModuleType, name: str) -> Any:
     return known[name]
 
 
-def _cell_graph(entries: Any, concat: Any, title: str) -> _Cell:
+def _cell_graph(entries: Any, concat: Any, title: str) -> Cell:
     checked, concat = check_cell(entries, concat, CNN, title.lower() or "cell")
     steps = len(checked) // 2
     edges = [_edge(op, source, 2 + k // 2) for k, (op, source) in enumerate(checked)]
     edges += [_edge("", node, 2 + steps) for node in sorted(set(concat))]
-    return _Cell(title, _nodes(("$c_{k-2}$", "$c_{k-1}$"), steps, "$c_k$", edges), edges)
+    return Cell(title, _nodes(("$c_{k-2}$", "$c_{k-1}$"), steps, "$c_k$", edges), tuple(edges))
 
 
-def _recurrent_graph(entries: Any, concat: Any, title: str) -> _Cell:
+def _recurrent_graph(entries: Any, concat: Any, title: str) -> Cell:
     checked, concat = check_cell(entries, concat, RNN, title.lower() or "cell")
     steps = len(checked)
     edges = [_edge("", 0, 2), _edge("", 1, 2)]
     edges += [_edge(op, source + 2, k + 3) for k, (op, source) in enumerate(checked)]
     edges += [_edge("", node + 2, steps + 3) for node in sorted(set(concat))]
-    return _Cell(title, _nodes(("$x_t$", "$h_{t-1}$"), steps + 1, "$h_t$", edges), edges)
+    return Cell(title, _nodes(("$x_t$", "$h_{t-1}$"), steps + 1, "$h_t$", edges), tuple(edges))
 
 
-def _nodes(inputs: tuple[str, str], steps: int, output: str, edges: list[Edge]) -> list[Node]:
+def _nodes(inputs: tuple[str, str], steps: int, output: str, edges: list[Edge]) -> tuple[Node, ...]:
     """Return the boxes of a cell, high enough for the arrowheads of the edges that they receive."""
     kinds = [(name, "input", 0.7) for name in inputs]
     kinds += [(str(step), "node", 0.48) for step in range(steps)]
     kinds.append((output, "output", 0.7))
     arrows = Counter(edge.target for edge in edges)
-    return [
+    return tuple(
         Node(text, kind, width, max(_NODE_HEIGHT, (arrows[k] + 1) * _TIP_HEIGHT))
         for k, (text, kind, width) in enumerate(kinds)
-    ]
+    )
 
 
 def _edge(op: str, source: int, target: int) -> Edge:
@@ -120,13 +138,13 @@ def _edge(op: str, source: int, target: int) -> Edge:
     return Edge(source, target, op, 0.62 * _LABEL_SIZE / 72 * len(op) + 0.1, _LABEL_HEIGHT)
 
 
-def _draw_cells(cells: list[_Cell], path: str | os.PathLike) -> list[Path]:
+def _draw_cells(cells: list[Cell], path: str | os.PathLike) -> list[Path]:
     """Draw the cells one below the other on a figure whose data unit is an inch."""
     figure = new_figure(facecolor="white")
     ax = full_axes(figure)
     right, bottom = 0.0, _MARGIN
     for cell in cells:
-        boxes, ways = lay_out(cell.nodes, cell.edges)
+        boxes, ways = place(cell)
         if cell.title:
             style = {"fontsize": _TITLE_SIZE, "weight": "bold", "color": INK, **FONT}
             ax.text(_MARGIN, bottom, cell.title, va="top", **style)
@@ -134,7 +152,7 @@ def _draw_cells(cells: list[_Cell], path: str | os.PathLike) -> list[Path]:
         shift = bottom - min(box.y - box.height / 2 for box in boxes)
         for box in boxes:
             box.x, box.y = box.x + _MARGIN, box.y + shift
-        for way, tip in zip(ways, _tips(ways), strict=True):
+        for way, tip in zip(ways, tips_of(ways), strict=True):
             _draw_edge(ax, way, tip)
         for box in boxes:
             _draw_box(ax, box)
@@ -144,7 +162,7 @@ def _draw_cells(cells: list[_Cell], path: str | os.PathLike) -> list[Path]:
     return save_figure(figure, path)
 
 
-def _tips(ways: list[list[Box]]) -> list[float]:
+def tips_of(ways: list[list[Box]]) -> list[float]:
     """Return the height at which each edge reaches its target: one below the other, by where they come from.
 
     So no arrowhead covers another, and edges into one node do not cross on their last bit.
@@ -162,28 +180,34 @@ def _draw_edge(ax: Any, way: list[Box], tip: float) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
 
-    points = [(way[0].x + way[0].width / 2, way[0].y)]
-    codes = [Curve.MOVETO]
-    # A column without labels has no width before its passing edges and lets them through as they come.
-    for box in [box for box in way[1:] if box.width]:
-        (x, y), enter, leave = points[-1], box.x - box.width / 2, box.x + box.width / 2
-        middle, height = (x + enter) / 2, tip if box is way[-1] else box.y
-        points += [(middle, y), (middle, height), (enter, height)]
-        codes += [Curve.CURVE4] * 3
-        if box is not way[-1]:
-            points.append((leave, box.y))
-            codes.append(Curve.LINETO)
+    kinds = {"M": Curve.MOVETO, "C": Curve.CURVE4, "L": Curve.LINETO}
+    steps = [(kinds[kind], point) for kind, points in curve(way, tip) for point in points]
     ax.add_artist(
         FancyArrowPatch(
-            path=Curve(points, codes),
+            path=Curve([point for _, point in steps], [code for code, _ in steps]),
             arrowstyle="-|>",
             mutation_scale=9,
             shrinkB=0,
-            color=_color(way[-2].text),
+            color=color_of(way[-2].text),
             linewidth=1.2,
             zorder=1,
         )
     )
+
+
+def curve(way: list[Box], tip: float) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Return an edge as commands of an SVG path with their points; it arrives level, at height ``tip``."""
+    at = (way[0].x + way[0].width / 2, way[0].y)
+    commands = [("M", [at])]
+    # A column without labels has no width before its passing edges and lets them through as they come.
+    for box in [box for box in way[1:] if box.width]:
+        (x, y), enter, leave = at, box.x - box.width / 2, box.x + box.width / 2
+        middle, height = (x + enter) / 2, tip if box is way[-1] else box.y
+        commands.append(("C", [(middle, y), (middle, height), (enter, height)]))
+        if box is not way[-1]:
+            at = (leave, box.y)
+            commands.append(("L", [at]))
+    return commands
 
 
 def _draw_box(ax: Any, box: Box) -> None:
@@ -205,7 +229,7 @@ def _draw_box(ax: Any, box: Box) -> None:
             box.y,
             box.text,
             fontsize=_LABEL_SIZE,
-            color=_color(box.text),
+            color=color_of(box.text),
             ha="center",
             va="center_baseline",
             parse_math=False,
@@ -215,5 +239,6 @@ def _draw_box(ax: Any, box: Box) -> None:
         )
 
 
-def _color(op: str) -> str:
+def color_of(op: str) -> str:
+    """Return the colour of an operation's family."""
     return next((color for family, color in _FAMILIES.items() if op.startswith(family)), _PLAIN)

@@ -9,8 +9,8 @@ from typing import Any
 from dartsfast.drawing.figure import new_figure, save_figure
 from dartsfast.errors import InputError
 
-_SPLITS = {"train": "#1f6fb4", "valid": "#c9701a", "test": "#2e8b57"}
-_MEASURES = {"acc": "accuracy, %", "acc5": "right among five guesses, %", "ppl": "perplexity"}
+SPLITS = {"train": "#1f6fb4", "valid": "#c9701a", "test": "#2e8b57"}
+MEASURES = {"acc": "accuracy, %", "acc5": "right among five guesses, %", "ppl": "perplexity"}
 # In inches: a panel with its ticks and labels, the axes in it, and where they begin.
 _PANEL, _AXES, _CORNER = (4.6, 3.5), (3.8, 2.75), (0.68, 0.58)
 
@@ -22,7 +22,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     ``train_*``, ``valid_*`` and ``test_*`` number is drawn where it is present; ``*_acc`` is in percent.
     Returns the paths; ``InputError`` where there is nothing to draw.
     """
-    curves = _curves(history)
+    curves = curves_of(history)
     if not curves:
         raise InputError(
             f"the history of {len(history)} epochs has nothing to draw; give each epoch numbers such as "
@@ -35,8 +35,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
         left = place * _PANEL[0] + _CORNER[0]
         ax = figure.add_axes((left / width, _CORNER[1] / height, _AXES[0] / width, _AXES[1] / height))
         for split, points in lines.items():
-            ax.plot(*zip(*points, strict=True), label=split, color=_SPLITS[split], marker="o", markersize=3.5)
-        ax.set(xlabel="epoch", ylabel=_MEASURES.get(measure, measure))
+            ax.plot(*zip(*points, strict=True), label=split, color=SPLITS[split], marker="o", markersize=3.5)
+        ax.set(xlabel="epoch", ylabel=MEASURES.get(measure, measure))
         # Few ticks: they take most of the time.
         ax.locator_params(axis="x", integer=True, min_n_ticks=1, nbins=6)
         ax.locator_params(axis="y", nbins=5)
@@ -46,13 +46,13 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     return save_figure(figure, path)
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Return points (epoch, value) by measure and split."""
+def curves_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return points (epoch, value) by measure (``loss``) and split (``train``, ``valid``, ``test``)."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for place, row in enumerate(history, start=1):
         for key, value in row.items():
             split, _, measure = key.partition("_")
-            if split in _SPLITS and measure and isinstance(value, Real):
+            if split in SPLITS and measure and isinstance(value, Real):
                 epoch = row.get("epoch", place)
                 if not isinstance(epoch, Real):
                     raise InputError(f"history entry {place} has epoch {epoch!r}; make it a number")

@@ -12,7 +12,8 @@ from dartsfast.errors import InputError
 from dartsfast.runs.checkpoint import CURRENT, has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.fit import check_pieces, check_progress, match_keys, restored_config
 from dartsfast.runs.folder import locked, new_folder, refuse_used
-from dartsfast.runs.run import HERE, STATE, Run
+from dartsfast.runs.options import HERE
+from dartsfast.runs.run import STATE, Run
 
 
 def begin(run_cls: type[Run], config: Any, resume: str | Path | None) -> Any:

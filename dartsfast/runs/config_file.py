@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
+from dartsfast.runs.options import HERE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +32,25 @@ def write_config(folder: Path, command: tuple[str, str], config: Any) -> None:
             lines.append(f"{field.name} = {_toml(value)}")
     text = "\n".join(lines) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def changed_options(config: Any) -> dict[str, Any]:
+    """Return the options that are not at their defaults, all but the folder, by name."""
+    values = {
+        field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)
+    }
+    return {name: value for name, (value, default) in values.items() if name != "out" and value != default}
+
+
+def repeat_command(folder: Path, command: tuple[str, str]) -> str:
+    """Return the command line that begins a run like the one in ``folder`` anew."""
+    return shlex.join(["dartsfast", *command, "--config", str(folder.absolute() / CONFIG)])
+
+
+def resume_command(folder: Path, command: tuple[str, str], changed: Mapping[str, Any]) -> str:
+    """Return the command line that goes on with the run in ``folder``, on the device and so on as now."""
+    here = [word for name in HERE if name in changed for word in (f"--{name}", str(changed[name]))]
+    return shlex.join(["dartsfast", *command, "--resume", str(folder.absolute()), *here])
 
 
 def _toml(value: bool | int | float | str) -> str:

@@ -16,6 +16,7 @@ from dartsfast.errors import InputError
 # How the command line arranges them, in this order.
 GROUPS = ("data", "network", "optimisation", "run")
 DATA, NETWORK, OPTIMISATION, RUN = GROUPS
+HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -15,7 +14,9 @@ from rich.live import Live
 from torch.utils.tensorboard import SummaryWriter
 
 from dartsfast.drawing import draw_curves
+from dartsfast.files import write_whole
 from dartsfast.genotypes import AnyGenotype, genotype_to_json
+from dartsfast.runs.detail import QUIET, VERBOSE, detail
 from dartsfast.runs.interrupts import Stop
 from dartsfast.runs.progress import Progress
 
@@ -70,6 +71,7 @@ class Report:
         self.every = every
         self.console = console or _Console()
         self._stop = stop or Stop()
+        self._detail = detail()
         self.progress = Progress(epochs, work)
         # On a terminal the display is drawn anew several times a second; else there are lines.
         self._live = Live(get_renderable=lambda: self.progress, console=self.console, transient=True)
@@ -79,7 +81,7 @@ class Report:
 
     def _after(self, history: list[dict[str, Any]]) -> SummaryWriter:
         """Let the log end with the rows of ``history``, and return a writer of scalars that does."""
-        _write(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_whole(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         return SummaryWriter(str(self.out / "tensorboard"), purge_step=len(history) + 1)
 
     def go_back(self, history: list[dict[str, Any]]) -> None:
@@ -88,17 +90,23 @@ class Report:
         self._scalars = self._after(history)
 
     def __enter__(self) -> Report:
-        if self.console.is_terminal:
+        if self._shows_progress:
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.console.is_terminal:
+        if self._shows_progress:
             self._live.stop()
         self._scalars.close()
 
+    @property
+    def _shows_progress(self) -> bool:
+        return self.console.is_terminal and self._detail != QUIET
+
     def say(self, text: str) -> None:
-        """Print a line above the progress."""
+        """Print a line above the progress, unless the run is to be quiet."""
+        if self._detail == QUIET:
+            return
         try:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         except BrokenPipeError:
@@ -111,7 +119,8 @@ class Report:
     def iteration(self, epoch: int, done: int, step: int, metrics: dict[str, float]) -> None:
         """Show iteration ``step`` of ``epoch`` (from 0) with ``done`` units of its work behind it."""
         self.progress.iteration(epoch, min(done, self.work), step, metrics)
-        if not self.console.is_terminal and step % self.every == 0:
+        lines = not self.console.is_terminal or self._detail == VERBOSE
+        if lines and step % self.every == 0:
             line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.say(f"epoch {epoch + 1}/{self.epochs}  {done}/{self.work}  {line}")
 
@@ -123,9 +132,15 @@ class Report:
             if isinstance(value, (int, float)) and name != "epoch":
                 self._scalars.add_scalar(name, value, row["epoch"])
         self._scalars.flush()
-        _write(self.out / "genotype.json", json.dumps(genotype_to_json(genotype), indent=1) + "\n")
+        write_whole(self.out / "genotype.json", json.dumps(genotype_to_json(genotype), indent=1) + "\n")
         shown = "  ".join(f"{name} {row[name]:.4g}" for name in HEADLINE if name in row)
         self.say(f"epoch {row['epoch']}/{self.epochs}  {shown}")
+
+    def phases(self, seconds: Mapping[str, float], iterations: int) -> None:
+        """Say, where much is to be said, how long each phase of an epoch took."""
+        if self._detail == VERBOSE:
+            parts = [f"{phase} {value:.3g} s" for phase, value in seconds.items()]
+            self.say(f"  {', '.join(parts)}; {iterations / seconds['training']:.3g} it/s")
 
     def draw(self, pictures: Mapping[str, Picture], history: list[dict], *, final: bool = False) -> None:
         """Draw what the last epoch changed, as PNG; at the end of a run everything, as PNG and SVG."""
@@ -142,9 +157,3 @@ class Report:
             shutil.copyfile(file, self.out / f"{name}.png")  # the latest under a name of its own
             self._drawn[name] = picture.of
         draw_curves(history, self.out / "curves.png")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

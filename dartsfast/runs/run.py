@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -19,14 +18,13 @@ from dartsfast.bilevel.guard import random_state, set_random_state
 from dartsfast.errors import DivergedError, RunStopped
 from dartsfast.genotypes import AnyGenotype
 from dartsfast.runs.checkpoint import save_checkpoint
-from dartsfast.runs.config_file import write_config
+from dartsfast.runs.config_file import changed_options, resume_command, write_config
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import check_progress, match, match_optimizer
 from dartsfast.runs.interrupts import Stop, StopAsked, signal_name, stop_signals
+from dartsfast.runs.journal import Journal
 from dartsfast.runs.options import RunOptions
 from dartsfast.runs.report import Picture, Report
-
-HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
 
 # What a checkpoint holds beside the states of optimisers.
 STATE = (
@@ -53,6 +51,8 @@ class Run(ABC):
     optimizer_names: tuple[str, ...]  # the weights' first
     scheduled: tuple[str, ...] = ()  # options of the weights' optimiser that change on the way
     model: Any
+    journal: Journal
+    unit = ""  # what the weights of its records count: images
     work: int  # units of progress an epoch
     every: int  # iterations between lines where the output is no terminal
     fingerprint: dict[str, Any]  # of the data, see dartsfast.data.fingerprint
@@ -111,6 +111,10 @@ class Run(ABC):
     @abstractmethod
     def pictures(self) -> dict[str, Picture]:
         """Return what is drawn at the end of an epoch, by the names of the files."""
+
+    def alphas(self) -> dict[str, dict[str, Any]]:
+        """Return the alphas of this moment as plain values, a table a name; nothing of a run without."""
+        return {}
 
     @abstractmethod
     def introduction(self) -> str:
@@ -221,15 +225,19 @@ class Run(ABC):
         """
         checkpoint = self._save(out)
         write_config(out, self.command, self.config)
-        try:
-            with stop_signals() as self.stop:
-                checkpoint = self._run_epochs(out, checkpoint)
-        except StopAsked:
-            assert self.stop.signum is not None
-            raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
-        except KeyboardInterrupt as error:
-            raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
-        return self.result(out, checkpoint)
+        changed = list(changed_options(self.config))
+        with Journal(out, self.device, changed, (self.epoch, self.step)) as self.journal:
+            try:
+                with stop_signals() as self.stop:
+                    checkpoint = self._run_epochs(out, checkpoint)
+            except StopAsked:
+                assert self.stop.signum is not None
+                raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
+            except KeyboardInterrupt as error:
+                raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
+            result = self.result(out, checkpoint)
+            self.journal.lesson = result.lesson
+        return result
 
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
@@ -266,10 +274,20 @@ class Run(ABC):
         for name, value in row.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}")
+        validated = time.perf_counter()
         self.history.append(row)
         report.draw(self.pictures(), self.history)
-        row["seconds"] = self.seconds + time.perf_counter() - trained
+        drawn = time.perf_counter()
+        row["seconds"] = self.seconds + drawn - trained
         report.epoch(row, self.genotype())
+        phases = {
+            "training": self.seconds, "validating": validated - trained, "drawing": drawn - validated,
+        }  # fmt: skip
+        report.phases(phases, self.step)
+        self.journal.epoch({
+            "epoch": row["epoch"], "iterations": self.step, "work": float(self.count), "unit": self.unit,
+            "seconds": phases, "alphas": self.alphas(),
+        })  # fmt: skip
         if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
             report.draw(self.pictures(), self.history, final=True)
         return self.epoch + 1
@@ -289,14 +307,9 @@ class Run(ABC):
     def _stopped(self, out: Path, signum: int, saved: str) -> RunStopped:
         done = self.epoch == self.config.epochs
         place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
-        command = ["dartsfast", *self.command, "--resume", str(out.absolute())]
-        for field in dataclasses.fields(self.config):
-            value = getattr(self.config, field.name)
-            if field.name in HERE and value != field.default:
-                command += [f"--{field.name}", str(value)]
-        return RunStopped(
-            f"stopped by {signal_name(signum)} {place}; {saved}. Go on with: {shlex.join(command)}", signum
-        )
+        self.journal.end = f"stopped by {signal_name(signum)} {place}"
+        command = resume_command(out, self.command, changed_options(self.config))
+        return RunStopped(f"{self.journal.end}; {saved}. Go on with: {command}", signum)
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on."""

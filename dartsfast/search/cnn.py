@@ -38,6 +38,7 @@ class CNNSearch(Search):
     kind = "cnn"
     command = ("search", "cnn")
     alpha_shapes = dict.fromkeys(("alphas_normal", "alphas_reduce"), (2 + 3 + 4 + 5, len(PRIMITIVES)))
+    unit = "images"
     metrics = ("loss", "acc")
     scheduled = ("lr",)
 

@@ -32,6 +32,7 @@ class RNNSearch(Search):
     kind = "rnn"
     command = ("search", "rnn")
     alpha_shapes = {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
+    unit = "rows of text"
     metrics = ("loss",)
 
     def __init__(self, config: RNNConfig) -> None:

@@ -121,6 +121,16 @@ class Search(Run):
             "cell": Picture(genotype, lambda path: draw_genotype(genotype, path)),
         }
 
+    def alphas(self) -> dict[str, dict[str, Any]]:
+        """Return the alphas of this moment as plain values."""
+        return {
+            name: {
+                "weights": table.alphas.tolist(), "operations": list(table.operations),
+                "edges": list(table.edges), "kept": [list(entry) for entry in table.kept],
+            }
+            for name, table in self.alpha_tables().items()
+        }  # fmt: skip
+
     def introduction(self) -> str:
         """Say what is searched here, on what and with how much."""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6

@@ -69,6 +69,7 @@ class CNNTraining(Run):
     kind = "train-cnn"
     noun = "training"
     command = ("train", "cnn")
+    unit = "images"
     metrics = ("loss", "acc", "acc5")
     optimizer_names = ("optimizer",)
     scheduled = ("lr",)

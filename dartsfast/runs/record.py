@@ -1,0 +1,216 @@
+"""What lies in the folder of a run, read in one way for its report, comparisons and the table of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from dartsfast.errors import InputError
+from dartsfast.files import read_text
+from dartsfast.genotypes import AnyGenotype, genotype_from_json, genotype_to_json
+from dartsfast.runs.config_file import CONFIG, load_config
+from dartsfast.runs.fit import match
+from dartsfast.runs.folder import LOCK, in_use
+
+LOG, GENOTYPE, EPOCHS, PROCESSES = "log.jsonl", "genotype.json", "epochs.jsonl", "run.json"
+
+# The measure of a run is the first of these that it has, the best of all epochs; of a test set the last.
+MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
+
+# What a line of epochs.jsonl and a process in run.json hold.
+NOTE: dict[str, Any] = {"epoch": 0, "iterations": 0, "work": 0.0, "unit": "", "seconds": {}, "alphas": {}}
+TABLE: dict[str, Any] = {"weights": [], "operations": [], "edges": [], "kept": []}
+PROCESS: dict[str, Any] = {
+    "began": "", "seen": "", "end": "", "epochs_before": 0, "iterations_before": 0, "environment": {},
+    "memory": {},
+}  # fmt: skip
+
+T = TypeVar("T")
+
+
+class Measure(NamedTuple):
+    """What a run has reached, and in which epoch."""
+
+    name: str
+    value: float
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} in epoch {self.epoch}"
+
+
+@dataclass
+class Record:
+    """What a run has left; of what cannot be read nothing is here, and ``problems`` say why.
+
+    Attributes:
+        folder: of the run.
+        command: such as ``("search", "cnn")``; None of a run of an earlier version, which left no options.
+        options: by name, all but ``out``.
+        changed: names of those that are not at their defaults; None where a run has not said so.
+        rows: of ``log.jsonl``, one an epoch.
+        notes: what else is known of an epoch, by its number; see :data:`NOTE`.
+        genotype: the latest cell; None before there is one.
+        processes: that worked on it, the first one first; see :data:`PROCESS`.
+        lesson: what was learned, in a sentence.
+        held: a process holds the folder.
+        problems: what is damaged.
+    """
+
+    folder: Path
+    command: tuple[str, str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    changed: list[str] | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    genotype: AnyGenotype | None = None
+    processes: list[dict[str, Any]] = field(default_factory=list)
+    lesson: str = ""
+    held: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Epochs of the whole run; 0 where that is not known."""
+        return int(self.options.get("epochs", 0))
+
+    @property
+    def end(self) -> str:
+        """How the last process ended; nothing where it goes on, or ended without a word."""
+        return self.processes[-1]["end"] if self.processes else ""
+
+    @property
+    def state(self) -> str:
+        """``running``, ``finished`` or ``stopped``; ``damaged``, or ``?`` where it is not known."""
+        if self.problems:
+            return "damaged"
+        if self.held and not self.end:
+            return "running"
+        if self.rows and len(self.rows) == self.total:
+            return "finished"
+        return "stopped" if self.total else "?"
+
+    @property
+    def measure(self) -> Measure | None:
+        """The first of :data:`MEASURES` that the run has."""
+        for name, which in MEASURES.items():
+            found = [Measure(name, row[name], row["epoch"]) for row in self.rows if name in row]
+            if found:
+                best = max if which == "max" else min
+                reached = best(found, key=lambda one: (one.value, one.epoch))
+                return found[-1] if which == "last" else reached
+        return None
+
+    @property
+    def digits(self) -> str:
+        """Eight digits that are the same for the same cells, or nothing before there are any."""
+        if self.genotype is None:
+            return ""
+        fields = json.dumps(genotype_to_json(self.genotype), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()[:8]
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return sum(row.get("seconds", 0.0) for row in self.rows)
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a run has left something in ``folder``."""
+    return any((folder / name).exists() for name in (LOCK, CONFIG, LOG))
+
+
+def read_run(folder: Path) -> Record:
+    """Read what a run has left in ``folder``.
+
+    Raises:
+        InputError: there was no run. What is damaged is said in the record.
+    """
+    if not is_run(folder):
+        raise InputError(f"there is no run in {folder}: name the folder of one")
+    record = Record(folder, held=(folder / LOCK).exists() and in_use(folder))
+
+    def part(name: str, read: Callable[[Path], T], empty: T) -> T:
+        if not (folder / name).exists():
+            return empty
+        try:
+            return read(folder)
+        except InputError as error:
+            record.problems.append(str(error))
+            return empty
+
+    record.command, record.options = part(CONFIG, _options, (None, {}))
+    record.rows = part(LOG, _rows, [])
+    notes = part(EPOCHS, _notes, {})
+    record.notes = {k: notes[k] for k in sorted(notes) if k <= len(record.rows)}
+    record.genotype = part(GENOTYPE, _genotype, None)
+    kept = part(PROCESSES, read_processes, {"changed": None, "lesson": "", "processes": []})
+    record.changed, record.lesson, record.processes = kept["changed"], kept["lesson"], kept["processes"]
+    return record
+
+
+def read_processes(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run's processes; of an earlier version there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / PROCESSES
+    if not path.exists():
+        return {"changed": None, "lesson": "", "processes": []}
+    found = _json(path, read_text(path))
+    match(str(path), {"changed": [], "lesson": "", "processes": []}, found)
+    for process in found["processes"]:
+        match(f"{path}: a process", PROCESS, process)
+    return found
+
+
+def _options(folder: Path) -> tuple[tuple[str, str] | None, dict[str, Any]]:
+    command, options = load_config(folder / CONFIG)
+    if type(options.get("epochs")) is not int:
+        raise InputError(f"{folder / CONFIG} does not say of how many epochs the run is")
+    return command, options
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / LOG
+    rows = [_json(path, line) for line in read_text(path).splitlines()]
+    for place, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+            raise InputError(f"line {place} of {path} is not the row of an epoch")
+        for name, value in row.items():
+            if type(value) not in (int, float):
+                raise InputError(f"line {place} of {path} has {name}: {value!r}, not a number")
+    return rows
+
+
+def _notes(folder: Path) -> dict[int, dict[str, Any]]:
+    path, notes = folder / EPOCHS, {}
+    for line in read_text(path).splitlines():
+        try:
+            note = json.loads(line)
+        except ValueError:  # torn by a kill: that epoch is done again
+            continue
+        match(f"a line of {path}", NOTE, note)
+        for name, table in note["alphas"].items():
+            match(f"{path}: {name}", TABLE, table)
+            if [len(row) for row in table["weights"]] != [len(table["operations"])] * len(table["edges"]):
+                raise InputError(f"{path}: {name} has not a weight for every edge and operation")
+        notes[note["epoch"]] = note
+    return notes
+
+
+def _genotype(folder: Path) -> AnyGenotype:
+    path = folder / GENOTYPE
+    return genotype_from_json(_json(path, read_text(path)))
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error})") from error
