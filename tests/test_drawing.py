@@ -186,7 +186,7 @@ def test_no_arrowhead_covers_another(cell):
 
     ax = figure.full_axes(figure.new_figure())
     boxes, ways = lay_out(cell.nodes, cell.edges)
-    for way, tip in zip(ways, cells._tips(ways), strict=True):
+    for way, tip in zip(ways, cells.tips_of(ways), strict=True):
         cells._draw_edge(ax, way, tip)
     figure.fit(ax.figure, ax, 20, 20)
     heads = []

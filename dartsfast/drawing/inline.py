@@ -13,6 +13,7 @@ from dartsfast.drawing.layout import Box
 
 _INCH = 84  # CSS pixels that a cell's inch takes, so that its labels are as large as the page's small print
 _MARGIN = 0.1  # inches
+_LETTER = 7.0  # pixels that a letter of a label takes, at most, on the mean
 _TIP = (6.0, 3.0)  # length and half the width of an arrowhead, in pixels
 _INDEX = re.compile(r"\$(\w)_\{?([^}$]+)\}?\$")  # c_{k-1}, as the cells name their inputs
 
@@ -59,8 +60,12 @@ def _cell(cell: Cell) -> str:
 
 def _box(box: Box, x: float, y: float) -> str:
     if box.kind == "label":
+        width = _LETTER * len(box.text)
         style = f'class="op" style="--c:{color_of(box.text)}"'
-        return f'<text {style} x="{x:.1f}" y="{y:.1f}" dy=".35em">{escape(box.text)}</text>'
+        return (
+            f'<rect class="behind" x="{x - width / 2:.1f}" y="{y - 7:.1f}" width="{width:.1f}" height="14"/>'
+            f'<text {style} x="{x:.1f}" y="{y:.1f}" dy=".35em">{escape(box.text)}</text>'
+        )
     width, height = _INCH * box.width, _INCH * box.height
     return (
         f'<rect class="{box.kind}" x="{x - width / 2:.1f}" y="{y - height / 2:.1f}" width="{width:.1f}" '

@@ -33,11 +33,9 @@ def read_runs(folders: Sequence[str | Path]) -> list[Record]:
 
 def names(runs: Sequence[Record]) -> list[str]:
     """Return a short name for every run: of its folder, from where on it differs from the others'."""
-    parts = [run.folder.absolute().parts for run in runs]
-    shared = next(
-        (k for k, found in enumerate(zip(*parts, strict=False)) if len(set(found)) > 1), min(map(len, parts))
-    )
-    return [str(Path(*part[shared:])) or part[-1] for part in parts]
+    paths = [run.folder.absolute() for run in runs]
+    shared = len(Path(os.path.commonpath([path.parent for path in paths])).parts)
+    return [str(Path(*path.parts[shared:])) for path in paths]
 
 
 def compared(runs: Sequence[Record]) -> list[tuple[str, list[str]]]:

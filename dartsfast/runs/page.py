@@ -229,5 +229,5 @@ def _environment(run: Record) -> str:
         )
         for number, one in enumerate(run.processes, start=1)
     ]  # fmt: skip
-    shown = table(("environment", ""), rows) + "<h3>processes</h3>" + table(columns, lines)
+    shown = table(("environment", ""), rows) + "<h3>processes</h3>" + table(columns, lines, style="lines")
     return section("Environment", shown, name="environment")
