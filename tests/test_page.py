@@ -92,7 +92,9 @@ def read(folder):
 
 
 def frames(text):
-    return json.loads(re.search(r'<script type="application/json" id="frames">(.*?)</script>', text)[1])
+    return json.loads(re.search(r'<script type="application/json" id="frames">(.*?)</script>', text)[1])[
+        "frames"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +286,10 @@ def test_a_run_of_an_earlier_version_moved_elsewhere(cnn, tmp_path, capsys):
     assert "there is no run in" in capsys.readouterr().err
 
 
+NOTE = {"epoch": 1, "iterations": 3, "work": 9.0, "unit": "", "seconds": {}, "alphas": {}}
+TABLE = {"weights": [[0.0, 0.0], [0.0, 0.0]], "operations": ["none", "skip"], "edges": ["0→1"], "kept": []}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -294,6 +300,9 @@ def test_a_run_of_an_earlier_version_moved_elsewhere(cnn, tmp_path, capsys):
         ("config.toml", 'command = "search cnn"\n[options]\nepochs = "x"', "of how many epochs"),
         ("genotype.json", '{"normal": 3}', "expected the fields"),
         ("epochs.jsonl", '{"epoch": 1}\n', "lacks"),
+        ("epochs.jsonl", json.dumps({**NOTE, "iterations": "<b>"}) + "\n", "other types"),
+        ("epochs.jsonl", json.dumps({**NOTE, "alphas": {"a": 3}}) + "\n", "not a dict"),
+        ("epochs.jsonl", json.dumps({**NOTE, "alphas": {"a": TABLE}}) + "\n", "not a finite weight for every"),
         ("run.json", "[]", "not of type dict"),
         ("run.json", '{"changed": [], "lesson": "", "processes": [{}]}', "lacks"),
     ],

@@ -98,9 +98,10 @@ def kept_places(
     ops: Sequence[str], edges: Sequence[str], entries: Sequence[tuple[str, int]]
 ) -> set[tuple[int, int]]:
     """Return (edge, op) of what a genotype's ``entries`` keep, as many for every node."""
-    nodes = list(dict.fromkeys(_ends(edge)[1] for edge in edges))
-    rows = {node: [k for k, edge in enumerate(edges) if _ends(edge)[1] == node] for node in nodes}
-    keep = len(entries) // len(nodes)
+    rows: dict[str, list[int]] = {}
+    for row, edge in enumerate(edges):
+        rows.setdefault(_ends(edge)[1], []).append(row)
+    nodes, keep = list(rows), len(entries) // len(rows)
     return {(rows[nodes[k // keep]][source], ops.index(op)) for k, (op, source) in enumerate(entries)}
 
 

@@ -50,11 +50,11 @@ def curves_of(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[
     """Return points (epoch, value) by measure (``loss``) and split (``train``, ``valid``, ``test``)."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for place, row in enumerate(history, start=1):
+        epoch = row.get("epoch", place)
+        if not isinstance(epoch, Real):
+            raise InputError(f"history entry {place} has epoch {epoch!r}; make it a number")
         for key, value in row.items():
             split, _, measure = key.partition("_")
             if split in SPLITS and measure and isinstance(value, Real):
-                epoch = row.get("epoch", place)
-                if not isinstance(epoch, Real):
-                    raise InputError(f"history entry {place} has epoch {epoch!r}; make it a number")
                 curves.setdefault(measure, {}).setdefault(split, []).append((float(epoch), float(value)))
     return curves

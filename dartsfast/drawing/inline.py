@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def inline_cells(genotype: Any) -> list[tuple[str, str]]:
     return [(cell.title, _cell(cell)) for cell in cells_of(genotype)]
 
 
+@functools.lru_cache(maxsize=8)  # the page of a run is written again every epoch
 def _cell(cell: Cell) -> str:
     boxes, ways = place(cell)
     shift = min(box.y - box.height / 2 for box in boxes) - _MARGIN

@@ -21,22 +21,20 @@ def alphas_over_time(run: Record) -> str:
     percents = [
         {name: _softmax(table["weights"]) for name, table in note["alphas"].items()} for note in noted
     ]
+    frames = [
+        {"epoch": note["epoch"], "tables": [_frame(note["alphas"][name], percent[name]) for name in percent]}
+        for note, percent in zip(noted, percents, strict=True)
+    ]
     real = [
         percent[name][:, real_ops(note["alphas"][name]["operations"])]
         for note, percent in zip(noted, percents, strict=True)
         for name in percent
     ]
     low, high = min(part.min() for part in real), max(part.max() for part in real)
-    frames = [
-        {
-            "epoch": note["epoch"],
-            "tables": [_frame(note["alphas"][name], percent[name], low, high) for name in percent],
-        }
-        for note, percent in zip(noted, percents, strict=True)
-    ]
+    shades = {"low": low, "span": max(high - low, 1.0)}  # percent
     last = noted[-1]["alphas"]
     maps = "".join(
-        f"<div><h3>{escape(name)}</h3>{_heat(last[name], frame)}</div>"
+        f"<div><h3>{escape(name)}</h3>{_heat(last[name], frame, shades)}</div>"
         for name, frame in zip(last, frames[-1]["tables"], strict=True)
     )
     most = len(frames) - 1
@@ -50,7 +48,7 @@ def alphas_over_time(run: Record) -> str:
         "Underlined: the strongest of its edge; framed: in the cell."
     )
     # "<" would end the script.
-    data = json.dumps(frames, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps({**shades, "frames": frames}, separators=(",", ":")).replace("<", "\\u003c")
     script = f'<script type="application/json" id="frames">{data}</script>'
     missing = len(run.rows) - len(noted)
     lacking = f" Of {missing} epochs none were kept." if missing > 0 else ""
@@ -63,26 +61,24 @@ def _softmax(weights: Sequence[Sequence[float]]) -> np.ndarray:
     return 100 * grown / grown.sum(axis=1, keepdims=True)
 
 
-def _frame(table: Mapping[str, Any], percent: np.ndarray, low: float, high: float) -> dict[str, list]:
-    """Return what a heat map of an epoch shows, row after row."""
-    columns, real = percent.shape[1], real_ops(table["operations"])
-    shade = np.clip((percent - low) / max(high - low, 1.0), 0, 1) * 85
-    best = [row * columns + real[int(percent[row, real].argmax())] for row in range(len(percent))]
+def _frame(table: Mapping[str, Any], percent: np.ndarray) -> dict[str, list]:
+    """Return what a heat map of an epoch shows, row after row: percent, and places of what is marked."""
+    columns, real = percent.shape[1], np.asarray(real_ops(table["operations"]))
+    best = real[percent[:, real].argmax(axis=1)] + columns * np.arange(len(percent))
     kept = kept_places(table["operations"], table["edges"], table["kept"])
     return {
-        "percent": [round(value, 2) for value in percent.ravel().tolist()],
-        "shade": [round(value) for value in shade.ravel().tolist()],
-        "best": best,
+        "percent": percent.round(2).ravel().tolist(),
+        "best": best.tolist(),
         "kept": sorted(row * columns + column for row, column in kept),
     }
 
 
-def _heat(table: Mapping[str, Any], frame: Mapping[str, list]) -> str:
+def _heat(table: Mapping[str, Any], frame: Mapping[str, list], shades: Mapping[str, float]) -> str:
     operations, lines, node = table["operations"], [], ""
     for row, edge in enumerate(table["edges"]):
         source, _, target = edge.partition("→")
         line = "".join(
-            _cell(frame, row * len(operations) + column, operation == "none")
+            _cell(frame, shades, row * len(operations) + column, operation == "none")
             for column, operation in enumerate(operations)
         )
         first = "node" if node not in ("", target) else ""
@@ -93,10 +89,12 @@ def _heat(table: Mapping[str, Any], frame: Mapping[str, list]) -> str:
     return f'<table class="heat">{head}{body}</table>'
 
 
-def _cell(frame: Mapping[str, list], at: int, none: bool) -> str:
+def _cell(frame: Mapping[str, list], shades: Mapping[str, float], at: int, none: bool) -> str:
     marks = {"none": none, "best": at in frame["best"], "kept": at in frame["kept"]}
     style = " ".join(mark for mark, given in marks.items() if given)
-    return f'<td class="{style}" style="--w:{frame["shade"][at]}">{frame["percent"][at]:.1f}</td>'
+    percent = frame["percent"][at]
+    shade = min(max((percent - shades["low"]) / shades["span"], 0), 1)  # as the page's script has it
+    return f'<td class="{style}" style="--w:{shade:.3f}">{percent:.1f}</td>'
 
 
 def _state(name: str) -> str:

@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
 from dartsfast.genotypes import AnyGenotype, genotype_from_json, genotype_to_json
 from dartsfast.runs.config_file import CONFIG, load_config
-from dartsfast.runs.fit import match
+from dartsfast.runs.fit import check_finite, match, match_keys
 from dartsfast.runs.folder import LOCK, in_use
 
 LOG, GENOTYPE, EPOCHS, PROCESSES = "log.jsonl", "genotype.json", "epochs.jsonl", "run.json"
@@ -22,14 +24,12 @@ LOG, GENOTYPE, EPOCHS, PROCESSES = "log.jsonl", "genotype.json", "epochs.jsonl",
 MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
 
 # What a line of epochs.jsonl and a process in run.json hold.
-NOTE: dict[str, Any] = {"epoch": 0, "iterations": 0, "work": 0.0, "unit": "", "seconds": {}, "alphas": {}}
-TABLE: dict[str, Any] = {"weights": [], "operations": [], "edges": [], "kept": []}
+NOTE = {"epoch": int, "iterations": int, "work": float, "unit": str, "seconds": dict, "alphas": dict}
+TABLE = ("weights", "operations", "edges", "kept")
 PROCESS: dict[str, Any] = {
     "began": "", "seen": "", "end": "", "epochs_before": 0, "iterations_before": 0, "environment": {},
     "memory": {},
 }  # fmt: skip
-
-T = TypeVar("T")
 
 
 class Measure(NamedTuple):
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> Record:
         raise InputError(f"there is no run in {folder}: name the folder of one")
     record = Record(folder, held=(folder / LOCK).exists() and in_use(folder))
 
-    def part(name: str, read: Callable[[Path], T], empty: T) -> T:
+    def part(name: str, read: Callable[[Path], Any], empty: Any) -> Any:
         if not (folder / name).exists():
             return empty
         try:
@@ -195,13 +195,27 @@ def _notes(folder: Path) -> dict[int, dict[str, Any]]:
             note = json.loads(line)
         except ValueError:  # torn by a kill: that epoch is done again
             continue
-        match(f"a line of {path}", NOTE, note)
+        match_keys(f"a line of {path}", set(NOTE), note)
+        if [type(note[name]) for name in NOTE] != list(NOTE.values()):
+            raise InputError(f"a line of {path} has values of other types than {NOTE}")
+        check_finite(f"a line of {path}: seconds", note["seconds"])
         for name, table in note["alphas"].items():
-            match(f"{path}: {name}", TABLE, table)
-            if [len(row) for row in table["weights"]] != [len(table["operations"])] * len(table["edges"]):
-                raise InputError(f"{path}: {name} has not a weight for every edge and operation")
+            _check_table(f"{path}: {name}", table)
         notes[note["epoch"]] = note
     return notes
+
+
+def _check_table(place: str, table: Any) -> None:
+    """Raise InputError unless a table has a finite weight for every edge and operation."""
+    match_keys(place, set(TABLE), table)
+    for name in TABLE:
+        match(f"{place}.{name}", [], table[name][:0] if isinstance(table[name], list) else table[name])
+    try:
+        weights = np.array(table["weights"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place} has weights that are no numbers ({error})") from error
+    if weights.shape != (len(table["edges"]), len(table["operations"])) or not np.isfinite(weights).all():
+        raise InputError(f"{place} has not a finite weight for every edge and operation")
 
 
 def _genotype(folder: Path) -> AnyGenotype:
