@@ -14,8 +14,8 @@ from typing import Any
 from dartsfast.errors import InputError
 
 # How the command line arranges them, in this order.
-GROUPS = ("data", "network", "optimisation", "run")
-DATA, NETWORK, OPTIMISATION, RUN = GROUPS
+GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
+DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
