@@ -94,6 +94,7 @@ def test_draw_and_doctor(tmp_path, capsys):
 COMMANDS = [
     [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
     ["explain"], ["explain", "cnn"], ["draw"], ["doctor"],
+    ["runs"], ["report"], ["compare-runs"],
 ]  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def test_hyphens_do_for_underscores(kind):
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_an_unknown_option_shows_the_commands_own_usage(capsys, words):
-    needed = {"draw": ["DARTS_V2"]}.get(" ".join(words), [])
+    needed = {"draw": ["DARTS_V2"], "report": ["."], "compare-runs": ["."]}.get(" ".join(words), [])
     with pytest.raises(SystemExit) as left:
         main([*words, *needed, "--nope", "3"])
     error = capsys.readouterr().err
@@ -233,6 +234,37 @@ def test_ctrl_c_during_the_imports_is_no_traceback():
         done = python(code, *words)
         assert done.returncode == 130
         assert done.stderr.startswith("dartsfast: interrupted") and done.stderr.count("\n") == 1
+
+
+def test_quiet_and_verbose(tmp_path, capsys):
+    for extra in ("rich", "tensorboard", "matplotlib"):
+        pytest.importorskip(extra)
+    text = text_folder(tmp_path / "text")
+    sizes = ["--emsize=8", "--nhid=8", "--nhidlast=8", "--batch_size=4", "--lr=1", "--epochs=1", "--bptt=60"]
+    said = {}
+    for much in ("--quiet", "--verbose", "--checkpoint_seconds=60"):
+        out = tmp_path / much
+        words = ["search", "rnn", f"--data={text}", f"--out={out}", "--log_interval=1", *sizes, much]
+        assert main(words) == 0
+        said[much] = capsys.readouterr()
+    quiet, verbose, usual = (said[much].out.splitlines() for much in said)
+    assert quiet == usual[-1:] and quiet[0].startswith("after 1 epoch the search network")
+    phases = [line for line in verbose if line not in usual and line.startswith("  training ")]
+    assert len(phases) == 1 and re.fullmatch(
+        r"  training [\d.e-]+ s, validating [\d.e-]+ s, drawing [\d.e-]+ s; [\d.]+ it/s", phases[0]
+    )
+    assert len(verbose) == len(usual) + 1 and [s.err for s in said.values()] == ["", "", ""]
+    configs = {(tmp_path / much / "config.toml").read_text() for much in said}
+    assert len(configs) == 1, "how much is said is no option of the run"
+    assert main(["search", "rnn", "--resume", str(tmp_path / "--quiet"), "--verbose"]) == 0
+    with pytest.raises(SystemExit):
+        main(["search", "rnn", "--quiet", "--verbose"])
+
+
+def test_quiet_errors_are_said(tmp_path, capsys):
+    pytest.importorskip("rich")
+    assert main(["search", "rnn", "--quiet", "--resume", str(tmp_path)]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
 
 
 def test_any_name_under_an_ascii_locale(tmp_path):

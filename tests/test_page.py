@@ -302,7 +302,11 @@ TABLE = {"weights": [[0.0, 0.0], [0.0, 0.0]], "operations": ["none", "skip"], "e
         ("epochs.jsonl", '{"epoch": 1}\n', "lacks"),
         ("epochs.jsonl", json.dumps({**NOTE, "iterations": "<b>"}) + "\n", "other types"),
         ("epochs.jsonl", json.dumps({**NOTE, "alphas": {"a": 3}}) + "\n", "not a dict"),
-        ("epochs.jsonl", json.dumps({**NOTE, "alphas": {"a": TABLE}}) + "\n", "not a finite weight for every"),
+        (
+            "epochs.jsonl",
+            json.dumps({**NOTE, "alphas": {"a": TABLE}}) + "\n",
+            "not a finite weight for every",
+        ),
         ("run.json", "[]", "not of type dict"),
         ("run.json", '{"changed": [], "lesson": "", "processes": [{}]}', "lacks"),
     ],

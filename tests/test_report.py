@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dartsfast.cnn.genotypes import DARTS_V1, DARTS_V2, PRIMITIVES
 from dartsfast.drawing import draw_alphas, draw_genotype
+from dartsfast.runs.detail import saying
 from dartsfast.runs.progress import Progress, clock_time
 from dartsfast.runs.report import Picture, Report
 from dartsfast.search.lesson import accuracy_lesson, perplexity_lesson, preferences
@@ -161,6 +162,26 @@ def test_a_log_without_a_terminal_is_lines_of_its_own(tmp_path):
         "epoch 1/2  4/4  loss 1",
         "epoch 1/2  train_loss 1  seconds 2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("much", "lines", "shown"), [("quiet", 0, False), ("normal", 0, True), ("verbose", 2, True)]
+)
+def test_how_much_is_said_on_a_terminal(tmp_path, much, lines, shown):
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    with (
+        saying(much),
+        Report(tmp_path, epochs=1, work=2, every=1, history=[], console=console) as report,
+    ):
+        for step in (1, 2):
+            report.iteration(0, step, step, {"loss": 1.0})
+        report.epoch({"epoch": 1, "train_loss": 1.0}, DARTS_V2)
+        report.phases({"training": 2.0, "validating": 0.25}, 3)
+    text = console.file.getvalue()
+    assert text.count("/2  loss 1\n") == lines
+    assert ("epoch 1/1  train_loss 1\n" in text) == shown
+    assert ("  training 2 s, validating 0.25 s; 1.5 it/s\n" in text) == (much == "verbose")
+    assert bool(text) == shown and (tmp_path / "log.jsonl").exists()
 
 
 def test_the_accuracy_is_judged_against_chance():

@@ -46,7 +46,7 @@ def compared(runs: Sequence[Record]) -> list[tuple[str, list[str]]]:
     differing = [(name, [str(v) for v in values]) for name, values in lines if len(set(map(str, values))) > 1]
     reached = [
         ("state", [state_words(run) for run in runs]),
-        ("measure", [str(run.measure or "-") for run in runs]),
+        ("measure", [run.reached or "-" for run in runs]),
         ("time", [clock_time(run.seconds) for run in runs]),
         ("cell", [run.digits or "-" for run in runs]),
     ]

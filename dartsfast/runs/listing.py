@@ -20,7 +20,7 @@ class RunInfo(NamedTuple):
         folder: of the run.
         command: such as ``search cnn``; ``?`` of a run of an earlier version, which left no options.
         state: ``running``, ``finished`` or ``stopped``; ``damaged`` where what it left cannot be read.
-        epochs: done, of all: ``3/50``.
+        epochs: done, of all: ``3/50``; of a competition candidates.
         genotype: eight digits that are the same for the same cells, or nothing before there are any.
         measure: what was reached, and in which epoch.
         hours: of all epochs.
@@ -56,8 +56,8 @@ def _info(folder: Path, root: Path) -> RunInfo:
         name,
         " ".join(run.command or "?"),
         run.state,
-        f"{len(run.rows)}/{run.total or '?'}",
+        f"{run.done}/{run.total or '?'}",
         run.digits,
-        str(run.measure or ""),
-        f"{run.seconds / 3600:.2f}",
+        run.reached,
+        "" if run.candidates else f"{run.seconds / 3600:.2f}",
     )

@@ -14,8 +14,8 @@ from typing import Any
 from dartsfast.errors import InputError
 
 # How the command line arranges them, in this order.
-GROUPS = ("data", "network", "optimisation", "run")
-DATA, NETWORK, OPTIMISATION, RUN = GROUPS
+GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
+DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
 HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
 
 

@@ -15,7 +15,7 @@ from dartsfast.files import write_whole
 from dartsfast.runs.alphas_over_time import alphas_over_time
 from dartsfast.runs.config_file import repeat_command, resume_command
 from dartsfast.runs.progress import clock_time
-from dartsfast.runs.record import Record, read_run
+from dartsfast.runs.record import Record, cell_digits, read_run
 
 REPORT = "report.html"
 CLOCK = ("seconds", "loader_share")  # columns of the log that differ from one machine and hour to the next
@@ -30,7 +30,7 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     title = f"{' '.join(run.command or ('run',))}: {folder.absolute().name}"
     parts = (
-        _head(run), _figures(run), _curves(run), cells(run),
+        _head(run), _figures(run), _curves(run), _candidates(run), cells(run),
         section("Alphas over time", alphas_over_time(run), name="alphas"),
         _log(run), _options(run), _times(run), _environment(run),
     )  # fmt: skip
@@ -73,17 +73,17 @@ def table(
 
 def state_words(run: Record) -> str:
     """Say how far a run is."""
-    done = len(run.rows)
+    of = f"{run.done} of {run.total} {run.unit}"
     if run.problems:
         return "damaged"
     if run.state == "running":
-        return f"going on: {done} of {run.total} epochs done"
+        return f"going on: {of} done"
     if run.state == "finished":
-        return f"finished: {done} of {run.total} epochs"
+        return f"finished: {of}"
     if not run.total:
-        return f"{done} epochs done, of how many an earlier version did not say"
+        return f"{run.done} epochs done, of how many an earlier version did not say"
     silent = "ended without a word" if run.processes else "stopped"
-    return f"{run.end or silent}, {done} of {run.total} epochs done"
+    return f"{run.end or silent}, {of} done"
 
 
 def _head(run: Record) -> str:
@@ -101,16 +101,34 @@ def _head(run: Record) -> str:
 
 
 def _figures(run: Record) -> str:
-    figures = [("epochs", f"{len(run.rows)} of {run.total or '?'}")]
+    figures = [(run.unit, f"{run.done} of {run.total or '?'}")]
     if run.measure:
         figures.append((f"{run.measure.name}, epoch {run.measure.epoch}", f"{run.measure.value:.4g}"))
+    if run.candidates:
+        spread = f"{run.candidates['mean']:.4g} ± {run.candidates['deviation']:.2g}"
+        figures.append((f"{run.candidates['measure']}, mean and deviation", spread))
     if run.digits:
         figures.append(("the cell, in eight digits", run.digits))
     shown = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures
     )
     time = f'<div class="clock"><b>{clock_time(run.seconds)}</b><span>of all epochs</span></div>'
-    return f'<div class="figures">{shown}{time}</div>'
+    return f'<div class="figures">{shown}{time if run.rows else ""}</div>'
+
+
+def _candidates(run: Record) -> str:
+    if not run.candidates:
+        return ""
+    name = run.candidates["measure"]
+    rows = [
+        (
+            one["name"], "diverged" if one["measure"] is None else f"{one['measure']:.6g}",
+            cell_digits(one["genotype"]) if one["genotype"] else "",
+            "best" if one["name"] == run.candidates["best"] else "",
+        )
+        for one in run.candidates["candidates"]
+    ]  # fmt: skip
+    return section("Candidates", table(("candidate", name, "cell", ""), rows), name="candidates")
 
 
 def _curves(run: Record) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from dartsfast.runs.fit import check_finite, match, match_keys
 from dartsfast.runs.folder import LOCK, in_use
 
 LOG, GENOTYPE, EPOCHS, PROCESSES = "log.jsonl", "genotype.json", "epochs.jsonl", "run.json"
+CANDIDATES = "candidates.json"  # of a competition, in place of log and epochs
+COUNTED = {"random": "candidates", "select": "searches"}  # the options that say how many, by the command
 
 # The measure of a run is the first of these that it has, the best of all epochs; of a test set the last.
 MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
@@ -53,6 +55,7 @@ class Record:
         options: by name, all but ``out``.
         changed: names of those that are not at their defaults; None where a run has not said so.
         rows: of ``log.jsonl``, one an epoch.
+        candidates: of a competition, what ``candidates.json`` holds; nothing before the first is done.
         notes: what else is known of an epoch, by its number; see :data:`NOTE`.
         genotype: the latest cell; None before there is one.
         processes: that worked on it, the first one first; see :data:`PROCESS`.
@@ -66,6 +69,7 @@ class Record:
     options: dict[str, Any] = field(default_factory=dict)
     changed: list[str] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
+    candidates: dict[str, Any] = field(default_factory=dict)
     notes: dict[int, dict[str, Any]] = field(default_factory=dict)
     genotype: AnyGenotype | None = None
     processes: list[dict[str, Any]] = field(default_factory=list)
@@ -74,9 +78,19 @@ class Record:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def unit(self) -> str:
+        """What the run goes through, ``epochs``, or the competition, ``candidates``."""
+        return "candidates" if self.command and self.command[0] in COUNTED else "epochs"
+
+    @property
     def total(self) -> int:
-        """Epochs of the whole run; 0 where that is not known."""
-        return int(self.options.get("epochs", 0))
+        """Epochs or candidates of the whole run; 0 where that is not known."""
+        return self.options[_counted(self.command)] if self.command else 0
+
+    @property
+    def done(self) -> int:
+        """How many of them are done."""
+        return len(self.candidates["candidates"]) if self.candidates else len(self.rows)
 
     @property
     def end(self) -> str:
@@ -90,7 +104,7 @@ class Record:
             return "damaged"
         if self.held and not self.end:
             return "running"
-        if self.rows and len(self.rows) == self.total:
+        if self.done and self.done == self.total:
             return "finished"
         return "stopped" if self.total else "?"
 
@@ -106,17 +120,28 @@ class Record:
         return None
 
     @property
+    def reached(self) -> str:
+        """The measure in words, of a competition that of the best candidate; nothing before there is one."""
+        if not self.candidates:
+            return str(self.measure or "")
+        values = {one["name"]: one["measure"] for one in self.candidates["candidates"]}
+        best = self.candidates["best"]
+        return f"{self.candidates['measure']} {values[best]:.4g} of {best}"
+
+    @property
     def digits(self) -> str:
         """Eight digits that are the same for the same cells, or nothing before there are any."""
-        if self.genotype is None:
-            return ""
-        fields = json.dumps(genotype_to_json(self.genotype), sort_keys=True)
-        return hashlib.sha256(fields.encode()).hexdigest()[:8]
+        return "" if self.genotype is None else cell_digits(genotype_to_json(self.genotype))
 
     @property
     def seconds(self) -> float:
         """Of all epochs."""
         return sum(row.get("seconds", 0.0) for row in self.rows)
+
+
+def cell_digits(fields: Mapping[str, Any]) -> str:
+    """Return eight digits that are the same for the same cells, given as JSON has them."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def is_run(folder: Path) -> bool:
@@ -145,6 +170,7 @@ def read_run(folder: Path) -> Record:
 
     record.command, record.options = part(CONFIG, _options, (None, {}))
     record.rows = part(LOG, _rows, [])
+    record.candidates = part(CANDIDATES, _candidates, {})
     notes = part(EPOCHS, _notes, {})
     record.notes = {k: notes[k] for k in sorted(notes) if k <= len(record.rows)}
     record.genotype = part(GENOTYPE, _genotype, None)
@@ -171,9 +197,28 @@ def read_processes(folder: Path) -> dict[str, Any]:
 
 def _options(folder: Path) -> tuple[tuple[str, str] | None, dict[str, Any]]:
     command, options = load_config(folder / CONFIG)
-    if type(options.get("epochs")) is not int:
-        raise InputError(f"{folder / CONFIG} does not say of how many epochs the run is")
+    if type(options.get(_counted(command))) is not int:
+        raise InputError(f"{folder / CONFIG} does not say of how many {_counted(command)} the run is")
     return command, options
+
+
+def _counted(command: tuple[str, str]) -> str:
+    """Return the option that says how long a run is."""
+    return COUNTED.get(command[0], "epochs")
+
+
+def _candidates(folder: Path) -> dict[str, Any]:
+    path = folder / CANDIDATES
+    found = _json(path, read_text(path))
+    match_keys(str(path), {"command", "measure", "best", "mean", "deviation", "waiting", "candidates"}, found)
+    measures = {}
+    for one in found["candidates"]:
+        match_keys(f"{path}: a candidate", {"name", "genotype", "measure"}, one)
+        measures[one["name"]] = one["measure"]
+    numbers = [found["mean"], found["deviation"], measures.get(found["best"])]
+    if not {type(number) for number in numbers} <= {int, float}:
+        raise InputError(f"{path} does not say what its best candidate has reached")
+    return found
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
