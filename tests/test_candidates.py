@@ -110,6 +110,11 @@ def test_random_cells_are_trained_one_by_one_and_the_best_is_kept(tmp_path, caps
     table = json.loads((result.out / "candidates.json").read_text())
     assert [row["measure"] for row in table["candidates"]] == reached and table["best"] == best.name
     assert (result.out / "cell.png").exists() and "candidate 3 of 3" in capsys.readouterr().out
+    page = Page((result.out / "report.html").read_text(encoding="utf-8"))
+    (header, *rows), state = page.table("candidates"), "finished: 3 of 3 candidates"
+    assert header[:3] == ["candidate", "valid_acc", "cell"] and state in page.texts
+    assert [row[:3] for row in rows] == [[c.name, f"{c.measure:.6g}", c.digits] for c in result.candidates]
+    assert [row[0] for row in rows if row[3]] == [best.name] and page.by_section["cells"]
 
 
 def test_a_selection_trains_what_its_searches_found(tmp_path):

@@ -62,7 +62,7 @@ def write_comparison(runs: Sequence[Record], path: str | Path) -> Path:
     titles = names(runs)
     styles = [f"run{k % _COLORS}" for k in range(len(runs))]
     head = "<header><h1>runs side by side</h1>" + "".join(
-        f'<p><b class="legend"><i class="{style}"></i>{escape(title)}</b> '
+        f'<p><b class="key"><i class="{style}"></i>{escape(title)}</b> '
         f'<span class="soft">{escape(str(run.folder.absolute()))}: {escape(state_words(run))}</span></p>'
         for run, title, style in zip(runs, titles, styles, strict=True)
     ) + "</header>"  # fmt: skip
@@ -73,7 +73,7 @@ def write_comparison(runs: Sequence[Record], path: str | Path) -> Path:
     )
     parts = (
         head,
-        section("What differs", table(("", *titles), rows), name="differences"),
+        section("Options that differ, and what was reached", table(("", *titles), rows), name="differences"),
         section("Curves", _curves(runs, titles, styles), name="curves"),
         f'<div class="panels">{drawn}</div>',
     )
