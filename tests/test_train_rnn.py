@@ -281,7 +281,21 @@ def test_evaluation_has_the_averages_and_training_its_own_weights(data):
     assert all(torch.equal(p, kept) for p, kept in zip(params, own, strict=True))
 
 
-def test_the_averages_kept_are_no_views(data):
+@pytest.mark.parametrize("averages", [False, True])
+def test_the_best_epoch_is_kept_as_it_was(data, averages):
+    training = RNNTraining(config(data, epochs=99))
+    if averages:
+        training.optimizer = training._new_optimizer(averaging=True)
+    run_epoch(training)
+    before = training_module._on_cpu(training.best)
+    copied = {name: value.clone() for name, value in training.best["model"].items()}
+    for _ in training.iterations():
+        pass
+    same(copied, training.best["model"])
+    same(before, training.best)
+
+
+def test_the_averages_gone_back_to_are_no_views(data):
     training, _ = averaging(data, epochs=99)
     for _ in range(2):  # the second finds what the first left
         kept = {name: value.clone() for name, value in training.best["model"].items()}
@@ -415,7 +429,9 @@ def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch
     with monkeypatch.context() as patches:
         Planted(patches, 4 * n + 2).seen = first.seen
         resumed = train_rnn(TrainRNNConfig(), resume=tmp_path / "stopped")
-    same(*(load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "stopped")))
+    states = [load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "stopped")]
+    same(*states)
+    assert states[0]["extra"]["returns"] == 0  # the last epoch is the best
     same(*(torch.load(run.weights, weights_only=True) for run in (straight, resumed)))
 
 
