@@ -341,9 +341,14 @@ def steps_an_epoch(data):
 
 
 def test_a_training_goes_back_to_its_best_epoch_after_nan(data, tmp_path, monkeypatch, capsys, undrawn):
-    Planted(monkeypatch, steps_an_epoch(data) + 2)
+    """That is the first, whose validation the second and the third do not reach."""
+    monkeypatch.setattr(RNNTraining, "_draw_length", lambda self: 40)  # as many iterations in every epoch
+    losses = iter([3.0, 3.5, 3.4, 3.2, 4.0])
+    monkeypatch.setattr(training_module, "text_loss", lambda *args: next(losses))
+    Planted(monkeypatch, 2 * steps_an_epoch(data) + 2)
     result = train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
-    assert "loss is nan at epoch 2, iteration 2: going back to the end of epoch 1" in capsys.readouterr().out
+    assert "loss is nan at epoch 3, iteration 2: going back to the end of epoch 1" in capsys.readouterr().out
+    assert [row["valid_loss"] for row in result.history] == [3.0, 3.4, 3.2] and next(losses, None) is None
     rows = [json.loads(line) for line in (result.out / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3] == [row["epoch"] for row in result.history]
     assert all(math.isfinite(row["valid_loss"]) for row in rows)
