@@ -15,7 +15,7 @@ from dartsfast.runs.config_file import CONFIG, load_config
 from dartsfast.runs.folder import LOCK, in_use
 
 # The measure of a run is the first of these that it has, the best of all epochs; of a test set the last.
-MEASURES = {"test_acc": "last", "valid_acc": "max", "valid_ppl": "min"}
+MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
 COUNTED = {"random": "candidates", "select": "searches"}
 """The options that say how many candidates a competition has, by its command."""
 TABLE = "candidates.json"
