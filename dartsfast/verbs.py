@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dartsfast.candidates.config import RandomCNNConfig, SelectCNNConfig
+from dartsfast.candidates.config import RandomCNNConfig, RandomRNNConfig, SelectCNNConfig, SelectRNNConfig
 from dartsfast.search.config import CNNConfig, RNNConfig
 from dartsfast.train.config import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig
 
@@ -57,11 +57,11 @@ VERBS = {
     ),
     "random": Verb(
         "train random {} cells briefly, and keep the best", "competition", "random", ("cell.png",),
-        {"cnn": RandomCNNConfig},
+        {"cnn": RandomCNNConfig, "rnn": RandomRNNConfig},
     ),
     "select": Verb(
         "search {} cells with several seeds, train each briefly, and keep the best", "selection", "select",
-        ("cell.png",), {"cnn": SelectCNNConfig},
+        ("cell.png",), {"cnn": SelectCNNConfig, "rnn": SelectRNNConfig},
     ),
 }  # fmt: skip
 TESTS: dict[str, Any] = {"cnn": TestCNNConfig, "rnn": TestRNNConfig}

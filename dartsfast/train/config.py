@@ -121,10 +121,16 @@ class TestCNNConfig(_NetworkAndImages, _OneCell):
 
 
 @dataclass(frozen=True)
-class _NetworkAndText(Options):
-    """What a training of a recurrent cell and a test of it share."""
+class _OneRecurrentCell(Options):
+    """The cell that is trained or tested."""
 
     arch: str = option("DARTS", f"{CELL}, here a recurrent one", group=NETWORK)
+
+
+@dataclass(frozen=True)
+class _NetworkAndText(Options):
+    """What trainings of recurrent cells and a test of one share."""
+
     data: str = option("pydoc", TEXTS, group=DATA)
     emsize: int = option(850, "features of the word embeddings", group=NETWORK)
     nhid: int = option(850, "features of the hidden state", group=NETWORK)
@@ -152,10 +158,10 @@ class _NetworkAndText(Options):
 
 
 @dataclass(frozen=True)
-class TrainRNNConfig(RunOptions, _NetworkAndText):
-    """Options of the training of a recurrent cell (paper appendix A.4; the original's ``rnn/train.py``).
+class RNNTrainingOptions(RunOptions, _NetworkAndText):
+    """How a recurrent cell is trained, whichever it is.
 
-    Defaults are those for Penn Treebank; ``TrainRNNConfig.of("wt2", ...)`` is WikiText-2's.
+    Defaults are those for Penn Treebank; ``of("wt2", ...)`` has WikiText-2's.
     """
 
     protocols: ClassVar[dict[str, dict[str, Any]]] = {
@@ -189,7 +195,7 @@ class TrainRNNConfig(RunOptions, _NetworkAndText):
     wdecay: float = option(8e-7, "weight decay", group=OPTIMISATION)
 
     @classmethod
-    def of(cls, protocol: str, **options: Any) -> TrainRNNConfig:
+    def of(cls, protocol: str, **options: Any) -> Any:
         """Return the options of a protocol, but for those given; InputError for an unknown one."""
         if protocol not in cls.protocols:
             raise InputError(f"unknown protocol {protocol!r}: choose one of {', '.join(cls.protocols)}")
@@ -210,7 +216,12 @@ class TrainRNNConfig(RunOptions, _NetworkAndText):
 
 
 @dataclass(frozen=True)
-class TestRNNConfig(_NetworkAndText):
+class TrainRNNConfig(RNNTrainingOptions, _OneRecurrentCell):
+    """Options of the training of a recurrent cell (paper appendix A.4; the original's ``rnn/train.py``)."""
+
+
+@dataclass(frozen=True)
+class TestRNNConfig(_NetworkAndText, _OneRecurrentCell):
     """Options of the test of a trained recurrent network (the original's ``rnn/test.py``).
 
     Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.
