@@ -21,8 +21,7 @@ from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, VERBOSE, saying
 from dartsfast.runs.options import GROUPS
 from dartsfast.search.config import CNNConfig
-from dartsfast.train.config import TestCNNConfig
-from dartsfast.verbs import VERBS, WITHOUT_EFFECT
+from dartsfast.verbs import TESTS, VERBS, WITHOUT_EFFECT
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
@@ -148,6 +147,14 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
         add_field(groups[field.metadata["group"]], field)
+    if protocols := getattr(config, "protocols", None):
+        changes = (
+            f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items()) or 'the defaults'}"
+            for name, options in protocols.items()
+        )
+        groups["optimisation"].add_argument(
+            "--preset", choices=protocols, help=f"options for a corpus ({'; '.join(changes)})"
+        )
     if verb == "search":
         groups["optimisation"].add_argument(
             "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
@@ -185,14 +192,17 @@ def _add_test(commands: Any) -> None:
     kinds = commands.add_parser("test", help="test a trained network").add_subparsers(
         required=True, metavar="KIND"
     )
-    command = kinds.add_parser("cnn", help="test a trained CNN", argument_default=argparse.SUPPRESS)
-    command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
-    groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
-    for field in dataclasses.fields(TestCNNConfig):
-        add_field(groups[field.metadata["group"]], field)
-    groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
-    _add_old_flags(command, "test", "cnn")
-    command.set_defaults(run=_test)
+    for kind, config in TESTS.items():
+        command = kinds.add_parser(
+            kind, help=f"test a trained {kind.upper()}", argument_default=argparse.SUPPRESS
+        )
+        command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
+        groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
+        for field in dataclasses.fields(config):
+            add_field(groups[field.metadata["group"]], field)
+        groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+        _add_old_flags(command, "test", kind)
+        command.set_defaults(run=_test, kind=kind, config=config)
 
 
 def _add_reports(commands: Any) -> None:
@@ -226,7 +236,7 @@ def _add_explain(commands: Any) -> None:
 
 def _drop_old_flags(given: dict[str, Any], verb: str, kind: str) -> None:
     for name in WITHOUT_EFFECT.get((verb, kind), {}):
-        if given.pop(name, None) is not None:
+        if given.pop(name.replace("-", "_"), None) is not None:
             noun = VERBS[verb].noun if verb in VERBS else verb
             print(f"dartsfast: --{name} has no effect on a {noun}", file=sys.stderr)
 
@@ -246,8 +256,12 @@ def _run(args: argparse.Namespace) -> None:
     if resume is not None:
         _resume(verb, kind, config_cls, given, resume, detail)
         return
+    base: dict[str, Any] = {}
     if "config_file" in given:
-        given = {**read_config(given.pop("config_file"), (verb, kind), config_cls), **given}
+        base = read_config(given.pop("config_file"), (verb, kind), config_cls)
+    if "preset" in given and hasattr(config_cls, "protocols"):
+        base |= config_cls.protocols[given.pop("preset")]
+    given = {**base, **given}
     if "save" in given:
         saved = f"{VERBS[verb].saved_as}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
@@ -313,18 +327,15 @@ def _test(args: argparse.Namespace) -> None:
     from dartsfast import train
 
     given = dict(vars(args))
+    kind, config = given.pop("kind"), given.pop("config")
     del given["run"]
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
-    _drop_old_flags(given, "test", "cnn")
+    _drop_old_flags(given, "test", kind)
     folder = given.pop("folder", None)
     if folder is not None and given.setdefault("model_path", folder) != folder:
         raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
-    found = train.test_cnn(TestCNNConfig(**given))
-    print(
-        f"test error {100 - found.acc:.2f} % ({100 - found.acc5:.2f} % with five guesses), "
-        f"loss {found.loss:.4f}, on {found.images} images"
-    )
+    print(getattr(train, f"test_{kind}")(config(**given)))
 
 
 def _runs(args: argparse.Namespace) -> None:

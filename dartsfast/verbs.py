@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dartsfast.candidates.config import RandomCNNConfig, SelectCNNConfig
+from dartsfast.candidates.config import RandomCNNConfig, RandomRNNConfig, SelectCNNConfig, SelectRNNConfig
 from dartsfast.search.config import CNNConfig, RNNConfig
-from dartsfast.train.config import TrainCNNConfig
+from dartsfast.train.config import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig
 
 # Flags of the original command lines that never changed what it did; accepted so that those lines run.
 WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
@@ -15,8 +15,15 @@ WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
         "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
     },
     ("train", "cnn"): {"model_path": str},
+    ("train", "rnn"): {"cuda": None, "single_gpu": None},
     ("test", "cnn"): {
         "report_freq": int, "cutout": None, "cutout_length": int, "drop_path_prob": float, "seed": int,
+    },
+    ("test", "rnn"): {
+        "lr": float, "clip": float, "epochs": int, "batch_size": int, "dropout": float, "dropouth": float,
+        "dropoutx": float, "dropouti": float, "dropoute": float, "seed": int, "nonmono": int, "cuda": None,
+        "log-interval": int, "alpha": float, "beta": float, "wdecay": float, "continue_train": None,
+        "n_experts": int, "small_batch_size": int, "max_seq_len_delta": int, "single_gpu": None,
     },
 }  # fmt: skip
 
@@ -46,14 +53,15 @@ VERBS = {
     ),
     "train": Verb(
         "train a found {} cell from scratch", "training", "eval", ("cell.png", "curves.png"),
-        {"cnn": TrainCNNConfig},
+        {"cnn": TrainCNNConfig, "rnn": TrainRNNConfig},
     ),
     "random": Verb(
         "train random {} cells briefly, and keep the best", "competition", "random", ("cell.png",),
-        {"cnn": RandomCNNConfig},
+        {"cnn": RandomCNNConfig, "rnn": RandomRNNConfig},
     ),
     "select": Verb(
         "search {} cells with several seeds, train each briefly, and keep the best", "selection", "select",
-        ("cell.png",), {"cnn": SelectCNNConfig},
+        ("cell.png",), {"cnn": SelectCNNConfig, "rnn": SelectRNNConfig},
     ),
 }  # fmt: skip
+TESTS: dict[str, Any] = {"cnn": TestCNNConfig, "rnn": TestRNNConfig}

@@ -11,10 +11,23 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from small_runs import cnn_options, same
+from read_page import Page
+from small_runs import cnn_options, rnn_options, same
 
-from dartsfast.candidates import RandomCNNConfig, SelectCNNConfig, compete, draw, random_cnn, select_cnn
+from dartsfast.candidates import (
+    RandomCNNConfig,
+    RandomRNNConfig,
+    SelectCNNConfig,
+    SelectRNNConfig,
+    compete,
+    draw,
+    random_cnn,
+    random_rnn,
+    select_cnn,
+    select_rnn,
+)
 from dartsfast.candidates import cnn as competitions
+from dartsfast.candidates.compete import Measure
 from dartsfast.cli import main
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.errors import DivergedError, InputError, RunStopped
@@ -129,6 +142,41 @@ def test_a_selection_trains_what_its_searches_found(tmp_path):
         trained = load_checkpoint(result.out / candidate.name / "train", "train-cnn")
         assert trained["config"]["arch"] == repr(found.genotype) and trained["config"]["seed"] == 7
         assert candidate.measure == trained["history"][-1]["valid_acc"]
+
+
+def rnn_parts(tmp_path, **options):
+    """Return options of recurrent trainings, and of searches."""
+    common = rnn_options(tmp_path)
+    data, epochs = common.pop("data"), common.pop("epochs")
+    return data, {**common, "bptt": 10, "epochs": epochs, "lr": 1.0, "dropoute": 0.1, **options}
+
+
+def test_random_recurrent_cells_are_judged_by_their_best_epoch(tmp_path):
+    data, small = rnn_parts(tmp_path, epochs=3)
+    config = RandomRNNConfig(data=data, **small, candidates=2, out=str(tmp_path / "out"))
+    result = random_rnn(config)
+    for number, candidate in enumerate(result.candidates):
+        state = load_checkpoint(result.out / candidate.name, "train-rnn")
+        assert candidate.genotype == as_genotype(draw.draw_rnn(config.seed + number))
+        assert state["config"]["arch"] == repr(candidate.genotype) and state["config"]["epochs"] == 3
+        assert candidate.measure == min(row["valid_ppl"] for row in state["history"])
+    assert result.candidates[int(result.best)].measure == min(c.measure for c in result.candidates)
+    measure = Measure("valid_ppl", "", sign=-1, last=False)
+    assert measure.reached([{"valid_ppl": 3.0}, {"valid_ppl": 2.0}, {"valid_ppl": 4.0}]) == 2.0
+    assert measure._replace(last=True).reached([{"valid_ppl": 3.0}, {"valid_ppl": 4.0}]) == 4.0
+
+
+def test_a_selection_of_recurrent_cells_trains_what_its_searches_found(tmp_path):
+    data, small = rnn_parts(tmp_path, epochs=1)
+    parts = {f"{prefix}_{name}": value for prefix in ("search", "train") for name, value in small.items()}
+    result = select_rnn(SelectRNNConfig(data=data, **parts, searches=2, out=str(tmp_path / "out")))
+    for number, candidate in enumerate(result.candidates):
+        found = load_checkpoint(result.out / candidate.name / "search", "rnn")
+        trained = load_checkpoint(result.out / candidate.name / "train", "train-rnn")
+        assert found["config"]["seed"] == SelectRNNConfig.seed + number
+        cell = resolve_genotype(str(result.out / candidate.name / "search"))
+        assert trained["config"]["arch"] == repr(candidate.genotype) == repr(cell)
+        assert candidate.measure == trained["history"][-1]["valid_ppl"]
 
 
 def interrupted(monkeypatch, at):

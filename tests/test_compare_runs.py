@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
+from read_page import Page
 from small_runs import rnn_options
-from test_page import Page
 
 pytest.importorskip("rich")
 pytest.importorskip("tensorboard")

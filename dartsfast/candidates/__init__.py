@@ -2,9 +2,20 @@
 
 from typing import Any
 
-from dartsfast.candidates.config import RandomCNNConfig, SelectCNNConfig
+from dartsfast.candidates.config import RandomCNNConfig, RandomRNNConfig, SelectCNNConfig, SelectRNNConfig
 
-__all__ = ["Candidate", "CandidatesResult", "RandomCNNConfig", "SelectCNNConfig", "random_cnn", "select_cnn"]
+__all__ = [
+    "Candidate",
+    "CandidatesResult",
+    "RandomCNNConfig",
+    "RandomRNNConfig",
+    "SelectCNNConfig",
+    "SelectRNNConfig",
+    "random_cnn",
+    "random_rnn",
+    "select_cnn",
+    "select_rnn",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from dartsfast.candidates import cnn
 
         return getattr(cnn, name)
+    if name in ("random_rnn", "select_rnn"):
+        from dartsfast.candidates import rnn
+
+        return getattr(rnn, name)
     if name in ("Candidate", "CandidatesResult"):
         from dartsfast.candidates import compete
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dartsfast.candidates.compete import CandidatesResult, Measure, compete, competition
+from dartsfast.candidates.compete import CandidatesResult, Measure, compete, competition, numbered, once
 from dartsfast.candidates.config import RandomCNNConfig
 from dartsfast.candidates.draw import draw_cnn
 from dartsfast.data import absolute_images
-from dartsfast.runs.checkpoint import has_checkpoint
 from dartsfast.search.cnn import search_cnn
 from dartsfast.train.cnn import TrainResult, train_cnn
 
-_ACCURACY = Measure("valid_acc", " %", largest=True)
+_ACCURACY = Measure("valid_acc", " %", sign=1, last=True)
 
 
 def random_cnn(config: RandomCNNConfig, *, resume: str | os.PathLike | None = None) -> CandidatesResult:
@@ -40,9 +37,9 @@ def random_cnn(config: RandomCNNConfig, *, resume: str | os.PathLike | None = No
 
     def train(number: int, folder: Path) -> TrainResult:
         arch = repr(draw_cnn(config.seed + number))
-        return _once(train_cnn, config.training(arch, str(folder)), folder)
+        return once(train_cnn, config.training(arch, str(folder)), folder)
 
-    return compete(out, command, _ACCURACY, _numbered(config.candidates, train))
+    return compete(out, command, _ACCURACY, numbered(config.candidates, train))
 
 
 def select_cnn(config: Any, *, resume: str | os.PathLike | None = None) -> CandidatesResult:
@@ -64,17 +61,7 @@ def select_cnn(config: Any, *, resume: str | os.PathLike | None = None) -> Candi
 
     def search_and_train(number: int, folder: Path) -> TrainResult:
         search, train = folder / "search", folder / "train"
-        found = _once(search_cnn, config.search(number, str(search)), search)
-        return _once(train_cnn, config.training(repr(found.genotype), str(train)), train)
+        found = once(search_cnn, config.search(number, str(search)), search)
+        return once(train_cnn, config.training(repr(found.genotype), str(train)), train)
 
-    return compete(out, command, _ACCURACY, _numbered(config.searches, search_and_train))
-
-
-def _once(run: Callable[..., Any], config: Any, folder: Path) -> Any:
-    """Run it, or go on with what there is of it in its folder."""
-    return run(config, resume=folder if has_checkpoint(folder) else None)
-
-
-def _numbered(count: int, run: Callable[[int, Path], Any]) -> dict[str, Callable[[Path], Any]]:
-    digits = len(str(count - 1))
-    return {f"{number:0{digits}d}": partial(run, number) for number in range(count)}
+    return compete(out, command, _ACCURACY, numbered(config.searches, search_and_train))

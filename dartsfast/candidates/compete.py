@@ -11,8 +11,9 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import DivergedError, InputError, RunStopped
 from dartsfast.genotypes import AnyGenotype, genotype_to_json
+from dartsfast.runs.checkpoint import has_checkpoint
 from dartsfast.runs.config_file import CONFIG, load_config, write_config
 from dartsfast.runs.detail import QUIET, detail
 from dartsfast.runs.folder import InUseError, locked, new_folder
@@ -31,11 +33,28 @@ from dartsfast.tables import print_table
 
 
 class Measure(NamedTuple):
-    """What candidates are judged by: a column of their logs, the last row of which counts."""
+    """What candidates are judged by: a column of their logs.
+
+    Attributes:
+        name: of the column.
+        unit: of its numbers.
+        sign: 1 where the largest is the best, -1 where the smallest is.
+        last: whether the last epoch counts, else the best one.
+    """
 
     name: str
     unit: str
-    largest: bool  # is the best
+    sign: int
+    last: bool
+
+    def reached(self, history: Sequence[Mapping[str, Any]]) -> float:
+        """Return what a training came to."""
+        values = [row[self.name] for row in history]
+        return values[-1] if self.last else max(values, key=self.better)
+
+    def better(self, value: float | None) -> float:
+        """Return what is the larger, the better; None is worse than all."""
+        return -inf if value is None else self.sign * value
 
 
 @dataclass(frozen=True)
@@ -164,13 +183,24 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def once(run: Callable[..., Any], config: Any, folder: Path) -> Any:
+    """Run it, or go on with what there is of it in its folder."""
+    return run(config, resume=folder if has_checkpoint(folder) else None)
+
+
+def numbered(count: int, run: Callable[[int, Path], Any]) -> dict[str, Callable[[Path], Any]]:
+    """Return entrants whose names are their numbers, from 0 on."""
+    digits = len(str(count - 1))
+    return {f"{number:0{digits}d}": partial(run, number) for number in range(count)}
+
+
 def _entered(folder: Path, run: Callable[[Path], Any], measure: Measure) -> Candidate:
     try:
         result = run(folder)
     except DivergedError as error:
         _say(f"out of the competition: {error}")
         return Candidate(folder.name, None, None)
-    return Candidate(folder.name, result.genotype, result.history[-1][measure.name])
+    return Candidate(folder.name, result.genotype, measure.reached(result.history))
 
 
 def _judged(out: Path, done: list[Candidate], waiting: list[str], measure: Measure) -> CandidatesResult:
@@ -179,7 +209,7 @@ def _judged(out: Path, done: list[Candidate], waiting: list[str], measure: Measu
         why = "all of its candidates diverged" if not waiting else "other processes are at all that is left"
         raise DivergedError(f"the competition in {out} has no winner: {why}")
     values = [value for value, *_ in reached]
-    value, genotype, best = (max if measure.largest else min)(reached, key=lambda one: one[0])
+    value, genotype, best = max(reached, key=lambda one: measure.better(one[0]))
     deviation = stdev(values) if len(values) > 1 else 0.0
     lesson = (
         f"best of {len(values)} cells: {best}, {measure.name} {value:.2f}{measure.unit}; "
@@ -212,14 +242,8 @@ def _replace(path: Path, value: Any) -> None:
 
 
 def _print(result: CandidatesResult, measure: Measure) -> None:
-    def rank(candidate: Candidate) -> float:
-        reached = candidate.measure
-        if reached is None:
-            return inf
-        return -reached if measure.largest else reached
-
     rows = [
         (c.name, c.digits, "diverged" if c.measure is None else f"{c.measure:.2f}")
-        for c in sorted(result.candidates, key=rank)
+        for c in sorted(result.candidates, key=lambda c: measure.better(c.measure), reverse=True)
     ]
     print_table(f"candidates in {result.out}", ("candidate", "cell", measure.name), rows, numbers=1)

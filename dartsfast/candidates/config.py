@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from dartsfast.errors import InputError
 from dartsfast.runs.options import DATA, OPTIMISATION, SEARCHES, TRAININGS, RunOptions, option
-from dartsfast.search.config import CNNConfig
-from dartsfast.train.config import CNNTrainingOptions, TrainCNNConfig
+from dartsfast.search.config import CNNConfig, RNNConfig
+from dartsfast.train.config import CNNTrainingOptions, RNNTrainingOptions, TrainCNNConfig, TrainRNNConfig
 
 _SHARED = ("data", "download", "image_size", "max_images", "train_portion", "seed")
 """Options of a selection that its searches and trainings have in common, beside those of every run."""
@@ -40,8 +40,27 @@ class RandomCNNConfig(CNNTrainingOptions):
 
     def training(self, arch: str, folder: str) -> TrainCNNConfig:
         """Return the options of the training of the cell ``arch`` in ``folder``."""
-        common = {field.name: getattr(self, field.name) for field in dataclasses.fields(CNNTrainingOptions)}
-        return TrainCNNConfig(**{**common, "arch": arch, "out": folder})
+        return TrainCNNConfig(**{**_options(self, CNNTrainingOptions), "arch": arch, "out": folder})
+
+
+@dataclass(frozen=True)
+class RandomRNNConfig(RNNTrainingOptions):
+    """Options of the random baseline of the RNN (paper section 3.2): its cells are few and trained longer."""
+
+    candidates: int = option(8, "cells to draw, the k-th with the seed --seed + k")
+    epochs: int = option(300, "passes over the training text, for each cell", group=OPTIMISATION)
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "candidates")
+
+    def training(self, arch: str, folder: str) -> TrainRNNConfig:
+        """Return the options of the training of the cell ``arch`` in ``folder``."""
+        return TrainRNNConfig(**{**_options(self, RNNTrainingOptions), "arch": arch, "out": folder})
+
+
+def _options(config: Any, config_cls: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config_cls)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,8 @@ class Selection(RunOptions):
                 part.check()
             except InputError as error:
                 raise InputError(f"of the options --{prefix}_...: {error}") from error
-        _check_held_out(self.train_portion)  # type: ignore[attr-defined]
+        if hasattr(self, "train_portion"):
+            _check_held_out(self.train_portion)
 
     def search(self, number: int, folder: str) -> Any:
         """Return the options of a search, by its number, in ``folder``."""
@@ -119,3 +139,4 @@ def _selection(name: str, search_config: Any, training_config: Any, **training: 
 
 
 SelectCNNConfig: Any = _selection("SelectCNNConfig", CNNConfig, TrainCNNConfig, epochs=100)
+SelectRNNConfig: Any = _selection("SelectRNNConfig", RNNConfig, TrainRNNConfig, epochs=300)

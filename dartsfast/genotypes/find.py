@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
-from dartsfast.genotypes.check import AnyGenotype, Kind, as_genotype
+from dartsfast.genotypes.check import Kind, as_genotype
 from dartsfast.genotypes.text import looks_like_genotype, parse_genotype
 
 
-def resolve_genotype(spec: str, kind: Kind | None = None) -> AnyGenotype:
-    """Return the genotype that ``spec`` names, of operations that there are.
+def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
+    """Return the genotype that ``spec`` names, as :func:`as_genotype` does, of operations that there are.
 
     Args:
         spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed

@@ -57,7 +57,7 @@ class Options:
             if (
                 isinstance(value, (int, float))
                 and value < 0
-                and field.name not in ("seed", "small_batch_size")
+                and not field.name.endswith(("seed", "small_batch_size"))
             ):
                 raise InputError(f"{field.name} must not be negative, got {value}")
             if ("dropout" in field.name or field.name == "drop_path_prob") and value >= 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +33,8 @@ from dartsfast.runs.run import Iteration, Run
 from dartsfast.train.config import TrainCNNConfig
 from dartsfast.train.count import Size, network_size
 from dartsfast.train.evaluate import test_network
+from dartsfast.train.result import TrainResult, epochs
 from dartsfast.train.weights import WEIGHTS, save_weights
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training has come to.
-
-    Attributes:
-        genotype: the cell.
-        history: one row an epoch, as in ``log.jsonl``.
-        out: folder of the run, with ``genotype.json``, ``log.jsonl``, ``cell.png``, ``curves.png`` (and
-            SVG), ``weights.pt``, ``tensorboard/``.
-        checkpoint: the last checkpoint.
-        weights: the trained network's ``state_dict``.
-    """
-
-    genotype: AnyGenotype
-    history: list[dict[str, Any]]
-    out: Path
-    checkpoint: Path
-    weights: Path
-
-    @property
-    def lesson(self) -> str:
-        """What the last test or validation says, in a sentence."""
-        row = self.history[-1]
-        epochs = f"{row['epoch']} epoch{'s' if row['epoch'] > 1 else ''}"
-        what, accuracy = ("test", row["test_acc"]) if "test_acc" in row else ("validation", row["valid_acc"])
-        return f"after {epochs}: {what} error {100 - accuracy:.2f} %"
 
 
 class CNNTraining(Run):
@@ -238,16 +210,21 @@ class CNNTraining(Run):
     def result(self, out: Path, checkpoint: Path) -> TrainResult:
         """Write the weights and return where everything lies."""
         save_weights(out, self.model.state_dict())
-        return TrainResult(self.cell, self.history, out, checkpoint, out / WEIGHTS)
+        return _result(self.cell, self.history, out, checkpoint)
 
     @classmethod
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> TrainResult:
         """Return the result of a training that is over; its data need not be there any more."""
         if not (out / WEIGHTS).exists():  # it was stopped after its last checkpoint
             save_weights(out, state["model"])
-        return TrainResult(
-            resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint, out / WEIGHTS
-        )
+        return _result(resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint)
+
+
+def _result(cell: AnyGenotype, history: list[dict[str, Any]], out: Path, checkpoint: Path) -> TrainResult:
+    row = history[-1]
+    what, accuracy = ("test", row["test_acc"]) if "test_acc" in row else ("validation", row["valid_acc"])
+    lesson = f"after {epochs(row['epoch'])}: {what} error {100 - accuracy:.2f} %"
+    return TrainResult(cell, history, out, checkpoint, out / WEIGHTS, lesson)
 
 
 def train_cnn(config: TrainCNNConfig, *, resume: str | Path | None = None) -> TrainResult:
