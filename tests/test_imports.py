@@ -163,6 +163,20 @@ def test_what_ships_is_what_there_is():
     assert re.findall(r'"([\w.]+)"', listed) == sorted(there)
 
 
+def test_what_ships_beside_modules_is_named():
+    text = (ROOT / "pyproject.toml").read_text()
+    table = re.search(r"\[tool\.setuptools\.package-data\]\n((?:.+\n)+)", text)[1]
+    listed = {
+        (ROOT / package.replace(".", "/") / name)
+        for package, names in re.findall(r'"([\w.]+)" = \[(.*)\]', table)
+        for name in re.findall(r'"([^"]+)"', names)
+    }
+    files = {
+        path for path in (ROOT / "dartsfast").rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    }
+    assert {path for path in files if path.suffix not in (".py", ".so", ".pyc")} == listed
+
+
 def test_the_map_names_everything():
     """CONTRIBUTING's table has every package, and every file that is in none."""
     table = (ROOT / "CONTRIBUTING.md").read_text()
