@@ -24,7 +24,7 @@ from dartsfast.errors import RunStopped
 from dartsfast.genotypes import published
 from dartsfast.runs.journal import Journal
 from dartsfast.runs.page import write_report
-from dartsfast.runs.record import read_run
+from dartsfast.runs.record import COMPETITION, read_run
 from dartsfast.runs.run import Run
 from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 
@@ -229,7 +229,15 @@ def test_a_run_of_an_earlier_version_moved_elsewhere(cnn, tmp_path, capsys):
 
 
 NOTE = {"epoch": 1, "iterations": 3, "work": 9.0, "unit": "", "seconds": {}, "alphas": {}}
-TABLE = {"weights": [[0.0, 0.0], [0.0, 0.0]], "operations": ["none", "skip"], "edges": ["0→1"], "kept": []}
+TABLE = {"weights": [[0.0, 0.0]] * 2, "operations": ["none", "skip"], "edges": ["0→1", "0→2"], "kept": []}
+
+
+def note(**changes):
+    return json.dumps({**NOTE, **changes}) + "\n"
+
+
+def table(**changes):
+    return note(alphas={"a": {**TABLE, **changes}})
 
 
 @pytest.mark.parametrize(
@@ -242,13 +250,19 @@ TABLE = {"weights": [[0.0, 0.0], [0.0, 0.0]], "operations": ["none", "skip"], "e
         ("config.toml", 'command = "search cnn"\n[options]\nepochs = "x"', "of how many epochs"),
         ("genotype.json", '{"normal": 3}', "expected the fields"),
         ("epochs.jsonl", '{"epoch": 1}\n', "lacks"),
-        ("epochs.jsonl", json.dumps({**NOTE, "iterations": "<b>"}) + "\n", "other types"),
-        ("epochs.jsonl", json.dumps({**NOTE, "alphas": {"a": 3}}) + "\n", "not a dict"),
-        (
-            "epochs.jsonl",
-            json.dumps({**NOTE, "alphas": {"a": TABLE}}) + "\n",
-            "not a finite weight for every",
-        ),
+        ("epochs.jsonl", note(iterations="<b>"), "other types"),
+        ("epochs.jsonl", note(alphas={"a": 3}), "not a dict"),
+        ("epochs.jsonl", note(seconds={"training": "x"}), "not a number"),
+        ("epochs.jsonl", table(weights=[[0.0, 0.0], [0.0, float("inf")]]), "not a finite weight"),
+        ("epochs.jsonl", table(weights=[[0.0, 0.0]]), "not a finite weight"),
+        ("epochs.jsonl", table(weights=[["x"]]), "no table of alphas"),
+        ("epochs.jsonl", table(kept=[["a", 0]]), "no table of alphas"),
+        ("epochs.jsonl", table(kept=[["none", 7], ["none", 0]]), "no table of alphas"),
+        ("epochs.jsonl", table(operations=["none", 3]), "no names"),
+        ("epochs.jsonl", table(edges=3), "no table of alphas"),
+        ("candidates.json", "{}", "lacks best"),
+        ("candidates.json", json.dumps(COMPETITION), "what its best candidate has reached"),
+        ("run.json", '{"changed": [[]], "lesson": "", "processes": []}', "no names of options"),
         ("run.json", "[]", "not of type dict"),
         ("run.json", '{"changed": [], "lesson": "", "processes": [{}]}', "lacks"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dartsfast.drawing.alphas import kept_places
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
 from dartsfast.genotypes import AnyGenotype, genotype_from_json, genotype_to_json
 from dartsfast.runs.config_file import CONFIG, load_config
-from dartsfast.runs.fit import check_finite, match, match_keys
+from dartsfast.runs.fit import match, match_keys
 from dartsfast.runs.folder import LOCK, in_use
 
 LOG, GENOTYPE, EPOCHS, PROCESSES = "log.jsonl", "genotype.json", "epochs.jsonl", "run.json"
@@ -31,6 +33,11 @@ TABLE = ("weights", "operations", "edges", "kept")
 PROCESS: dict[str, Any] = {
     "began": "", "seen": "", "end": "", "epochs_before": 0, "iterations_before": 0, "environment": {},
     "memory": {},
+}  # fmt: skip
+
+# What candidates.json holds.
+COMPETITION: dict[str, Any] = {
+    "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "waiting": [], "candidates": [],
 }  # fmt: skip
 
 
@@ -190,9 +197,19 @@ def read_processes(folder: Path) -> dict[str, Any]:
         return {"changed": None, "lesson": "", "processes": []}
     found = _json(path, read_text(path))
     match(str(path), {"changed": [], "lesson": "", "processes": []}, found)
+    if not all(isinstance(name, str) for name in found["changed"]):
+        raise InputError(f"{path}: changed has what are no names of options")
     for process in found["processes"]:
         match(f"{path}: a process", PROCESS, process)
+        _check_numbers(f"{path}: memory", process["memory"])
     return found
+
+
+def _check_numbers(place: str, found: Mapping[str, Any]) -> None:
+    """Raise InputError unless all values are finite numbers."""
+    for name, value in found.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InputError(f"{place} has {name}: {value!r}, not a number")
 
 
 def _options(folder: Path) -> tuple[tuple[str, str] | None, dict[str, Any]]:
@@ -210,13 +227,13 @@ def _counted(command: tuple[str, str]) -> str:
 def _candidates(folder: Path) -> dict[str, Any]:
     path = folder / CANDIDATES
     found = _json(path, read_text(path))
-    match_keys(str(path), {"command", "measure", "best", "mean", "deviation", "waiting", "candidates"}, found)
+    match(str(path), COMPETITION, found)
     measures = {}
     for one in found["candidates"]:
         match_keys(f"{path}: a candidate", {"name", "genotype", "measure"}, one)
-        measures[one["name"]] = one["measure"]
-    numbers = [found["mean"], found["deviation"], measures.get(found["best"])]
-    if not {type(number) for number in numbers} <= {int, float}:
+        measures[str(one["name"])] = one["measure"]
+    _check_numbers(str(path), {name: one for name, one in measures.items() if one is not None})
+    if measures.get(found["best"]) is None:
         raise InputError(f"{path} does not say what its best candidate has reached")
     return found
 
@@ -227,9 +244,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     for place, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or type(row.get("epoch")) is not int:
             raise InputError(f"line {place} of {path} is not the row of an epoch")
-        for name, value in row.items():
-            if type(value) not in (int, float):
-                raise InputError(f"line {place} of {path} has {name}: {value!r}, not a number")
+        _check_numbers(f"line {place} of {path}", row)
     return rows
 
 
@@ -243,7 +258,7 @@ def _notes(folder: Path) -> dict[int, dict[str, Any]]:
         match_keys(f"a line of {path}", set(NOTE), note)
         if [type(note[name]) for name in NOTE] != list(NOTE.values()):
             raise InputError(f"a line of {path} has values of other types than {NOTE}")
-        check_finite(f"a line of {path}: seconds", note["seconds"])
+        _check_numbers(f"a line of {path}: seconds", note["seconds"])
         for name, table in note["alphas"].items():
             _check_table(f"{path}: {name}", table)
         notes[note["epoch"]] = note
@@ -253,12 +268,13 @@ def _notes(folder: Path) -> dict[int, dict[str, Any]]:
 def _check_table(place: str, table: Any) -> None:
     """Raise InputError unless a table has a finite weight for every edge and operation."""
     match_keys(place, set(TABLE), table)
-    for name in TABLE:
-        match(f"{place}.{name}", [], table[name][:0] if isinstance(table[name], list) else table[name])
     try:
         weights = np.array(table["weights"], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{place} has weights that are no numbers ({error})") from error
+        kept_places(table["operations"], table["edges"], table["kept"])
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{place} is no table of alphas ({error})") from error
+    if not all(isinstance(name, str) for name in (*table["edges"], *table["operations"])):
+        raise InputError(f"{place} has what are no names of edges and operations")
     if weights.shape != (len(table["edges"]), len(table["operations"])) or not np.isfinite(weights).all():
         raise InputError(f"{place} has not a finite weight for every edge and operation")
 
