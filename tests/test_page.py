@@ -105,14 +105,30 @@ def test_alphas_of_every_epoch_are_there(cnn):
 
 
 def test_cells_are_those_of_the_genotype(cnn):
-    text = read(cnn.out)
-    pictures = re.findall(r'<svg class="cell".*?</svg>', text)
+    """Every edge has its operation, and leads from its source's box to its target's."""
+    pictures = re.findall(r'<svg class="cell".*?</svg>', read(cnn.out))
     assert len(pictures) == 2
     for picture, entries in zip(pictures, (cnn.genotype.normal, cnn.genotype.reduce), strict=True):
         assert sorted(re.findall(r'<text class="op"[^>]*>([^<]+)<', picture)) == sorted(
             op for op, _ in entries
         )
-        assert picture.count('class="tip"') == 8 + 4
+        kinds = "input|node|output"
+        rect = rf'<rect class="(?:{kinds})" x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)" rx="8"/>'
+        found = re.findall(rect + r'<text class="name"[^>]*>(.*?)</text>', picture)
+        boxes = {re.sub("<.*?>", "", name): tuple(map(float, place)) for *place, name in found}
+        names = ["ck-2", "ck-1", "0", "1", "2", "3", "ck"]
+        assert sorted(boxes) == sorted(names)
+        edges = [(source, 2 + k // 2) for k, (_, source) in enumerate(entries)] + [
+            (k, 6) for k in range(2, 6)
+        ]
+        ways = re.findall(r'class="edge" d="M([\d.]+),([\d.]+).*?class="tip" d="M([\d.]+),([\d.]+) ', picture)
+        assert len(ways) == len(edges)
+        for (source, target), way in zip(edges, ways, strict=True):
+            x0, y0, x1, y1 = map(float, way)
+            (left, _, width, _), (at, top, _, height) = boxes[names[source]], boxes[names[target]]
+            assert x0 == pytest.approx(left + width, abs=0.2) and x1 == pytest.approx(at, abs=0.2)
+            assert top < y1 < top + height
+            assert y0 == pytest.approx(boxes[names[source]][1] + boxes[names[source]][3] / 2, abs=0.2)
 
 
 def test_a_page_is_whole_escaped_and_needs_nothing_else(cnn):

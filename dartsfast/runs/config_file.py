@@ -36,10 +36,9 @@ def write_config(folder: Path, command: tuple[str, str], config: Any) -> None:
 
 def changed_options(config: Any) -> dict[str, Any]:
     """Return the options that are not at their defaults, all but the folder, by name."""
-    values = {
-        field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)
-    }
-    return {name: value for name, (value, default) in values.items() if name != "out" and value != default}
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name != "out"}
+    values = {name: getattr(config, name) for name in defaults}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def repeat_command(folder: Path, command: tuple[str, str]) -> str:

@@ -219,12 +219,11 @@ def _times(run: Record) -> str:
         ]
         parts.append(table(("phase", "time", "an epoch", "share"), rows, style="numbers"))
         training = phases.get("training", 0.0) or 1.0
-        speeds = [f"{sum(note['iterations'] for note in notes) / training:.4g} iterations a second"]
-        if notes[-1]["unit"]:
-            speeds.append(
-                f"{sum(note['work'] for note in notes) / training:.4g} {notes[-1]['unit']} a second"
-            )
-        parts.append(f"<p>While training: {escape(', '.join(speeds))}.</p>")
+        iterations, work = (sum(note[name] for note in notes) for name in ("iterations", "work"))
+        speed = f"{iterations / training:.4g} iterations a second"
+        if unit := notes[-1]["unit"]:
+            speed += f", {work / training:.4g} {unit} a second"
+        parts.append(f"<p>While training: {escape(speed)}.</p>")
     memory: dict[str, int] = {}
     for process in run.processes:
         for kind, size in process["memory"].items():
