@@ -21,8 +21,8 @@ BELOW_MIDWAY = (1 << 28) - 1
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return a * b + c, rounded once where the tensors are float32.
 
-    The product of two float32 is exact in float64, and its sum with c is rounded twice: there, and to float32.
-    That is another number than one rounding gives at most where the first one ends midway between two float32.
+    The product of two float32 is exact in float64, and its sum with c is rounded twice: there, and to
+    float32. Only where the first rounding ends midway between two float32 can one give another number.
     """
     if a.dtype == torch.float64:
         return a * b + c
@@ -38,7 +38,10 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _to_odd(a: Tensor, b: Tensor) -> Tensor:
-    """Return a + b rounded to odd, which keeps what a second rounding has to know (Boldo and Melquiond 2008)."""
+    """Return a + b rounded to odd, which keeps what a second rounding has to know.
+
+    (Boldo and Melquiond 2008.)
+    """
     total = a + b
     # The error of the sum (Knuth's TwoSum); it is 0 where the sum is exact.
     part = total - a
