@@ -24,7 +24,6 @@ from dartsfast.rnn.genotypes import DARTS_V1, DARTS_V2, ENAS
 from dartsfast.rnn.model import RNNModel
 from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from dartsfast.runs.interrupts import StopAsked
-from dartsfast.runs.report import Report
 from dartsfast.train import TestRNNConfig, TrainRNNConfig, test_rnn, train_rnn
 from dartsfast.train import rnn as training_module
 from dartsfast.train.rnn import RNNTraining
@@ -40,12 +39,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pictures take most of the time of trainings as small as these."""
-    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
 
 
 @pytest.fixture
