@@ -20,7 +20,7 @@ from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.options import GROUPS
 from dartsfast.search.config import CNNConfig, RNNConfig
-from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
+from dartsfast.train.config import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
@@ -31,15 +31,23 @@ WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
         "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
     },
     ("train", "cnn"): {"model_path": str},
+    ("train", "rnn"): {"cuda": None, "single_gpu": None},
     ("test", "cnn"): {
         "report_freq": int, "cutout": None, "cutout_length": int, "drop_path_prob": float, "seed": int,
+    },
+    ("test", "rnn"): {
+        "lr": float, "clip": float, "epochs": int, "batch_size": int, "dropout": float, "dropouth": float,
+        "dropoutx": float, "dropouti": float, "dropoute": float, "seed": int, "nonmono": int, "cuda": None,
+        "log-interval": int, "alpha": float, "beta": float, "wdecay": float, "continue_train": None,
+        "n_experts": int, "small_batch_size": int, "max_seq_len_delta": int, "single_gpu": None,
     },
 }  # fmt: skip
 
 RUNS: dict[str, dict[str, Any]] = {
     "search": {"cnn": CNNConfig, "rnn": RNNConfig},
-    "train": {"cnn": TrainCNNConfig},
+    "train": {"cnn": TrainCNNConfig, "rnn": TrainRNNConfig},
 }
+TESTS: dict[str, Any] = {"cnn": TestCNNConfig, "rnn": TestRNNConfig}
 HELP = {"search": "search a {} cell", "train": "train a found {} cell from scratch"}
 NOUNS = {"search": "search", "train": "training", "test": "test"}
 SAVED_AS = {"search": "search", "train": "eval"}  # what the original calls its folders
@@ -163,6 +171,14 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
         add_field(groups[field.metadata["group"]], field)
+    if protocols := getattr(config, "protocols", None):
+        changes = (
+            f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items()) or 'the defaults'}"
+            for name, options in protocols.items()
+        )
+        groups["optimisation"].add_argument(
+            "--preset", choices=protocols, help=f"options for a corpus ({'; '.join(changes)})"
+        )
     if verb == "search":
         groups["optimisation"].add_argument(
             "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
@@ -196,14 +212,17 @@ def _add_test(commands: Any) -> None:
     kinds = commands.add_parser("test", help="test a trained network").add_subparsers(
         required=True, metavar="KIND"
     )
-    command = kinds.add_parser("cnn", help="test a trained CNN", argument_default=argparse.SUPPRESS)
-    command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
-    groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
-    for field in dataclasses.fields(TestCNNConfig):
-        add_field(groups[field.metadata["group"]], field)
-    groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
-    _add_old_flags(command, "test", "cnn")
-    command.set_defaults(run=_test)
+    for kind, config in TESTS.items():
+        command = kinds.add_parser(
+            kind, help=f"test a trained {kind.upper()}", argument_default=argparse.SUPPRESS
+        )
+        command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
+        groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
+        for field in dataclasses.fields(config):
+            add_field(groups[field.metadata["group"]], field)
+        groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+        _add_old_flags(command, "test", kind)
+        command.set_defaults(run=_test, kind=kind, config=config)
 
 
 def _add_explain(commands: Any) -> None:
@@ -227,7 +246,7 @@ def _add_explain(commands: Any) -> None:
 
 def _drop_old_flags(given: dict[str, Any], verb: str, kind: str) -> None:
     for name in WITHOUT_EFFECT[verb, kind]:
-        if given.pop(name, None) is not None:
+        if given.pop(name.replace("-", "_"), None) is not None:
             print(f"dartsfast: --{name} has no effect on a {NOUNS[verb]}", file=sys.stderr)
 
 
@@ -245,8 +264,12 @@ def _run(args: argparse.Namespace) -> None:
     if resume is not None:
         _resume(verb, kind, config_cls, given, resume)
         return
+    base: dict[str, Any] = {}
     if "config_file" in given:
-        given = {**read_config(given.pop("config_file"), (verb, kind), config_cls), **given}
+        base = read_config(given.pop("config_file"), (verb, kind), config_cls)
+    if "preset" in given and hasattr(config_cls, "protocols"):
+        base |= config_cls.protocols[given.pop("preset")]
+    given = {**base, **given}
     if "save" in given:
         saved = f"{SAVED_AS[verb]}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
@@ -302,18 +325,15 @@ def _test(args: argparse.Namespace) -> None:
     from dartsfast import train
 
     given = dict(vars(args))
+    kind, config = given.pop("kind"), given.pop("config")
     del given["run"]
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
-    _drop_old_flags(given, "test", "cnn")
+    _drop_old_flags(given, "test", kind)
     folder = given.pop("folder", None)
     if folder is not None and given.setdefault("model_path", folder) != folder:
         raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
-    found = train.test_cnn(TestCNNConfig(**given))
-    print(
-        f"test error {100 - found.acc:.2f} % ({100 - found.acc5:.2f} % with five guesses), "
-        f"loss {found.loss:.4f}, on {found.images} images"
-    )
+    print(getattr(train, f"test_{kind}")(config(**given)))
 
 
 def _runs(args: argparse.Namespace) -> None:

@@ -36,7 +36,15 @@ class BackendError(RuntimeError):
 
 
 class DivergedError(ArithmeticError):
-    """A loss or gradient became NaN or infinite; the message says where, and how to go on."""
+    """A loss or gradient became NaN or infinite; the message says where, and how to go on.
+
+    Attributes:
+        what: the same in short, of a run.
+    """
+
+    def __init__(self, message: str, what: str = "") -> None:
+        super().__init__(message)
+        self.what = what
 
 
 class RunStopped(KeyboardInterrupt):

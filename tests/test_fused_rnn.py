@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from dartsfast.backends import availability
 from dartsfast.bilevel import hvp
 from dartsfast.errors import InputError
-from dartsfast.rnn import fused, model_search
+from dartsfast.rnn import fused
+from dartsfast.rnn import model as rnn_model
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -207,7 +208,7 @@ class Sizes(TorchDispatchMode):
 
 @pytest.mark.parametrize(("backend", "whole"), [("cpu", False), ("reference", True)])
 def test_the_loss_never_holds_all_logits(monkeypatch, backend, whole):
-    monkeypatch.setattr(model_search, "LOSS_CHUNK", 8)
+    monkeypatch.setattr(rnn_model, "LOSS_CHUNK", 8)
     monkeypatch.setitem(globals(), "VOCABULARY", 2000)
     model = network(backend)
     (x, y), hidden = text(), model.init_hidden(6)
@@ -302,10 +303,8 @@ def test_what_dropout_leaves_is_multiplied_alone(monkeypatch):
     """In training with dropout, and in nothing else."""
     called = []
     for name in ("locked_cross_entropy", "linear_cross_entropy"):
-        function = getattr(model_search, name)
-        monkeypatch.setattr(
-            model_search, name, lambda *args, f=function, n=name: called.append(n) or f(*args)
-        )
+        function = getattr(rnn_model, name)
+        monkeypatch.setattr(rnn_model, name, lambda *args, f=function, n=name: called.append(n) or f(*args))
     x, y = text()
     for dropouts, training in ((DROPOUTS, True), (DROPOUTS, False), (DRY, True)):
         model = network("cpu", dropouts=dropouts).train(training)

@@ -35,12 +35,17 @@ NAMED = 3  # differences that a message names
 Part = dict[str, Any]
 
 
-def text_fingerprint(corpus: Corpus) -> dict[str, Part]:
-    """Return the fingerprint of the texts that a run reads, and of the words behind their ids."""
+def text_fingerprint(corpus: Corpus, *, tested: bool = False) -> dict[str, Part]:
+    """Return the fingerprint of the texts that a run reads, and of the words behind their ids.
+
+    The text that it is ``tested`` on belongs to them where it is.
+    """
     words = corpus.dictionary.idx2word
+    texts = {"train text": corpus.train, "valid text": corpus.valid}
+    if tested:
+        texts["test text"] = corpus.test
     return {
-        "train text": _whole("token", len(corpus.train), corpus.train.numpy().data),
-        "valid text": _whole("token", len(corpus.valid), corpus.valid.numpy().data),
+        **{name: _whole("token", len(text), text.numpy().data) for name, text in texts.items()},
         "vocabulary": _whole("word", len(words), "\n".join(words).encode("utf-8", "surrogatepass")),
     }
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
 from dartsfast.files import read_text
-from dartsfast.genotypes.check import AnyGenotype, as_genotype
+from dartsfast.genotypes.check import Kind, as_genotype
 from dartsfast.genotypes.text import looks_like_genotype, parse_genotype
 
 
-def resolve_genotype(spec: str) -> AnyGenotype:
-    """Return the genotype that ``spec`` names, of operations that there are.
+def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
+    """Return the genotype that ``spec`` names, as :func:`as_genotype` does, of operations that there are.
 
     Args:
         spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed
             ``Genotype(...)``; one of these texts itself; or a published cell such as ``DARTS_V2`` (a CNN
             cell) or ``rnn:DARTS_V2``.
+        kind: ``CNN`` or ``RNN`` where the other will not do; a name that both have is then of that kind.
 
     Raises:
-        InputError: none of these, or no genotype in it.
+        InputError: none of these, no genotype in it, or one of the other kind.
     """
     # Not at the top: genotypes alone need no torch.
     from dartsfast.cnn.operations import OPS
@@ -36,11 +38,11 @@ def resolve_genotype(spec: str) -> AnyGenotype:
             )
     if os.path.lexists(path):
         try:
-            genotype = as_genotype(parse_genotype(read_text(path)))
+            genotype = as_genotype(parse_genotype(read_text(path)), kind)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     else:
-        genotype = as_genotype(spec)
+        genotype = as_genotype(spec, kind)
     names = OPS if isinstance(genotype, cnn_genotypes.Genotype) else ACTIVATIONS
     try:
         return as_genotype(genotype, known=names)

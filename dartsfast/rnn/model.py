@@ -10,12 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartsfast.backends import resolve_backend
 from dartsfast.errors import InputError, check_range
+from dartsfast.fused.linear import linear
+from dartsfast.fused.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.genotypes import RNN, as_genotype
+from dartsfast.modules.plain import is_plain
 from dartsfast.rnn.genotypes import STEPS, Genotype
 from dartsfast.rnn.utils import ACTIVATIONS, LockedDropout, embedded_dropout, mask2d
 
 INITRANGE = 0.04
+# Rows of logits that the fused loss holds at a time: [144, vocabulary], 4 batch elements of 35 time steps.
+LOSS_CHUNK = 144
+# The target of F.nll_loss for what is no word, such as padding.
+IGNORED = -100
 
 BUILT_ACTIVATIONS = dict(ACTIVATIONS)  # whatever a script puts in their place
 
@@ -106,6 +114,11 @@ BUILT_METHODS = {
 }
 
 
+def is_padded(target: Tensor) -> bool:
+    """Whether the loss leaves some of ``target`` out; on a GPU this would wait for the device."""
+    return bool((target == IGNORED).any())
+
+
 class RNNModel(nn.Module):
     """Embedding, recurrent cell and a decoder tied to the embedding.
 
@@ -121,10 +134,14 @@ class RNNModel(nn.Module):
         dropoute: dropout of whole words.
         cell_cls: the cell's class; called with ``ninp, nhid, dropouth, dropoutx`` and the genotype, if any.
         genotype: the cell of a ``DARTSCell``; None for a class that needs none.
+        backend: what computes the decoder's loss, and search cells (see :mod:`dartsfast.backends`); the cell
+            of a genotype is stock PyTorch on each.
 
     Raises:
-        InputError: feature counts that differ, or a genotype that does not fit.
+        InputError: feature counts that differ, a genotype that does not fit, or unknown backend.
     """
+
+    _backend = "reference"  # of models that were pickled as the original's
 
     def __init__(
         self,
@@ -139,6 +156,8 @@ class RNNModel(nn.Module):
         dropoute: float = 0.1,
         cell_cls: Callable[..., nn.Module] = DARTSCell,
         genotype: Genotype | None = None,
+        *,
+        backend: str = "reference",
     ) -> None:
         super().__init__()
         if not ninp == nhid == nhidlast:
@@ -147,6 +166,9 @@ class RNNModel(nn.Module):
             )
         if cell_cls is DARTSCell and genotype is None:
             raise InputError("RNNModel needs a genotype, e.g. genotype=dartsfast.rnn.genotypes.DARTS_V2")
+        resolve_backend(backend)
+        if backend != "reference":
+            self._backend = backend
         self.lockdrop = LockedDropout()
         self.encoder = nn.Embedding(ntoken, ninp)
         given = () if genotype is None else (genotype,)
@@ -187,14 +209,42 @@ class RNNModel(nn.Module):
         # The same tensor once more, as the original: a seed gives the weights and alphas it gave there.
         nn.init.uniform_(self.decoder.weight, -INITRANGE, INITRANGE)
 
-    def forward(self, input: Tensor, hidden: list[Tensor], return_h: bool = False):
-        """Map tokens int64 [T, B] and hidden states [[1, B, nhid]] to log-probabilities [T, B, ntoken].
+    @property
+    def backend(self) -> str:
+        """The backend that computes where the network lies now."""
+        return resolve_backend(self._backend, self.encoder.weight.device, self.encoder.weight.dtype)
 
-        Returns ``(log_prob, hidden)``, with ``return_h`` also the raw and the dropped-out outputs of
-        the cell, each a list of [T, B, nhid].
+    def forward(
+        self, input: Tensor, hidden: list[Tensor], return_h: bool = False, target: Tensor | None = None
+    ):
+        """Map tokens and hidden states to log-probabilities, or with ``target`` to the loss.
+
+        Args:
+            input: tokens [T, B], int64.
+            hidden: states before ``input`` [[1, B, nhid]], as of :meth:`init_hidden`.
+            return_h: return the cell's outputs too.
+            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``,
+                whose mean over none is NaN.
+
+        Returns:
+            Without target the log-probabilities [T, B, ntoken] and the hidden states after ``input``; with
+            ``return_h`` also the raw and the dropped-out outputs of the cell, each a list of [T, B, nhid].
+            With it the mean negative log-likelihood, for which fused backends never hold [T * B, ntoken]
+            logits; the hidden states; the raw outputs; with ``return_h`` also the dropped-out ones.
+
+        Raises:
+            InputError: a token or target outside the vocabulary.
         """
+        if target is not None:
+            known = target.masked_fill(target == IGNORED, 0)
+            check_range(known, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
         raw_output, new_hidden, raw_outputs = self._features(input, hidden)
+        if target is not None and not return_h:
+            loss = self._decoded_loss(raw_output, target.reshape(input.shape))
+            return loss, new_hidden, raw_outputs
         output = self.lockdrop(raw_output, self.dropout)
+        if target is not None:
+            return self._loss_of(output, target.reshape(input.shape)), new_hidden, raw_outputs, [output]
         logit = self._decode(output.view(-1, self.ninp))
         log_prob = F.log_softmax(logit, dim=-1).view(-1, input.size(1), self.ntoken)
         if return_h:
@@ -203,7 +253,40 @@ class RNNModel(nn.Module):
 
     def _decode(self, rows: Tensor) -> Tensor:
         """Map [R, ninp] to logits [R, ntoken]."""
-        return self.decoder(rows)
+        return linear(self.decoder, rows) if self.backend == "cpu" else self.decoder(rows)
+
+    def _decoded_loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of ``target`` [T, B] given the cell's outputs ``x`` [T, B, nhid]."""
+        decoder = self.decoder
+        locked = self.backend == "cpu" and is_plain(decoder) and is_plain(self.lockdrop, LockedDropout)
+        mask = self.lockdrop.mask(x, self.dropout) if locked and not is_padded(target) else None
+        if mask is not None:
+            return locked_cross_entropy(x, mask[0], decoder.weight, decoder.bias, target, LOSS_CHUNK)
+        return self._loss_of(self.lockdrop(x, self.dropout), target)
+
+    def _loss_of(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of ``target`` [T, B] given the cell's outputs after dropout, [T, B, nhid]."""
+        decoder, rows, labels = self.decoder, output.flatten(0, 1), target.flatten()
+        if self.backend == "reference" or not is_plain(decoder):
+            return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
+        if self.backend == "cpu":  # whose kernels take no ignored targets
+            if is_padded(target):
+                known = labels != IGNORED
+                rows, labels = rows[known], labels[known]
+                if not len(rows):  # NaN, with gradients of zero
+                    return F.cross_entropy(decoder(rows), labels)
+            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK)
+        if not hasattr(F, "linear_cross_entropy"):  # torch before 2.13
+            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK, IGNORED)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
+        return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
+
+    def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if "forward" in vars(self) or type(self).forward is not _FORWARD:
+            # A script's own takes no target, as in the original.
+            log_prob, hidden_next = self(input, hidden, return_h=False)
+            return F.nll_loss(log_prob.flatten(0, 1), target.flatten()), hidden_next
+        return self(input, hidden, target=target)[:2]
 
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the last cell's outputs [T, B, ninp], the new hidden states, and all cells' outputs."""
@@ -220,3 +303,6 @@ class RNNModel(nn.Module):
     def init_hidden(self, bsz: int) -> list[Tensor]:
         """Return zeros, a list of one [1, bsz, nhid]."""
         return [self.encoder.weight.new_zeros(1, bsz, self.nhid)]
+
+
+_FORWARD = RNNModel.forward

@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartsfast.backends import check_memory, resolve_backend
+from dartsfast.backends import check_memory
 from dartsfast.constants import constant
-from dartsfast.errors import check_range
 from dartsfast.fused import rnn as fused
-from dartsfast.fused.linear import linear
-from dartsfast.fused.loss import linear_cross_entropy, locked_cross_entropy
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas, place_alpha
 from dartsfast.modules.plain import is_plain
 from dartsfast.modules.recompute import recomputed
@@ -22,12 +19,6 @@ from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
-from dartsfast.rnn.utils import LockedDropout
-
-# Rows of logits that the fused path holds at a time: [144, vocabulary], 4 batch elements of 35 time steps.
-LOSS_CHUNK = 144
-# The target of F.nll_loss for what is no word, such as padding.
-IGNORED = -100
 
 
 class DARTSCellSearch(DARTSCell):
@@ -128,11 +119,6 @@ def _alteration(cell: Any) -> str | None:
     return None
 
 
-def is_padded(target: Tensor) -> bool:
-    """Whether the loss leaves some of ``target`` out; on a GPU this would wait for the device."""
-    return bool((target == IGNORED).any())
-
-
 class RNNModelSearch(RNNModel, ArchModule):
     """The language model with a search cell.
 
@@ -174,11 +160,9 @@ class RNNModelSearch(RNNModel, ArchModule):
         memory: str = "store",
     ) -> None:
         args = (ntoken, ninp, nhid, nhidlast, dropout, dropouth, dropoutx, dropouti, dropoute)
-        super().__init__(*args, cell_cls=DARTSCellSearch)
+        super().__init__(*args, cell_cls=DARTSCellSearch, backend=backend)
         self._args = args
-        self._backend = backend
         self._memory = check_memory(memory)
-        resolve_backend(backend)
         self._initialize_arch_parameters()
         for rnn in self.rnns:
             rnn.memory = memory  # type: ignore[assignment]
@@ -201,18 +185,10 @@ class RNNModelSearch(RNNModel, ArchModule):
             for rnn in self.rnns:
                 place_alpha(rnn, name, alpha)
 
-    @property
-    def backend(self) -> str:
-        """The backend that computes where the network lies now."""
-        return resolve_backend(self._backend, self.weights.device, self.weights.dtype)
-
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         for rnn in self.rnns:
             rnn.fused = self.backend != "reference"  # type: ignore[assignment]
         return super()._features(input, hidden)
-
-    def _decode(self, rows: Tensor) -> Tensor:
-        return linear(self.decoder, rows) if self.backend == "cpu" else super()._decode(rows)
 
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""
@@ -221,77 +197,8 @@ class RNNModelSearch(RNNModel, ArchModule):
             model.weights.copy_(self.weights)
         return model
 
-    def forward(
-        self, input: Tensor, hidden: list[Tensor], return_h: bool = False, target: Tensor | None = None
-    ):
-        """Map tokens to log-probabilities as :meth:`RNNModel.forward`, or with ``target`` to the loss.
-
-        Args:
-            input: tokens [T, B], int64.
-            hidden: states before ``input``, as of :meth:`init_hidden`.
-            return_h: as :meth:`RNNModel.forward`; without effect where there is a target.
-            target: the tokens after ``input``, [T, B] or [T * B]; -100 is left out, as by ``F.nll_loss``,
-                whose mean over none is NaN.
-
-        Returns:
-            Without target as :meth:`RNNModel.forward`. With it the mean negative log-likelihood, for which
-            fused backends never hold [T * B, ntoken] logits; the hidden states after ``input``; and the
-            cell's raw outputs [[T, B, nhid]].
-
-        Raises:
-            InputError: a token or target outside the vocabulary.
-        """
-        if target is None:
-            return super().forward(input, hidden, return_h)
-        known = target.masked_fill(target == IGNORED, 0)
-        check_range(known, self.ntoken, "target", "a vocabulary of {}: ids run from 0")
-        raw_output, hidden_next, raw_outputs = self._features(input, hidden)
-        return self._decoded_loss(raw_output, target.reshape(input.shape)), hidden_next, raw_outputs
-
-    def _decoded_loss(self, x: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of ``target`` [T, B] given the cell's outputs ``x`` [T, B, nhid]."""
-        decoder, plain = self.decoder, is_plain(self.decoder)
-        if self.backend == "cpu" and plain:
-            return self._cpu_loss(x, target)
-        rows, labels = self.lockdrop(x, self.dropout).flatten(0, 1), target.flatten()
-        if self.backend == "reference" or not plain:
-            return F.nll_loss(F.log_softmax(decoder(rows), -1), labels)
-        if not hasattr(F, "linear_cross_entropy"):  # torch before 2.13
-            return linear_cross_entropy(rows, decoder.weight, decoder.bias, labels, LOSS_CHUNK, IGNORED)
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
-        return F.linear_cross_entropy(rows, decoder.weight, labels, linear_bias=decoder.bias, options=options)
-
-    def _cpu_loss(self, x: Tensor, target: Tensor) -> Tensor:
-        """Return :meth:`_decoded_loss` by the C++ kernels, which take no ignored targets."""
-        weight, bias = self.decoder.weight, self.decoder.bias
-        padded = is_padded(target)
-        if not padded and is_plain(self.lockdrop, LockedDropout):
-            mask = self.lockdrop.mask(x, self.dropout)
-            if mask is not None:
-                return locked_cross_entropy(x, mask[0], weight, bias, target, LOSS_CHUNK)
-            output = x
-        else:
-            output = self.lockdrop(x, self.dropout)
-        rows, labels = output.flatten(0, 1), target.flatten()
-        if padded:
-            known = labels != IGNORED
-            rows, labels = rows[known], labels[known]
-            if not len(rows):  # NaN, with gradients of zero
-                return F.cross_entropy(self.decoder(rows), labels)
-        return linear_cross_entropy(rows, weight, bias, labels, LOSS_CHUNK)
-
-    def _loss(self, hidden: list[Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if "forward" in vars(self) or type(self).forward is not _FORWARD:
-            # A script's own takes no target, as in the original.
-            log_prob, hidden_next = self(input, hidden, return_h=False)
-            return F.nll_loss(log_prob.flatten(0, 1), target.flatten()), hidden_next
-        return self(input, hidden, target=target)[:2]
-
     def genotype(self) -> Genotype:
         """Read the cell off the alphas: the strongest predecessor a node, ``none`` left out (section 2.4)."""
         probabilities = F.softmax(self.weights.detach(), dim=-1).cpu().numpy()
         gene = best_edges(probabilities, PRIMITIVES, range(1, STEPS + 1), keep=1)
         return Genotype(recurrent=gene, concat=range(STEPS + 1)[-CONCAT:])
-
-
-_FORWARD = RNNModelSearch.forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,21 +77,59 @@ def save_checkpoint(
     torch.save({"epoch": epoch + 1}, os.path.join(path, "misc.pt"))
 
 
-def search_loss(
-    model: nn.Module, hidden: Sequence[Tensor], input: Tensor, target: Tensor, beta: float
-) -> tuple[Tensor, Tensor, Any]:
-    """Return the loss of the search's weight step, the plain loss in it, and the detached hidden states.
+@torch.no_grad()
+def text_loss(model: Any, source: Tensor, args: Any, between: Callable[[], None] = lambda: None) -> float:
+    """Return the mean negative log-likelihood of a text after its first row; ``model`` is left in evaluation.
+
+    The hidden state goes through the whole text, so ``args.bptt`` sets what is computed at once, not what
+    is known.
 
     Args:
-        model: a search model.
+        model: a language model.
+        source: tokens [rows, columns], as of :func:`batchify`, two rows or more.
+        args: namespace with ``bptt``.
+        between: called before every batch.
+    """
+    model.eval()
+    hidden = model.init_hidden(source.size(1))
+    total, rows = 0.0, 0
+    for i in range(0, len(source) - 1, args.bptt):
+        between()
+        x, y = get_batch(source, i, args)
+        loss, hidden = model._loss(hidden, x, y)
+        total += loss.item() * len(x)
+        rows += len(x)
+    return total / rows
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def search_loss(
+    model: nn.Module,
+    hidden: Sequence[Tensor],
+    input: Tensor,
+    target: Tensor,
+    beta: float,
+    alpha: float = 0.0,
+) -> tuple[Tensor, Tensor, Any]:
+    """Return the loss of a weight step, the plain loss in it, and the detached hidden states.
+
+    Args:
+        model: a search model, or that of a found cell.
         hidden: hidden states [[1, B, nhid]] before ``input``.
         input: tokens [T, B].
         target: the tokens after them.
         beta: factor of the slowness term.
+        alpha: factor of the mean square of the outputs after dropout.
     """
-    raw_loss, hidden_next, raw_outputs = model(input, hidden, target=target)
+    raw_loss, hidden_next, raw_outputs, *dropped = model(input, hidden, alpha > 0, target=target)
     outputs = raw_outputs[-1]  # [T, B, nhid]
     loss = raw_loss
+    if alpha > 0:
+        loss = loss + alpha * dropped[0][-1].pow(2).mean()
     if len(outputs) > 1:  # slowness: outputs should change little from one step to the next
         loss = loss + beta * (outputs[1:] - outputs[:-1]).pow(2).mean()
     return loss, raw_loss, repackage_hidden(hidden_next)

@@ -72,6 +72,14 @@ def check_finite(place: str, found: Any) -> None:
         raise InputError(f"{place} is {found}")
 
 
+# What optimisers keep of a parameter, in its shape and as numbers.
+_KEPT: dict[type[torch.optim.Optimizer], tuple[set[str], set[str]]] = {
+    torch.optim.Adam: ({"exp_avg", "exp_avg_sq"}, {"step"}),
+    torch.optim.ASGD: ({"ax"}, {"step", "eta", "mu"}),
+    torch.optim.SGD: ({"momentum_buffer"}, set()),
+}
+
+
 def match_optimizer(
     place: str,
     optimizer: torch.optim.Optimizer,
@@ -84,7 +92,7 @@ def match_optimizer(
 
     Args:
         place: what messages call it.
-        optimizer: an SGD or Adam that has taken no step.
+        optimizer: an SGD, ASGD or Adam that has taken no step.
         found: what its ``state_dict`` returned in another process.
         begun: it has taken steps; None: perhaps.
         moving: options that change on the way.
@@ -97,21 +105,20 @@ def match_optimizer(
                 raise InputError(
                     f"{place}.param_groups[{i}].{name} is {_shown(given[name])}, not {_shown(group[name])}"
                 )
-    adam = isinstance(optimizer, torch.optim.Adam)
+    kept, counted = next(names for cls, names in _KEPT.items() if isinstance(optimizer, cls))
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     for i, state in found["state"].items():
         here = f"{place}.state[{_shown(i)}]"
         if i not in range(len(parameters)):
             raise InputError(f"{here} is of none of the {len(parameters)} parameters")
-        kept = {"exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
-        match_keys(here, kept | {"step"} if adam else kept, state)
+        match_keys(here, kept | counted, state)
         for name in kept:
             match(f"{here}.{name}", parameters[i], state[name])
-        if adam:
-            match(f"{here}.step", torch.tensor(1.0), state["step"])
-            if not state["step"] >= 1:
-                raise InputError(f"{here}.step is {state['step'].item()}")
-    if begun is not None and (adam or optimizer.defaults["momentum"]) and bool(found["state"]) != begun:
+        for name in counted:
+            match(f"{here}.{name}", torch.tensor(1.0), state[name])
+        if "step" in counted and not state["step"] >= 1:
+            raise InputError(f"{here}.step is {state['step'].item()}")
+    if begun is not None and (counted or optimizer.defaults["momentum"]) and bool(found["state"]) != begun:
         raise InputError(f"{place}.state has {len(found['state'])} entries, begun: {begun}")
 
 

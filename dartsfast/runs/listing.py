@@ -15,7 +15,7 @@ from dartsfast.runs.config_file import CONFIG, load_config
 from dartsfast.runs.folder import LOCK, in_use
 
 # The measure of a run is the first of these that it has, the best of all epochs; of a test set the last.
-MEASURES = {"test_acc": "last", "valid_acc": "max", "valid_ppl": "min"}
+MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
 COLUMNS = ("run", "what", "state", "epochs", "genotype", "measure", "hours")
 
 

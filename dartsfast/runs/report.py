@@ -19,7 +19,10 @@ from dartsfast.genotypes import AnyGenotype, genotype_to_json
 from dartsfast.runs.interrupts import Stop
 from dartsfast.runs.progress import Progress
 
-HEADLINE = ("train_loss", "train_acc", "valid_acc", "test_acc", "train_ppl", "valid_ppl", "seconds")
+HEADLINE = (
+    "train_loss", "train_acc", "valid_acc", "test_acc", "train_ppl", "valid_ppl", "test_ppl",
+    "seconds",
+)  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -72,8 +75,17 @@ class Report:
         self._live = Live(get_renderable=lambda: self.progress, console=self.console, transient=True)
         self._drawn: dict[str, Any] = {}
         # A run killed between its log line and its checkpoint does that epoch again.
-        _write(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        self._scalars = SummaryWriter(str(out / "tensorboard"), purge_step=len(history) + 1)
+        self._scalars = self._after(history)
+
+    def _after(self, history: list[dict[str, Any]]) -> SummaryWriter:
+        """Let the log end with the rows of ``history``, and return a writer of scalars that does."""
+        _write(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=len(history) + 1)
+
+    def go_back(self, history: list[dict[str, Any]]) -> None:
+        """Forget the epochs that are not in ``history``."""
+        self._scalars.close()
+        self._scalars = self._after(history)
 
     def __enter__(self) -> Report:
         if self.console.is_terminal:

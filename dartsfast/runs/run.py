@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,6 @@ class Run(ABC):
     command: tuple[str, str]  # such as search cnn
     metrics: tuple[str, ...]  # what iterations record
     optimizer_names: tuple[str, ...]  # the weights' first
-    skips_steps = False  # its optimisers may, those whose gradients are infinite
     scheduled: tuple[str, ...] = ()  # options of the weights' optimiser that change on the way
     model: Any
     work: int  # units of progress an epoch
@@ -69,6 +68,7 @@ class Run(ABC):
         self.seconds = 0.0  # time spent in this epoch, over all its resumptions
         self.history: list[dict[str, Any]] = []
         self.stop = Stop()
+        self.say: Callable[[str], None] = print  # a line for the user; above the progress once that is there
 
     @staticmethod
     @abstractmethod
@@ -125,6 +125,18 @@ class Run(ABC):
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> Any:
         """Return what was found by a run that is over; its data need not be there any more."""
 
+    def has_stepped(self, state: dict[str, Any]) -> bool | None:
+        """Say whether the optimisers of ``state`` have taken steps; None: perhaps."""
+        return state["epoch"] + state["step"] > 0
+
+    def go_back(self, problem: DivergedError) -> int:
+        """Return to the end of an earlier epoch, as the run has diverged, and say how many are done there.
+
+        Raises:
+            DivergedError: there is no way back: ``problem``, unless a run says otherwise.
+        """
+        raise problem
+
     def record(self, weight: float, **metrics: float) -> None:
         """Add an iteration's metrics to the epoch's means.
 
@@ -133,14 +145,17 @@ class Run(ABC):
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise self._diverged(f"{name} is {value}")
+                raise self.diverged(f"{name} is {value}")
             self.sums[name] = self.sums.get(name, 0.0) + weight * value
         self.count += weight
 
-    def _diverged(self, what: str) -> DivergedError:
+    def diverged(self, what: str) -> DivergedError:
+        """Return the error that says what is not finite at this moment."""
+        where = f"{what} at epoch {self.epoch + 1}, iteration {self.step}"
         return DivergedError(
-            f"{what} at epoch {self.epoch + 1}, iteration {self.step}: the {self.noun} has diverged. "
-            "The last checkpoint is from before; lower the learning rate and start again"
+            f"{where}: the {self.noun} has diverged. "
+            "The last checkpoint is from before; lower the learning rate and start again",
+            where,
         )
 
     def _save(self, out: Path) -> Path:
@@ -148,7 +163,7 @@ class Run(ABC):
         state = self.state()
         for name, value in state["model"].items():
             if not value.isfinite().all():
-                raise self._diverged(f"{name} is not finite")
+                raise self.diverged(f"{name} is not finite")
         return save_checkpoint(out, state)
 
     def mean(self, name: str) -> float:
@@ -180,7 +195,7 @@ class Run(ABC):
         for name in ("kind", "model"):
             match(name, fresh[name], state[name])
         match("random", fresh["random"][:1], state["random"][:1])
-        begun = None if self.skips_steps else state["epoch"] + state["step"] > 0
+        begun = self.has_stepped(state)
         for name, optimizer in self.optimizers().items():
             moving = self.scheduled if name == self.optimizer_names[0] else ()
             match_optimizer(name, optimizer, state[name], begun=begun, moving=moving)
@@ -222,30 +237,42 @@ class Run(ABC):
             out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history,
             stop=self.stop,
         ) as report:  # fmt: skip
+            self.say = report.say
             self.introduce(report, out)
             while self.epoch < self.config.epochs:
                 try:
-                    self._run_iterations(report, out)
-                    trained = time.perf_counter()
-                    report.phase("validating")
-                    row = {"epoch": self.epoch + 1, **self.finish_epoch()}
-                except StopAsked:
-                    self._save(out)
-                    raise
-                for name, value in row.items():
-                    if not math.isfinite(value):
-                        raise self._diverged(f"{name} is {value}")
-                self.history.append(row)
-                report.draw(self.pictures(), self.history)
-                row["seconds"] = self.seconds + time.perf_counter() - trained
-                report.epoch(row, self.genotype())
-                if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
-                    report.draw(self.pictures(), self.history, final=True)
-                self.epoch += 1
+                    done = self._run_epoch(report, out)
+                except DivergedError as problem:
+                    done = self.go_back(problem)
+                    self.say(f"{problem.what}: going back to the end of epoch {done}")
+                    del self.history[done:]
+                    report.go_back(self.history)
+                self.epoch = done
                 self.step, self.sums, self.count, self.seconds = 0, {}, 0.0, 0.0
                 checkpoint = self._save(out)
                 self.stop.check()
         return checkpoint
+
+    def _run_epoch(self, report: Report, out: Path) -> int:
+        """Run what is left of an epoch and return how many are done; a checkpoint comes before StopAsked."""
+        try:
+            self._run_iterations(report, out)
+            trained = time.perf_counter()
+            report.phase("validating")
+            row = {"epoch": self.epoch + 1, **self.finish_epoch()}
+        except StopAsked:
+            self._save(out)
+            raise
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}")
+        self.history.append(row)
+        report.draw(self.pictures(), self.history)
+        row["seconds"] = self.seconds + time.perf_counter() - trained
+        report.epoch(row, self.genotype())
+        if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
+            report.draw(self.pictures(), self.history, final=True)
+        return self.epoch + 1
 
     def _run_iterations(self, report: Report, out: Path) -> None:
         saved = began = time.perf_counter()

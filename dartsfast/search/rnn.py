@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import batchify, get_batch, search_loss
+from dartsfast.rnn.utils import batchify, get_batch, perplexity, search_loss, text_loss
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import match
 from dartsfast.runs.run import Iteration
@@ -130,7 +129,8 @@ class RNNSearch(Search):
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate on the alphas' text."""
-        train_loss, valid_loss = self.mean("loss"), self._validate()
+        train_loss = self.mean("loss")
+        valid_loss = text_loss(self.model, self.check, self.config, self.stop.check)
         return {
             "lr": self.config.lr,
             "train_loss": train_loss,
@@ -138,19 +138,6 @@ class RNNSearch(Search):
             "valid_loss": valid_loss,
             "valid_ppl": perplexity(valid_loss),
         }
-
-    @torch.no_grad()
-    def _validate(self) -> float:
-        self.model.eval()
-        hidden = self.model.init_hidden(EVAL_BATCH_SIZE)
-        total, rows = 0.0, 0
-        for i in range(0, len(self.check) - 1, self.config.bptt):
-            self.stop.check()
-            x, y = get_batch(self.check, i, self.config)
-            loss, hidden = self.model._loss(hidden, x, y)
-            total += loss.item() * len(x)
-            rows += len(x)
-        return total / rows
 
     def extra_state(self) -> dict[str, Any]:
         """Return the place in the text, the hidden states there, and the stream of lengths."""
@@ -191,11 +178,6 @@ class RNNSearch(Search):
     def learned(self) -> str:
         """Give the perplexity on the alphas' text, and that of guessing."""
         return perplexity_lesson(self.history[-1]["valid_ppl"], self.words)
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss), infinite where a float cannot hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def search_rnn(config: RNNConfig, *, resume: str | Path | None = None) -> SearchResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dartsfast.data import (
 )
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import InputError
-from dartsfast.genotypes import CNN, AnyGenotype, as_genotype, resolve_genotype
+from dartsfast.genotypes import CNN, AnyGenotype, resolve_genotype
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Picture
@@ -33,34 +32,8 @@ from dartsfast.runs.run import Iteration, Run
 from dartsfast.train.config import TrainCNNConfig
 from dartsfast.train.count import Size, network_size
 from dartsfast.train.evaluate import test_network
+from dartsfast.train.result import TrainResult, epochs
 from dartsfast.train.weights import WEIGHTS, save_weights
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training has come to.
-
-    Attributes:
-        genotype: the cell.
-        history: one row an epoch, as in ``log.jsonl``.
-        out: folder of the run, with ``genotype.json``, ``log.jsonl``, ``cell.png``, ``curves.png`` (and
-            SVG), ``weights.pt``, ``tensorboard/``.
-        checkpoint: the last checkpoint.
-        weights: the trained network's ``state_dict``.
-    """
-
-    genotype: AnyGenotype
-    history: list[dict[str, Any]]
-    out: Path
-    checkpoint: Path
-    weights: Path
-
-    @property
-    def lesson(self) -> str:
-        """What the last test says, in a sentence."""
-        row = self.history[-1]
-        epochs = f"{row['epoch']} epoch{'s' if row['epoch'] > 1 else ''}"
-        return f"after {epochs}: test error {100 - row['test_acc']:.2f} %"
 
 
 class CNNTraining(Run):
@@ -79,7 +52,7 @@ class CNNTraining(Run):
         self.fingerprint = image_fingerprint(task, tested=True)
         sides = image_sides(task)
         self._check(task, sides)
-        self.cell = as_genotype(resolve_genotype(config.arch), CNN)
+        self.cell = resolve_genotype(config.arch, CNN)
         torch.manual_seed(config.seed)
         model = NetworkCIFAR(
             config.init_channels, len(task.classes), config.layers, config.auxiliary, self.cell
@@ -108,13 +81,12 @@ class CNNTraining(Run):
     @classmethod
     def settle(cls, config: TrainCNNConfig) -> TrainCNNConfig:
         """Return the options of a new run such that they mean the same in any working directory."""
-        arch = repr(as_genotype(resolve_genotype(config.arch), CNN))
+        arch = repr(resolve_genotype(config.arch, CNN))
         return dataclasses.replace(super().settle(config), arch=arch)
 
-    @property
-    def skips_steps(self) -> bool:  # type: ignore[override]
-        """Whether steps with infinite gradients are skipped, as the scale of float16 is found."""
-        return self.scaler.is_enabled()
+    def has_stepped(self, state: dict[str, Any]) -> bool | None:
+        """As of any run; but steps are skipped until float16's gradients have a scale."""
+        return None if self.scaler.is_enabled() else super().has_stepped(state)
 
     def _check(self, task: ImageTask, sides: tuple[int, int]) -> None:
         """Raise InputError for what the second classifier cannot be trained on."""
@@ -232,16 +204,20 @@ class CNNTraining(Run):
     def result(self, out: Path, checkpoint: Path) -> TrainResult:
         """Write the weights and return where everything lies."""
         save_weights(out, self.model.state_dict())
-        return TrainResult(self.cell, self.history, out, checkpoint, out / WEIGHTS)
+        return _result(self.cell, self.history, out, checkpoint)
 
     @classmethod
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> TrainResult:
         """Return the result of a training that is over; its data need not be there any more."""
         if not (out / WEIGHTS).exists():  # it was stopped after its last checkpoint
             save_weights(out, state["model"])
-        return TrainResult(
-            resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint, out / WEIGHTS
-        )
+        return _result(resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint)
+
+
+def _result(cell: AnyGenotype, history: list[dict[str, Any]], out: Path, checkpoint: Path) -> TrainResult:
+    row = history[-1]
+    lesson = f"after {epochs(row['epoch'])}: test error {100 - row['test_acc']:.2f} %"
+    return TrainResult(cell, history, out, checkpoint, out / WEIGHTS, lesson)
 
 
 def train_cnn(config: TrainCNNConfig, *, resume: str | Path | None = None) -> TrainResult:

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from dartsfast.errors import InputError
+from dartsfast.names import BACKENDS
 from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, Options, RunOptions, option
 
 IMAGES = (
@@ -17,6 +20,11 @@ IMAGES = (
 CELL = (
     'the cell: the folder of a run, a genotype.json, "Genotype(...)" as a search prints it, or a published '
     "cell such as DARTS_V1"
+)
+TEXTS = (
+    "pydoc: the documentation topics of Python's standard library; a folder with train.txt, valid.txt "
+    "and test.txt, or ptb.train.txt, ptb.valid.txt and ptb.test.txt, or wiki.train.tokens, "
+    "wiki.valid.tokens and wiki.test.tokens"
 )
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -85,3 +93,109 @@ class TestCNNConfig(_NetworkAndImages):
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
         return ("batch_size", "init_channels", "layers")
+
+
+@dataclass(frozen=True)
+class _NetworkAndText(Options):
+    """What a training of a recurrent cell and a test of it share."""
+
+    arch: str = option("DARTS", f"{CELL}, here a recurrent one", group=NETWORK)
+    data: str = option("pydoc", TEXTS, group=DATA)
+    emsize: int = option(850, "features of the word embeddings", group=NETWORK)
+    nhid: int = option(850, "features of the hidden state", group=NETWORK)
+    nhidlast: int = option(850, "features of the last layer; the three must be equal", group=NETWORK)
+    bptt: int = option(35, "time steps a batch; in training on average", group=DATA)
+    backend: str = option(
+        "auto",
+        "how the decoder and its loss are computed; the cell is stock PyTorch",
+        ("auto", *BACKENDS),
+        group=NETWORK,
+    )
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "emsize", "nhid", "nhidlast", "bptt")
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        if not self.emsize == self.nhid == self.nhidlast:
+            raise InputError(
+                "emsize, nhid and nhidlast must be equal (the decoder is tied to the embedding), "
+                f"got {self.emsize}, {self.nhid} and {self.nhidlast}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainRNNConfig(RunOptions, _NetworkAndText):
+    """Options of the training of a recurrent cell (paper appendix A.4; the original's ``rnn/train.py``).
+
+    Defaults are those for Penn Treebank; ``TrainRNNConfig.of("wt2", ...)`` is WikiText-2's.
+    """
+
+    protocols: ClassVar[dict[str, dict[str, Any]]] = {
+        "ptb": {},
+        "wt2": {"emsize": 700, "nhid": 700, "nhidlast": 700, "dropouth": 0.15, "wdecay": 5e-7},
+    }
+
+    lr: float = option(20.0, "learning rate, of a text of bptt time steps", group=OPTIMISATION)
+    clip: float = option(0.25, "clip the gradient to this norm", group=OPTIMISATION)
+    epochs: int = option(8000, "passes over the training text", group=OPTIMISATION)
+    batch_size: int = option(64, "columns of text a batch", group=DATA)
+    small_batch_size: int = option(
+        -1, "columns computed at once, which divide the batch; -1: all", group=OPTIMISATION
+    )
+    max_seq_len_delta: int = option(20, "a batch has at most this many time steps beyond bptt", group=DATA)
+    dropout: float = option(0.75, "dropout of the cell's outputs", group=NETWORK)
+    dropouth: float = option(0.25, "dropout of hidden states in the cell", group=NETWORK)
+    dropoutx: float = option(0.75, "dropout of the cell's inputs", group=NETWORK)
+    dropouti: float = option(0.2, "dropout of the embedded input", group=NETWORK)
+    dropoute: float = option(0.0, "dropout of whole words", group=NETWORK)
+    seed: int = option(1267, "seed of every random stream")
+    nonmono: int = option(
+        5, "average the weights once validation is worse than the best before so many epochs",
+        group=OPTIMISATION,
+    )  # fmt: skip
+    log_interval: int = option(200, "iterations between lines where the output is no terminal")
+    alpha: float = option(0.0, "activation regularisation of the dropped-out outputs", group=OPTIMISATION)
+    beta: float = option(
+        1e-3, "slowness (temporal activation) regularisation of the outputs", group=OPTIMISATION
+    )
+    wdecay: float = option(8e-7, "weight decay", group=OPTIMISATION)
+
+    @classmethod
+    def of(cls, protocol: str, **options: Any) -> TrainRNNConfig:
+        """Return the options of a protocol, but for those given; InputError for an unknown one."""
+        if protocol not in cls.protocols:
+            raise InputError(f"unknown protocol {protocol!r}: choose one of {', '.join(cls.protocols)}")
+        return cls(**{**cls.protocols[protocol], **options})
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the names of the options that must be above zero."""
+        return (*super().positive(), "lr", "clip", "nonmono", "log_interval")
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        small = self.small_batch_size
+        if small != -1 and not (small > 0 and self.batch_size % small == 0):
+            raise InputError(
+                f"small_batch_size must be -1 or divide the batch size {self.batch_size}, got {small}"
+            )
+
+
+@dataclass(frozen=True)
+class TestRNNConfig(_NetworkAndText):
+    """Options of the test of a trained recurrent network (the original's ``rnn/test.py``).
+
+    Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    model_path: str = option(
+        "", "the folder of a training, or weights: its weights.pt, or a state_dict of the original's model",
+        group=NETWORK,
+    )  # fmt: skip
+    split: str = option("test", "the text that is read", ("test", "valid", "train"), group=DATA)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")

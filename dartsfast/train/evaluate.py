@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import Batches, load_images
 from dartsfast.errors import InputError
-from dartsfast.genotypes import CNN, as_genotype, resolve_genotype
+from dartsfast.genotypes import CNN, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
@@ -33,6 +34,12 @@ class TestResult:
     acc: float
     acc5: float
     images: int
+
+    def __str__(self) -> str:
+        return (
+            f"test error {100 - self.acc:.2f} % ({100 - self.acc5:.2f} % with five guesses), "
+            f"loss {self.loss:.4f}, on {self.images} images"
+        )
 
 
 @torch.no_grad()
@@ -72,20 +79,17 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
         raise InputError("nothing to test: name a run's folder or a file of weights with --model_path")
     path = Path(config.model_path).expanduser()
     if path.is_dir():
-        config, weights = _of_run(config, path)
+        names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
+        config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, names)
+        weights = state["model"]
     else:
         weights = load_weights(path)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
-    cell = as_genotype(resolve_genotype(config.arch), CNN)
+    cell = resolve_genotype(config.arch, CNN)
     model = NetworkCIFAR(config.init_channels, len(task.classes), config.layers, config.auxiliary, cell)
-    try:
+    with fitting(path, "--arch, --init_channels, --layers, --auxiliary and the classes of --data"):
         model.load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"the weights in {path} are not of this network ({one_line(error)[:300]}): --arch, "
-            "--init_channels, --layers, --auxiliary and the classes of --data must be those of its training"
-        ) from error
     batch = min(config.batch_size, len(task.test))
     batches = Batches(
         task.test, batch, mean=task.mean, std=task.std, seed=0, stream="test",
@@ -97,17 +101,41 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
 test_cnn.__test__ = False  # type: ignore[attr-defined]
 
 
-def _of_run(config: TestCNNConfig, folder: Path) -> tuple[TestCNNConfig, dict[str, Any]]:
-    """Return ``config`` with what the training in ``folder`` knows of its network, and its weights."""
+@contextmanager
+def fitting(path: Path, options: str) -> Iterator[None]:
+    """Raise InputError where weights from ``path``, loaded within, are not of a network of ``options``."""
+    try:
+        yield
+    except (RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"the weights in {path} are not of this network ({one_line(error)[:300]}): {options} must be "
+            "those of its training"
+        ) from error
+
+
+def tested_run(
+    config: Any, folder: Path, kind: str, own_cls: Any, names: tuple[str, ...]
+) -> tuple[Any, dict[str, Any]]:
+    """Return ``config`` with what a training knows of its network, and the training's checkpoint.
+
+    Args:
+        config: options of a test.
+        folder: of the training.
+        kind: of its checkpoint.
+        own_cls: the class of its options.
+        names: options of the network, which are the training's own.
+
+    Raises:
+        InputError: no such checkpoint, or options of the network beside it.
+    """
     if not has_checkpoint(folder):
         raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
-    state = load_checkpoint(folder, "train-cnn")
-    own = restored_config(TrainCNNConfig, state["config"])
-    names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
-    if given := [name for name in names if getattr(config, name) != getattr(TestCNNConfig, name)]:
+    state = load_checkpoint(folder, kind)
+    own, defaults = restored_config(own_cls, state["config"]), type(config)
+    if given := [name for name in names if getattr(config, name) != getattr(defaults, name)]:
         raise InputError(
             f"the training in {folder} knows its own network: leave out {', '.join('--' + n for n in given)}"
         )
     network = {name: getattr(own, name) for name in names}
-    data = own.data if config.data == TestCNNConfig.data else config.data
-    return dataclasses.replace(config, data=data, **network), state["model"]
+    data = own.data if config.data == defaults.data else config.data
+    return dataclasses.replace(config, data=data, **network), state

@@ -1,15 +1,16 @@
-"""Weights of a trained network as a file."""
+"""Weights of a trained network: as a file, and in a network for a while."""
 
 from __future__ import annotations
 
 import io
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dartsfast.errors import InputError
 from dartsfast.runs.checkpoint import one_line
@@ -49,9 +50,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
     # What torch raises for files of others depends on their first bytes.
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} holds no weights ({one_line(error)[:300]})") from error
+        raise InputError(
+            f"{path} holds no weights ({one_line(error)[:300]}). Of a model that was pickled whole, as the "
+            "original's rnn/train.py saves it, save the state_dict()"
+        ) from error
     if not isinstance(found, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
     ):
         raise InputError(f"{path} holds no weights by name, but of type {type(found).__name__}")
     return found
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Within, the parameters of ``model`` are ``weights``, in order; after it their own again."""
+    own = [parameter.data for parameter in model.parameters()]
+    for parameter, value in zip(model.parameters(), weights, strict=True):
+        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in zip(model.parameters(), own, strict=True):
+            parameter.data = value

@@ -1,0 +1,620 @@
+"""Training found recurrent cells: sizes of the paper, a loop written anew in float64, averages, ways back."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_data import text_folder
+from small_runs import same
+
+pytest.importorskip("rich")
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+
+from dartsfast.cli import main
+from dartsfast.data import check_fingerprint
+from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.rnn import utils as rnn_utils
+from dartsfast.rnn.genotypes import DARTS_V1, DARTS_V2, ENAS
+from dartsfast.rnn.model import RNNModel
+from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
+from dartsfast.runs.report import Report
+from dartsfast.train import TestRNNConfig, TrainRNNConfig, test_rnn, train_rnn
+from dartsfast.train import rnn as training_module
+from dartsfast.train.rnn import RNNTraining
+
+SIZES = {"emsize": 6, "nhid": 6, "nhidlast": 6}
+DROPOUTS = {"dropout": 0.5, "dropouth": 0.25, "dropoutx": 0.4, "dropouti": 0.3, "dropoute": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: a second thread would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures take most of the time of trainings as small as these."""
+    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """600 words in training, 300 in each of the others, 13 of them different."""
+    return str(text_folder(tmp_path / "text"))
+
+
+def config(data, **options):
+    small = {"batch_size": 4, "bptt": 12, "epochs": 2, "lr": 2.0, "log_interval": 1, "seed": 7}
+    return TrainRNNConfig(data=data, **{**SIZES, **small, **options})
+
+
+def test_sizes_are_those_of_the_paper():
+    """Tables 2 and 3: 23 M parameters on Penn Treebank, 33 M on WikiText-2."""
+    for protocol, words, million in (("ptb", 10_000, 23), ("wt2", 33_278, 33)):
+        options = TrainRNNConfig.of(protocol)
+        sizes = options.emsize, options.nhid, options.nhidlast
+        model = RNNModel(words, *sizes, genotype=DARTS_V2)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6) == million
+
+
+def test_the_protocols_are_those_of_the_original():
+    ptb, wt2 = TrainRNNConfig(), TrainRNNConfig.of("wt2", lr=3.0)
+    assert (ptb.nhid, ptb.batch_size, ptb.bptt, ptb.lr, ptb.clip, ptb.epochs) == (
+        850,
+        64,
+        35,
+        20.0,
+        0.25,
+        8000,
+    )
+    dropouts = ptb.dropout, ptb.dropouth, ptb.dropoutx, ptb.dropouti, ptb.dropoute
+    assert dropouts == (0.75, 0.25, 0.75, 0.2, 0.0)
+    assert (ptb.wdecay, ptb.alpha, ptb.beta, ptb.nonmono, ptb.seed) == (8e-7, 0.0, 1e-3, 5, 1267)
+    assert (wt2.nhid, wt2.dropouth, wt2.wdecay, wt2.dropoutx, wt2.lr) == (700, 0.15, 5e-7, 0.75, 3.0)
+    with pytest.raises(InputError, match="unknown protocol 'wt3': choose one of ptb, wt2"):
+        TrainRNNConfig.of("wt3")
+
+
+class ByHand:
+    """The original's training step on plain tensors: masks, cell, losses, clip, decay, both optimisers."""
+
+    def __init__(self, weights, options):
+        self.options = options
+        self.E, self.bias = weights["encoder.weight"].clone(), weights["decoder.bias"].clone()
+        self.W0 = weights["rnns.0._W0"].clone()
+        self.Ws = [weights[f"rnns.0._Ws.{i}"].clone() for i in range(len(DARTS_V1.recurrent))]
+        self.ax = self.eta = None
+        self.steps, self.mu = 0, 1.0
+
+    def weights(self):
+        return [self.E, self.W0, *self.Ws, self.bias]
+
+    def run(self, x, h, training, E, W0, Ws):
+        """Return raw outputs [T, B, D] and outputs after dropout, of tokens x [T, B] from h [B, D]."""
+        o, B, D = self.options, x.shape[1], h.shape[1]
+
+        def bernoulli(rate, *shape):
+            if not training or not rate:
+                return torch.ones(shape, dtype=torch.float64)
+            return torch.empty(shape, dtype=torch.float64).bernoulli_(1 - rate) / (1 - rate)
+
+        def uniform(rate):
+            if not training:
+                return torch.ones(B, D, dtype=torch.float64)
+            return (torch.rand(B, D, dtype=torch.float64) + (1 - rate)).floor() / (1 - rate)
+
+        embedded = (E * bernoulli(o.dropoute, len(E), 1))[x] * bernoulli(o.dropouti, 1, B, D)
+        mx, mh = uniform(o.dropoutx), uniform(o.dropouth)
+        f = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "identity": lambda z: z}
+        raw = []
+        for e in embedded:
+            c, z = (torch.cat([e * mx, h * mh], 1) @ W0).split(D, 1)
+            states = [h + torch.sigmoid(c) * (torch.tanh(z) - h)]
+            for W, (name, j) in zip(Ws, DARTS_V1.recurrent, strict=True):
+                s = states[j]
+                c, z = ((s * mh) @ W).split(D, 1)
+                states.append(s + torch.sigmoid(c) * (f[name](z) - s))
+            h = sum(states[1:]) / 8
+            raw.append(h)
+        raw = torch.stack(raw)
+        return raw, raw * bernoulli(o.dropout, 1, B, D)
+
+    def nll(self, outputs, y, E, bias):
+        logp = (outputs @ E.T + bias).log_softmax(-1)
+        return -logp.gather(-1, y[..., None]).mean()
+
+    def step(self, x, y, hiddens, rate, averaging):
+        """Move the weights; return the plain loss and the hidden states after x, of each part of the columns."""
+        o, parts, total, after = self.options, len(hiddens), 0.0, []
+        leaves = [w.clone().requires_grad_() for w in self.weights()]
+        E, W0, *Ws, bias = leaves
+        for xs, ys, h in zip(x.chunk(parts, 1), y.chunk(parts, 1), hiddens, strict=True):
+            raw, dropped = self.run(xs, h, True, E, W0, Ws)
+            plain = self.nll(dropped, ys, E, bias)
+            loss = plain + o.alpha * (dropped**2).mean() + o.beta * ((raw[1:] - raw[:-1]) ** 2).mean()
+            (loss / parts).backward()
+            total += plain.item() / parts
+            after.append(raw[-1].detach())
+        norm = math.sqrt(sum(w.grad.square().sum().item() for w in leaves))
+        eta = rate
+        if averaging:  # torch's averaged SGD takes the rate of the step before
+            eta, self.eta = rate if self.eta is None else self.eta, rate
+            eta = torch.tensor(eta).item()  # which it keeps as float32
+        for w, leaf in zip(self.weights(), leaves, strict=True):
+            w -= eta * (leaf.grad * min(1.0, o.clip / (norm + 1e-6)) + o.wdecay * w)
+        if averaging:
+            self.steps += 1
+            if self.ax is None:
+                self.ax = [torch.zeros_like(w) for w in self.weights()]
+            for a, w in zip(self.ax, self.weights(), strict=True):
+                a += torch.tensor(self.mu).item() * (w - a)
+            self.mu = 1 / max(1, self.steps)
+        return total, after
+
+    def text_loss(self, columns, E, W0, *rest):
+        """Return the mean loss of a text [rows, columns] after its first row, all at once."""
+        *Ws, bias = rest
+        h = torch.zeros(columns.shape[1], E.shape[1], dtype=torch.float64)
+        _, outputs = self.run(columns[:-1], h, False, E, W0, Ws)
+        return self.nll(outputs, columns[1:], E, bias).item()
+
+
+def epoch_by_hand(model, columns, lengths, averaging):
+    """Train as the original's ``train``; return the mean loss over rows."""
+    o = model.options
+    parts = 1 if o.small_batch_size == -1 else o.batch_size // o.small_batch_size
+    hiddens = [torch.zeros(o.batch_size // parts, 6, dtype=torch.float64)] * parts
+    i, total, rows = 0, 0.0, 0
+    while i < len(columns) - 2:
+        bptt = o.bptt if torch.rand((), generator=lengths).item() < 0.95 else o.bptt / 2
+        length = max(5, int(bptt + 5 * torch.randn((), generator=lengths).item()))
+        length = min(length, o.bptt + o.max_seq_len_delta)
+        n = min(length, len(columns) - 1 - i)
+        x, y = columns[i : i + n], columns[i + 1 : i + 1 + n]
+        loss, hiddens = model.step(x, y, hiddens, o.lr * length / o.bptt, averaging)
+        i, total, rows = i + length, total + loss * n, rows + n
+    return total / rows
+
+
+def run_epoch(training):
+    for _ in training.iterations():
+        pass
+    row = training.finish_epoch()
+    training.epoch, training.step, training.sums, training.count = training.epoch + 1, 0, {}, 0.0
+    return row
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("small", [-1, 2])
+def test_epochs_are_those_of_a_loop_written_anew(data, small, backend):
+    """One with SGD, one with averages: lengths, rates, dropouts, AR, TAR, clip, decay, validation, test."""
+    options = config(
+        data, arch="rnn:DARTS_V1", alpha=0.5, beta=0.3, wdecay=1e-3, clip=0.2, max_seq_len_delta=4,
+        small_batch_size=small, backend=backend, **DROPOUTS,
+    )  # fmt: skip
+    training = RNNTraining(options)
+    training.model.double()
+    hand = ByHand({name: value.detach() for name, value in training.model.state_dict().items()}, options)
+    lengths = torch.Generator().manual_seed(7)
+    losses = []
+    for epoch in range(2):
+        torch.manual_seed(epoch)  # of the masks
+        row = run_epoch(training)
+        torch.manual_seed(epoch)
+        train_loss = epoch_by_hand(hand, training.train, lengths, averaging=epoch == 1)
+        losses.append(hand.text_loss(training.valid, *(hand.ax or hand.weights())))
+        assert row["train_loss"] == pytest.approx(train_loss, rel=1e-9)
+        assert row["train_ppl"] == pytest.approx(math.exp(train_loss), rel=1e-9)
+        assert row["valid_loss"] == pytest.approx(losses[-1], rel=1e-9)
+        assert (row["averaged"], "test_loss" in row) == (epoch, epoch == 1)
+        for ours, theirs in zip(training.model.parameters(), hand.weights(), strict=False):
+            torch.testing.assert_close(
+                ours.detach(), theirs, rtol=1e-8, atol=1e-10
+            ) if ours.shape == theirs.shape else None
+        if epoch == 0:
+            first = [w.clone() for w in hand.weights()]
+            training.optimizer = training._new_optimizer(averaging=True)
+    best = hand.ax if losses[1] < losses[0] else first
+    assert row["test_loss"] == pytest.approx(hand.text_loss(training.tested, *best), rel=1e-9)
+    assert training.tested.shape == (300, 1) and training.valid.shape == (30, 10)
+
+
+def test_lengths_vary_around_bptt_within_bounds(data):
+    training = RNNTraining(config(data, bptt=35))
+    drawn = torch.tensor([training._draw_length() for _ in range(4000)], dtype=torch.float64)
+    assert 5 <= drawn.min() < 17 and 48 < drawn.max() <= 55
+    assert 33 < drawn.mean() < 35 and (drawn < 25).double().mean() == pytest.approx(0.07, abs=0.02)
+    narrow = RNNTraining(config(data, bptt=3, max_seq_len_delta=0))
+    assert {narrow._draw_length() for _ in range(50)} == {3}
+
+
+def test_weights_are_averaged_on_the_non_monotone_trigger(data, monkeypatch):
+    """After an epoch that is worse than the best of those more than two before it, and only then."""
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 3.05, 3.01])
+    said, phases, kept = [], [], []
+    monkeypatch.setattr(training_module, "text_loss", lambda *args: next(losses))
+    training = RNNTraining(config(data, nonmono=2, epochs=99))
+    training.say = said.append
+    for _ in range(7):
+        phases.append(run_epoch(training)["averaged"])
+        kept.append(training.best["epoch"])
+    # 3.5 is compared with 5 and 4; 3.2 with 3 too.
+    assert phases == [0, 0, 0, 0, 0, 1, 1] and training.validations == [5.0, 4.0, 3.0, 3.5, 3.2]
+    assert kept == [1, 2, 3, 3, 3, 3, 3]
+    assert len(said) == 1 and "validation in epoch 5 is worse" in said[0]
+    assert training.optimizer.param_groups[0]["lr"] == 2.0
+
+
+def averaging(data, **options):
+    """Return a training that has averaged weights for an epoch."""
+    training = RNNTraining(config(data, **options))
+    training.optimizer = training._new_optimizer(averaging=True)
+    return training, run_epoch(training)
+
+
+def test_evaluation_has_the_averages_and_training_its_own_weights(data):
+    training, row = averaging(data, epochs=99)
+    params = list(training.model.parameters())
+    means = [training.optimizer.state[p]["ax"] for p in params]
+    assert all(not torch.equal(p, mean) for p, mean in zip(params, means, strict=True))
+    other = RNNTraining(config(data))
+    with torch.no_grad():
+        for p, mean in zip(other.model.parameters(), means, strict=True):
+            p.copy_(mean)
+    assert rnn_utils.text_loss(other.model, other.valid, other.config) == row["valid_loss"]
+    same(training.best["model"], dict(other.model.state_dict()))
+    own = [p.detach().clone() for p in params]
+    training.stop.ask(signal.SIGTERM)
+    for _ in training.iterations():
+        break
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(Exception) as caught:
+        training.finish_epoch()
+    assert type(caught.value).__name__ == "StopAsked"
+    assert all(torch.equal(p, kept) for p, kept in zip(params, before, strict=True)) and len(own) == len(
+        params
+    )
+
+
+def test_the_averages_kept_are_no_views(data):
+    training, _ = averaging(data, epochs=99)
+    for _ in range(2):  # the second finds what the first left
+        kept = {name: value.clone() for name, value in training.best["model"].items()}
+        ax = {i: state["ax"].clone() for i, state in training.best["optimizer"]["state"].items()}
+        assert training.go_back(DivergedError("", "loss is nan")) == 1
+        training.epoch, training.step = 1, 0
+        assert training.averaging and training.position == 0 and training.hidden is None
+        same(kept, dict(training.model.state_dict()))
+        for _ in training.iterations():
+            pass
+        training.sums, training.count = {}, 0.0
+        same(kept, training.best["model"])
+        same(ax, {i: state["ax"] for i, state in training.best["optimizer"]["state"].items()})
+
+
+class Planted:
+    """Makes losses NaN in given iterations, counted over all epochs, also those that are done again."""
+
+    def __init__(self, monkeypatch, *places, signal_after=None):
+        self.iteration, self.places, self.seen = RNNTraining.iteration, places, 0
+        planted = self
+
+        def iteration(training, x, y, hidden):
+            loss, norm, hidden = planted.iteration(training, x, y, hidden)
+            planted.seen += 1
+            if planted.seen == signal_after:
+                training.stop.ask(signal.SIGTERM)
+            if planted.seen in planted.places:
+                with torch.no_grad():
+                    training.model.decoder.bias.fill_(math.nan)
+                return math.nan, norm, hidden * math.nan
+            return loss, norm, hidden
+
+        monkeypatch.setattr(RNNTraining, "iteration", iteration)
+
+
+EVEN = {"bptt": 40, "max_seq_len_delta": 0, "epochs": 3}
+
+
+def steps_an_epoch(data):
+    training = RNNTraining(config(data, **EVEN))
+    return sum(1 for _ in training.iterations())
+
+
+def test_a_training_goes_back_to_its_best_epoch_after_nan(data, tmp_path, monkeypatch, capsys, undrawn):
+    Planted(monkeypatch, steps_an_epoch(data) + 2)
+    result = train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
+    assert "loss is nan at epoch 2, iteration 2: going back to the end of epoch 1" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (result.out / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3] == [row["epoch"] for row in result.history]
+    assert all(math.isfinite(row["valid_loss"]) for row in rows)
+
+
+def test_an_infinite_gradient_is_the_same(data, tmp_path, monkeypatch, capsys, undrawn):
+    """It is noticed at once, not when a checkpoint happens to be written."""
+    iteration, seen = RNNTraining.iteration, []
+
+    def with_one(self, *args):
+        seen.append(0)
+        loss, norm, hidden = iteration(self, *args)
+        return (
+            loss,
+            math.inf if self.epoch == 1 and seen.count(1) == 0 and not seen.append(1) else norm,
+            hidden,
+        )
+
+    monkeypatch.setattr(RNNTraining, "iteration", with_one)
+    train_rnn(config(data, out=str(tmp_path / "run"), **{**EVEN, "epochs": 2}))
+    assert "the gradient's norm is inf at epoch 2, iteration 1: going back" in capsys.readouterr().out
+
+
+def test_going_back_has_an_end(data, tmp_path, monkeypatch, capsys, undrawn):
+    Planted(monkeypatch, *range(steps_an_epoch(data) + 1, 10**4))
+    with pytest.raises(
+        DivergedError, match="diverged again after it went back 10 times to the end of epoch 1"
+    ):
+        train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
+    assert capsys.readouterr().out.count("going back to the end of epoch 1") == 10
+
+
+def test_there_is_no_way_back_in_the_first_epoch(data, tmp_path, monkeypatch, undrawn):
+    Planted(monkeypatch, 1)
+    with pytest.raises(DivergedError, match="loss is nan at epoch 1, iteration 1: the training has diverged"):
+        train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
+
+
+@pytest.mark.parametrize(
+    ("moment", "planted"),
+    [
+        ("in SGD", False),
+        ("at the trigger", False),
+        ("first of the averages", False),
+        ("in the averages", False),
+        ("right after going back", True),
+        ("after going back", True),
+    ],
+)
+def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, undrawn, moment, planted):
+    """Validations are given, so that weights are averaged from epoch 3 on; it diverges in epoch 4."""
+    options = {**EVEN, "epochs": 5, "nonmono": 1, **DROPOUTS}
+    n = steps_an_epoch(data)
+    stops = {
+        "in SGD": 2, "at the trigger": 2 * n, "first of the averages": 2 * n + 1, "in the averages": 3 * n + 1,
+        "right after going back": 3 * n + 2, "after going back": 3 * n + 4,
+    }  # fmt: skip
+    losses = {0: 3.0, 1: 3.5, 2: 2.5, 3: 2.6, 4: 2.0}
+    monkeypatch.setattr(RNNTraining, "_draw_length", lambda self: 40)  # as many iterations in every epoch
+    n = steps_an_epoch(data)
+    real = rnn_utils.text_loss
+
+    def given(model, source, args, between):
+        found = real(model, source, args, between)
+        return losses[training_of[0].epoch] + 1e-3 * found
+
+    training_of = []
+    begun = RNNTraining.__init__
+
+    def noted(self, *args):
+        begun(self, *args)
+        training_of[:] = [self]
+
+    monkeypatch.setattr(training_module, "text_loss", given)
+    monkeypatch.setattr(RNNTraining, "__init__", noted)
+    nan = (3 * n + 2,) if planted else ()
+    with monkeypatch.context() as patches:
+        Planted(patches, *nan)
+        straight = train_rnn(config(data, out=str(tmp_path / "straight"), **options))
+    assert [row["averaged"] for row in straight.history] == [0, 0, 1, 1, 1]
+    with monkeypatch.context() as patches:
+        first = Planted(patches, *nan, signal_after=stops[moment])
+        with pytest.raises(RunStopped, match="train rnn --resume"):
+            train_rnn(config(data, out=str(tmp_path / "stopped"), **options))
+    with monkeypatch.context() as patches:
+        Planted(patches, *nan).seen = first.seen
+        resumed = train_rnn(TrainRNNConfig(), resume=tmp_path / "stopped")
+    same(*(load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "stopped")))
+    same(*(torch.load(run.weights, weights_only=True) for run in (straight, resumed)))
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, undrawn):
+    """By SIGKILL, wherever it strikes; with real validations, averages among them."""
+    options = {"epochs": 4, "bptt": 20, "nonmono": 1, "lr": 8.0}
+    command = [sys.executable, "-c", (
+        "import sys\n"
+        "from dartsfast.train import TrainRNNConfig, train_rnn\n"
+        f"train_rnn(TrainRNNConfig(**{dict(data=data, batch_size=4, log_interval=1, checkpoint_seconds=0.0, **SIZES, **options)!r}, "
+        f"out={str(tmp_path / 'killed')!r}))\n"
+    )]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 3/4"):
+            break
+    process.kill()
+    process.communicate()
+    train_rnn(TrainRNNConfig(), resume=tmp_path / "killed")
+    straight = TrainRNNConfig(
+        data=data, batch_size=4, log_interval=1, checkpoint_seconds=0.0, **SIZES, **options,
+        out=str(tmp_path / "straight"),
+    )  # fmt: skip
+    train_rnn(straight)
+    same(*(load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "killed")))
+
+
+def state_of(data, **options):
+    training, row = averaging(data, **options)
+    row = {"epoch": 1, **row, "seconds": 0.0}
+    training.history.append(row)
+    next(training.iterations())
+    return training, {"format": "", **training.state()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda state: state["optimizer"].update(param_groups=[]), "optimizer.param_groups has 0 entries"),
+        (lambda state: state["optimizer"]["param_groups"][0].pop("t0"), "optimizer"),
+        (lambda state: state["optimizer"]["state"][0].pop("ax"), r"state\[0\] lacks ax"),
+        (lambda state: state["optimizer"]["state"][0].update(mu=1.0), r"state\[0\].mu is 1.0"),
+        (lambda state: state["optimizer"].update(state={}), "optimizer.state has 0 entries"),
+        (lambda state: state["extra"].update(best=None), "extra.best is None"),
+        (lambda state: state["extra"]["best"].update(epoch=2), "extra.best.epoch is 2, and 1 are done"),
+        (lambda state: state["extra"]["best"].update(optimizer=3), "extra.best.optimizer is 3"),
+        (
+            lambda state: state["extra"]["best"]["model"].pop("decoder.bias"),
+            "extra.best.model lacks decoder.bias",
+        ),
+        (lambda state: state["extra"].update(hidden=None), "extra.hidden is None"),
+        (lambda state: state["extra"].update(validations=["x"]), "validations"),
+        (lambda state: state["extra"].update(returns=99), "extra.returns is 99"),
+        (lambda state: state["extra"].update(position=400), "step is 1 at row 400"),
+        (lambda state: state.update(count=200.0), "count is 200 after 1 steps"),
+    ],
+)
+def test_what_cannot_be_a_training_is_refused(data, edit, message):
+    training, state = state_of(data, epochs=3)
+    fresh = RNNTraining(training.config)
+    fresh.check_state(state)
+    state = training_module._on_cpu(state)
+    edit(state)
+    with pytest.raises(InputError, match=message):
+        RNNTraining(training.config).check_state(state)
+
+
+def test_a_test_reads_word_after_word(data, tmp_path, capsys, undrawn):
+    result = train_rnn(config(data, arch="DARTS_V1", out=str(tmp_path / "run")))
+    assert (
+        result.genotype == DARTS_V1
+        and f"test perplexity {result.history[-1]['test_ppl']:.2f}" in result.lesson
+    )
+    weights = {name: value.double() for name, value in torch.load(result.weights).items()}
+    hand = ByHand(weights, config(data))
+    texts = dict(
+        zip(("train", "valid", "test"), vars(training_module.resolve_corpus(data)).values(), strict=False)
+    )
+    corpus = training_module.resolve_corpus(data)
+    network = {"arch": "rnn:DARTS_V1", "data": data, "bptt": 7, **SIZES}
+    for split in ("test", "valid", "train"):
+        tokens = getattr(corpus, split)
+        wanted = hand.text_loss(tokens[:, None], *hand.weights())
+        for given in ({"model_path": str(result.out)}, {"model_path": str(result.weights), **network}):
+            found = test_rnn(TestRNNConfig(split=split, **given))
+            assert found.loss == pytest.approx(wanted, rel=1e-5)
+            assert (found.words, found.ppl) == (len(tokens) - 1, pytest.approx(math.exp(found.loss)))
+    assert texts is not None
+    old = ["--log-interval", "3", "--dropout", "0.5", "--small_batch_size", "2"]
+    assert main(["test", "rnn", str(result.out), *old]) == 0
+    said = capsys.readouterr()
+    assert f"test perplexity {result.history[-1]['test_ppl']:.2f}, loss" in said.out
+    assert "--log-interval has no effect on a test" in said.err
+    again = train_rnn(TrainRNNConfig(), resume=result.out)
+    assert (again.history, again.lesson) == (result.history, result.lesson)
+
+
+def test_weights_of_the_original_load_and_whole_models_are_refused(data, tmp_path):
+    """Of PyTorch 0.3's format; a model that was pickled whole runs code when it is read."""
+    model = RNNModel(13, 6, 6, 6, genotype=ENAS)
+    path = tmp_path / "model.pt"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    given = {"model_path": str(path), "data": data, **SIZES}
+    assert test_rnn(TestRNNConfig(arch="ENAS", **given)).words == 299
+    for wrong in ({"arch": "DARTS"}, {"arch": "ENAS", "emsize": 5, "nhid": 5, "nhidlast": 5}):
+        with pytest.raises(InputError, match="are not of this network .* the vocabulary of --data must be"):
+            test_rnn(TestRNNConfig(**{**given, **wrong}))
+    torch.save(model, path)
+    with pytest.raises(
+        InputError, match="pickled whole, as the original's rnn/train.py saves it, save the state_dict"
+    ):
+        test_rnn(TestRNNConfig(**given))
+
+
+def test_what_cannot_be_tested_is_refused(data, tmp_path, undrawn):
+    result = train_rnn(config(data, out=str(tmp_path / "run"), epochs=1))
+    other = str(text_folder(tmp_path / "other", words=11))
+    for given, message in (
+        ({}, "nothing to test"),
+        ({"model_path": str(tmp_path)}, "no checkpoint in"),
+        (
+            {"model_path": str(result.out), "nhid": 6, "emsize": 6, "nhidlast": 6},
+            "knows its own network: leave out --emsize",
+        ),
+        (
+            {"model_path": str(result.out), "data": other},
+            "the vocabulary of .*other is not that of the training",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            test_rnn(TestRNNConfig(**given))
+    training = RNNTraining(config(data))
+    (tmp_path / "begun").mkdir()
+    save_checkpoint(tmp_path / "begun", training.state())
+    with pytest.raises(InputError, match="has no weights to test yet"):
+        test_rnn(TestRNNConfig(model_path=str(tmp_path / "begun")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "cnn:DARTS_V2"}, "genotype of the other kind of network"),
+        ({"nhid": 7}, "emsize, nhid and nhidlast must be equal .*, got 6, 7 and 6"),
+        ({"small_batch_size": 3}, "small_batch_size must be -1 or divide the batch size 4, got 3"),
+        ({"small_batch_size": 0}, "small_batch_size must be -1 or divide"),
+        ({"small_batch_size": -2}, "small_batch_size must be -1 or divide"),
+        ({"nonmono": 0}, "nonmono must be above 0"),
+        ({"dropoute": 1.0}, "dropoute must be below 1"),
+        (
+            {"batch_size": 201},
+            "the train text has 600 tokens, too few for 201 columns of 3: use a smaller --batch_size",
+        ),
+        ({"data": "elsewhere"}, "is not a folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_made(data, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        train_rnn(config(**{"data": data, "out": str(tmp_path / "run"), **options}))
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_a_corpus_without_a_split_is_refused(data, tmp_path):
+    (tmp_path / "text" / "test.txt").unlink()
+    with pytest.raises(InputError, match="lacks the files of a corpus"):
+        train_rnn(config(data, out=str(tmp_path / "run")))
+    (tmp_path / "text" / "test.txt").write_text("")
+    with pytest.raises(InputError, match="holds no word"):
+        train_rnn(config(data, out=str(tmp_path / "run")))
+
+
+def test_another_test_text_is_refused(data, tmp_path):
+    training = RNNTraining(config(data))
+    text = tmp_path / "text" / "test.txt"
+    text.write_text(text.read_text().replace("w1", "w2", 1))
+    with pytest.raises(InputError, match="test text: other tokens"):
+        check_fingerprint(data, training.fingerprint, RNNTraining(config(data)).fingerprint)
+
+
+def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys, undrawn):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--emsize", "6", "--nhid", "6", "--nhidlast", "6", "--batch_size", "4", "--epochs", "1"]
+    command = ["train", "rnn", "--data", data, "--save", "EXP", "--single_gpu", "--log-interval", "5", *sizes]
+    assert main([*command, "--preset", "wt2", "--dropouti", "0.1"]) == 0
+    said = capsys.readouterr()
+    assert "--single_gpu has no effect on a training" in said.err
+    assert "training of a recurrent cell of 6 units, vocabulary 13" in said.out
+    (folder,) = tmp_path.glob("eval-EXP-*")
+    own = load_checkpoint(folder, "train-rnn")["config"]
+    assert (own["dropouth"], own["wdecay"], own["nhid"], own["dropouti"]) == (0.15, 5e-7, 6, 0.1)
+    again = ["train", "rnn", "--config", str(folder / "config.toml"), "--out", "again"]
+    assert main([*again, "--preset", "ptb"]) == 0
+    same(*(load_checkpoint(tmp_path / name, "train-rnn")["model"] for name in (folder, "again")))
+    assert main(["train", "rnn", "--resume", str(folder), "--preset", "wt2"]) == 2
+    assert "keeps its own options: leave out --preset" in capsys.readouterr().err
+    assert main(["train", "cnn", "--resume", str(folder)]) == 2
+    assert "belongs to a run of kind 'train-rnn', not 'train-cnn'" in capsys.readouterr().err
