@@ -22,6 +22,7 @@ from dartsfast.rnn import utils as rnn_utils
 from dartsfast.rnn.genotypes import DARTS_V1, DARTS_V2, ENAS
 from dartsfast.rnn.model import RNNModel
 from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
+from dartsfast.runs.interrupts import StopAsked
 from dartsfast.runs.report import Report
 from dartsfast.train import TestRNNConfig, TrainRNNConfig, test_rnn, train_rnn
 from dartsfast.train import rnn as training_module
@@ -133,7 +134,7 @@ class ByHand:
         return -logp.gather(-1, y[..., None]).mean()
 
     def step(self, x, y, hiddens, rate, averaging):
-        """Move the weights; return the plain loss and the hidden states after x, of each part of the columns."""
+        """Move the weights; return the plain loss and, of each part of the columns, the state after x."""
         o, parts, total, after = self.options, len(hiddens), 0.0, []
         leaves = [w.clone().requires_grad_() for w in self.weights()]
         E, W0, *Ws, bias = leaves
@@ -216,10 +217,10 @@ def test_epochs_are_those_of_a_loop_written_anew(data, small, backend):
         assert row["train_ppl"] == pytest.approx(math.exp(train_loss), rel=1e-9)
         assert row["valid_loss"] == pytest.approx(losses[-1], rel=1e-9)
         assert (row["averaged"], "test_loss" in row) == (epoch, epoch == 1)
-        for ours, theirs in zip(training.model.parameters(), hand.weights(), strict=False):
-            torch.testing.assert_close(
-                ours.detach(), theirs, rtol=1e-8, atol=1e-10
-            ) if ours.shape == theirs.shape else None
+        own = dict(training.model.named_parameters())
+        names = ["encoder.weight", "rnns.0._W0", *(f"rnns.0._Ws.{i}" for i in range(8)), "decoder.bias"]
+        for name, theirs in zip(names, hand.weights(), strict=True):
+            torch.testing.assert_close(own[name].detach(), theirs, rtol=1e-8, atol=1e-10, msg=name)
         if epoch == 0:
             first = [w.clone() for w in hand.weights()]
             training.optimizer = training._new_optimizer(averaging=True)
@@ -238,19 +239,18 @@ def test_lengths_vary_around_bptt_within_bounds(data):
 
 
 def test_weights_are_averaged_on_the_non_monotone_trigger(data, monkeypatch):
-    """After an epoch that is worse than the best of those more than two before it, and only then."""
-    losses = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 3.05, 3.01])
+    """After an epoch worse than the best but the last two before it: 3.1 is compared with 5, 4 and 3."""
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 3.05, 2.9])
     said, phases, kept = [], [], []
     monkeypatch.setattr(training_module, "text_loss", lambda *args: next(losses))
     training = RNNTraining(config(data, nonmono=2, epochs=99))
     training.say = said.append
-    for _ in range(7):
+    for _ in range(8):
         phases.append(run_epoch(training)["averaged"])
         kept.append(training.best["epoch"])
-    # 3.5 is compared with 5 and 4; 3.2 with 3 too.
-    assert phases == [0, 0, 0, 0, 0, 1, 1] and training.validations == [5.0, 4.0, 3.0, 3.5, 3.2]
-    assert kept == [1, 2, 3, 3, 3, 3, 3]
-    assert len(said) == 1 and "validation in epoch 5 is worse" in said[0]
+    assert phases == [0, 0, 0, 0, 0, 0, 1, 1] and training.validations == [5.0, 4.0, 3.0, 3.5, 3.2, 3.1]
+    assert kept == [1, 2, 3, 3, 3, 3, 3, 8]
+    assert len(said) == 1 and "validation in epoch 6 is worse" in said[0]
     assert training.optimizer.param_groups[0]["lr"] == 2.0
 
 
@@ -272,20 +272,30 @@ def test_evaluation_has_the_averages_and_training_its_own_weights(data):
             p.copy_(mean)
     assert rnn_utils.text_loss(other.model, other.valid, other.config) == row["valid_loss"]
     same(training.best["model"], dict(other.model.state_dict()))
+    for _ in training.iterations():
+        pass
     own = [p.detach().clone() for p in params]
     training.stop.ask(signal.SIGTERM)
-    for _ in training.iterations():
-        break
-    before = [p.detach().clone() for p in params]
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(StopAsked):
         training.finish_epoch()
-    assert type(caught.value).__name__ == "StopAsked"
-    assert all(torch.equal(p, kept) for p, kept in zip(params, before, strict=True)) and len(own) == len(
-        params
-    )
+    assert all(torch.equal(p, kept) for p, kept in zip(params, own, strict=True))
 
 
-def test_the_averages_kept_are_no_views(data):
+@pytest.mark.parametrize("averages", [False, True])
+def test_the_best_epoch_is_kept_as_it_was(data, averages):
+    training = RNNTraining(config(data, epochs=99))
+    if averages:
+        training.optimizer = training._new_optimizer(averaging=True)
+    run_epoch(training)
+    before = training_module._on_cpu(training.best)
+    copied = {name: value.clone() for name, value in training.best["model"].items()}
+    for _ in training.iterations():
+        pass
+    same(copied, training.best["model"])
+    same(before, training.best)
+
+
+def test_the_averages_gone_back_to_are_no_views(data):
     training, _ = averaging(data, epochs=99)
     for _ in range(2):  # the second finds what the first left
         kept = {name: value.clone() for name, value in training.best["model"].items()}
@@ -331,9 +341,14 @@ def steps_an_epoch(data):
 
 
 def test_a_training_goes_back_to_its_best_epoch_after_nan(data, tmp_path, monkeypatch, capsys, undrawn):
-    Planted(monkeypatch, steps_an_epoch(data) + 2)
+    """That is the first, whose validation the second and the third do not reach."""
+    monkeypatch.setattr(RNNTraining, "_draw_length", lambda self: 40)  # as many iterations in every epoch
+    losses = iter([3.0, 3.5, 3.4, 3.2, 4.0])
+    monkeypatch.setattr(training_module, "text_loss", lambda *args: next(losses))
+    Planted(monkeypatch, 2 * steps_an_epoch(data) + 2)
     result = train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
-    assert "loss is nan at epoch 2, iteration 2: going back to the end of epoch 1" in capsys.readouterr().out
+    assert "loss is nan at epoch 3, iteration 2: going back to the end of epoch 1" in capsys.readouterr().out
+    assert [row["valid_loss"] for row in result.history] == [3.0, 3.4, 3.2] and next(losses, None) is None
     rows = [json.loads(line) for line in (result.out / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3] == [row["epoch"] for row in result.history]
     assert all(math.isfinite(row["valid_loss"]) for row in rows)
@@ -341,16 +356,14 @@ def test_a_training_goes_back_to_its_best_epoch_after_nan(data, tmp_path, monkey
 
 def test_an_infinite_gradient_is_the_same(data, tmp_path, monkeypatch, capsys, undrawn):
     """It is noticed at once, not when a checkpoint happens to be written."""
-    iteration, seen = RNNTraining.iteration, []
+    iteration, planted = RNNTraining.iteration, []
 
     def with_one(self, *args):
-        seen.append(0)
         loss, norm, hidden = iteration(self, *args)
-        return (
-            loss,
-            math.inf if self.epoch == 1 and seen.count(1) == 0 and not seen.append(1) else norm,
-            hidden,
-        )
+        if self.epoch == 1 and not planted:
+            planted.append(norm)
+            norm = math.inf
+        return loss, norm, hidden
 
     monkeypatch.setattr(RNNTraining, "iteration", with_one)
     train_rnn(config(data, out=str(tmp_path / "run"), **{**EVEN, "epochs": 2}))
@@ -372,67 +385,69 @@ def test_there_is_no_way_back_in_the_first_epoch(data, tmp_path, monkeypatch, un
         train_rnn(config(data, out=str(tmp_path / "run"), **EVEN))
 
 
-@pytest.mark.parametrize(
-    ("moment", "planted"),
-    [
-        ("in SGD", False),
-        ("at the trigger", False),
-        ("first of the averages", False),
-        ("in the averages", False),
-        ("right after going back", True),
-        ("after going back", True),
-    ],
-)
-def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, undrawn, moment, planted):
-    """Validations are given, so that weights are averaged from epoch 3 on; it diverges in epoch 4."""
-    options = {**EVEN, "epochs": 5, "nonmono": 1, **DROPOUTS}
-    n = steps_an_epoch(data)
-    stops = {
-        "in SGD": 2, "at the trigger": 2 * n, "first of the averages": 2 * n + 1, "in the averages": 3 * n + 1,
-        "right after going back": 3 * n + 2, "after going back": 3 * n + 4,
-    }  # fmt: skip
-    losses = {0: 3.0, 1: 3.5, 2: 2.5, 3: 2.6, 4: 2.0}
+MOMENTS = {
+    "in SGD": lambda n: 2,
+    "before the trigger": lambda n: 3 * n,
+    "right after the trigger": lambda n: None,
+    "first of the averages": lambda n: 3 * n + 1,
+    "in the averages": lambda n: 4 * n + 1,
+    "right after going back": lambda n: 4 * n + 2,
+    "after going back": lambda n: 4 * n + 4,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, undrawn, moment):
+    """Validations are given: weights are averaged from epoch 4 on. It diverges in epoch 5."""
+    options = {**EVEN, "epochs": 6, "nonmono": 1, **DROPOUTS}
     monkeypatch.setattr(RNNTraining, "_draw_length", lambda self: 40)  # as many iterations in every epoch
-    n = steps_an_epoch(data)
-    real = rnn_utils.text_loss
+    n, losses, trainings = steps_an_epoch(data), (3.0, 2.9, 3.5, 2.6, 2.7, 2.5), []
+    real, begun, stopped_in = rnn_utils.text_loss, RNNTraining.__init__, []
 
-    def given(model, source, args, between):
-        found = real(model, source, args, between)
-        return losses[training_of[0].epoch] + 1e-3 * found
-
-    training_of = []
-    begun = RNNTraining.__init__
+    def text_loss(model, source, args, between):
+        found = losses[trainings[-1].epoch] + 1e-3 * real(model, source, args, between)
+        if trainings[-1].epoch in stopped_in:
+            trainings[-1].stop.ask(signal.SIGTERM)
+        return found
 
     def noted(self, *args):
         begun(self, *args)
-        training_of[:] = [self]
+        trainings.append(self)
 
-    monkeypatch.setattr(training_module, "text_loss", given)
+    monkeypatch.setattr(training_module, "text_loss", text_loss)
     monkeypatch.setattr(RNNTraining, "__init__", noted)
-    nan = (3 * n + 2,) if planted else ()
     with monkeypatch.context() as patches:
-        Planted(patches, *nan)
+        Planted(patches, 4 * n + 2)
         straight = train_rnn(config(data, out=str(tmp_path / "straight"), **options))
-    assert [row["averaged"] for row in straight.history] == [0, 0, 1, 1, 1]
+    assert [row["averaged"] for row in straight.history] == [0, 0, 0, 1, 1, 1]
+    stop = MOMENTS[moment](n)
     with monkeypatch.context() as patches:
-        first = Planted(patches, *nan, signal_after=stops[moment])
+        first = Planted(patches, 4 * n + 2, signal_after=stop)
+        stopped_in += [2] if stop is None else []
         with pytest.raises(RunStopped, match="train rnn --resume"):
             train_rnn(config(data, out=str(tmp_path / "stopped"), **options))
+    stopped_in.clear()
+    state = load_checkpoint(tmp_path / "stopped", "train-rnn")
+    assert state["extra"]["returns"] == ("going back" in moment)
+    assert ("t0" in state["optimizer"]["param_groups"][0]) == (moment not in ("in SGD", "before the trigger"))
+    assert bool(state["optimizer"]["state"]) == ("averages" in moment or "going back" in moment)
     with monkeypatch.context() as patches:
-        Planted(patches, *nan).seen = first.seen
+        Planted(patches, 4 * n + 2).seen = first.seen
         resumed = train_rnn(TrainRNNConfig(), resume=tmp_path / "stopped")
-    same(*(load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "stopped")))
+    states = [load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "stopped")]
+    same(*states)
+    assert states[0]["extra"]["returns"] == 0  # the last epoch is the best
     same(*(torch.load(run.weights, weights_only=True) for run in (straight, resumed)))
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, undrawn):
-    """By SIGKILL, wherever it strikes; with real validations, averages among them."""
-    options = {"epochs": 4, "bptt": 20, "nonmono": 1, "lr": 8.0}
+    """By SIGKILL, wherever it strikes."""
+    options = {"data": data, "batch_size": 4, "epochs": 4, "bptt": 20, "nonmono": 1, "lr": 8.0, **SIZES}
+    options |= {"log_interval": 1, "checkpoint_seconds": 0.0}
     command = [sys.executable, "-c", (
         "import sys\n"
         "from dartsfast.train import TrainRNNConfig, train_rnn\n"
-        f"train_rnn(TrainRNNConfig(**{dict(data=data, batch_size=4, log_interval=1, checkpoint_seconds=0.0, **SIZES, **options)!r}, "
-        f"out={str(tmp_path / 'killed')!r}))\n"
+        f"train_rnn(TrainRNNConfig(**{options!r}, out={str(tmp_path / 'killed')!r}))\n"
     )]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -440,12 +455,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, undrawn):
             break
     process.kill()
     process.communicate()
-    train_rnn(TrainRNNConfig(), resume=tmp_path / "killed")
-    straight = TrainRNNConfig(
-        data=data, batch_size=4, log_interval=1, checkpoint_seconds=0.0, **SIZES, **options,
-        out=str(tmp_path / "straight"),
-    )  # fmt: skip
-    train_rnn(straight)
+    train_rnn(TrainRNNConfig(checkpoint_seconds=0.0), resume=tmp_path / "killed")
+    train_rnn(TrainRNNConfig(**options, out=str(tmp_path / "straight")))
     same(*(load_checkpoint(tmp_path / name, "train-rnn") for name in ("straight", "killed")))
 
 
@@ -497,9 +508,6 @@ def test_a_test_reads_word_after_word(data, tmp_path, capsys, undrawn):
     )
     weights = {name: value.double() for name, value in torch.load(result.weights).items()}
     hand = ByHand(weights, config(data))
-    texts = dict(
-        zip(("train", "valid", "test"), vars(training_module.resolve_corpus(data)).values(), strict=False)
-    )
     corpus = training_module.resolve_corpus(data)
     network = {"arch": "rnn:DARTS_V1", "data": data, "bptt": 7, **SIZES}
     for split in ("test", "valid", "train"):
@@ -509,7 +517,6 @@ def test_a_test_reads_word_after_word(data, tmp_path, capsys, undrawn):
             found = test_rnn(TestRNNConfig(split=split, **given))
             assert found.loss == pytest.approx(wanted, rel=1e-5)
             assert (found.words, found.ppl) == (len(tokens) - 1, pytest.approx(math.exp(found.loss)))
-    assert texts is not None
     old = ["--log-interval", "3", "--dropout", "0.5", "--small_batch_size", "2"]
     assert main(["test", "rnn", str(result.out), *old]) == 0
     said = capsys.readouterr()

@@ -167,7 +167,7 @@ class RNNModel(nn.Module):
         if cell_cls is DARTSCell and genotype is None:
             raise InputError("RNNModel needs a genotype, e.g. genotype=dartsfast.rnn.genotypes.DARTS_V2")
         resolve_backend(backend)
-        if backend != "reference":
+        if backend != "reference":  # else the attributes are those of the original and no others
             self._backend = backend
         self.lockdrop = LockedDropout()
         self.encoder = nn.Embedding(ntoken, ninp)
