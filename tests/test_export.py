@@ -57,7 +57,7 @@ def few_words(monkeypatch):
 
 def written(what, formats, out, **options):
     """Export; return the paths and the differences."""
-    found = list(export_network(what, formats, out=str(out), **options))
+    found = export_network(what, formats, out=str(out), **options)
     assert all(one.path.exists() for one in found)
     return [one.path for one in found], [one.difference for one in found]
 
@@ -170,7 +170,8 @@ def test_formatters_leave_files_as_they_are(tmp_path, width):
     for kind, cells in CELLS.items():
         for name, genotype in cells.items():
             small(genotype, tmp_path / f"{kind}_{name}")
-    lists = [listed("NAMES", map(quoted, ODD * n)) for n in (1, 3)]
+    lists = [listed("NAMES", map(quoted, ODD)), *(listed("N", ["1"] * n, 4 * (n % 2)) for n in range(20, 40))]
+    lists = [f"if True:\n{line}" if line.startswith(" ") else line for line in lists]
     (tmp_path / "lists.py").write_text("\n".join(lists) + "\n")
     exec(lists[0], namespace := {})
     assert namespace["NAMES"] == ODD
@@ -295,11 +296,11 @@ def test_weights_alone_with_the_options_of_their_test(training, tmp_path):
         assert ("MEAN = " in path.read_text()) == ("data" in given)
     for wrong in ({"init_channels": 3}, {"layers": 4}, {"auxiliary": False}, {"arch": "DARTS_V1"}):
         with pytest.raises(InputError, match="are not of this network .*--arch"):
-            list(export_network(kept, ["module"], network=dataclasses.replace(network, **wrong)))
+            export_network(kept, ["module"], network=dataclasses.replace(network, **wrong))
     with pytest.raises(InputError, match="are not of this network"):
-        list(export_network(kept, ["module"], network=network, classes=4))
+        export_network(kept, ["module"], network=network, classes=4)
     with pytest.raises(InputError, match="--classes 4, and imagefolder:.* has 3: leave one out"):
-        list(export_network(kept, ["module"], network=network, classes=4, data=options["data"]))
+        export_network(kept, ["module"], network=network, classes=4, data=options["data"])
 
 
 def test_a_trained_recurrent_network_as_a_plain_file(tmp_path):
@@ -327,7 +328,7 @@ def test_a_trained_recurrent_network_as_a_plain_file(tmp_path):
         (["module"], {"classes": 3}, "knows its own network: leave out --classes"),
     ):
         with pytest.raises(InputError, match=message):
-            list(export_network(str(run.out), formats, out=str(tmp_path / "no"), **options))
+            export_network(str(run.out), formats, out=str(tmp_path / "no"), **options)
 
 
 @pytest.mark.parametrize("name", ["torch", "module"])
@@ -408,6 +409,9 @@ def places(training, tmp_path):
             "is a cell, without weights: leave out --auxiliary",
         ),
         (["rnn:ENAS", "--format", "module", "--layers", "4"], "without weights: leave out --layers"),
+        (["{here}/no/x", "--format", "module"], "no genotype"),
+        (["DARTS_V2", "--format", "module", "--image_size", "30"], "30x30 cannot be halved twice"),
+        (["DARTS_V2", "--format", "module", "--out", "{here}"], "is a folder: name a file in it"),
         (["DARTS_V2", "--format", "module", "--layers", "0"], "layers must be above 0"),
         (["DARTS_V2", "--format", "module", "--classes", "-1"], "classes must not be negative"),
         (["DARTS_V2", "--format", "module", "--out", "{used}"], "used.py is there already: choose another"),
@@ -428,10 +432,30 @@ def test_what_cannot_be_exported_is_refused(places, capsys, words, message):
     assert sorted(places["here"].rglob("*")) == before and places["used"].read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["encoder.weight", "classifier.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_other_weights_are_refused(tmp_path, name, shape):
+    torch.save({name: torch.zeros(shape)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="are not of this network|leave out --init_channels"):
+        export_network(
+            str(tmp_path / "other.pt"), ["module"], network=TestCNNConfig(init_channels=2, layers=2)
+        )
+
+
+def test_operations_of_ones_own_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPS, "mine", OPS["none"])
+    monkeypatch.setitem(ACTIVATIONS, "mine", torch.sin)
+    cnn = cnn_genotypes.DARTS_V1._replace(normal=[("none", 0), ("mine", 1)], normal_concat=[2])
+    rnn = rnn_genotypes.Genotype([("mine", 0)], [1])
+    for genotype, what in ((cnn, "operation"), (rnn, "activation")):
+        with pytest.raises(InputError, match=f"the {what} 'mine' is of your own"):
+            small(genotype, tmp_path / "cell")
+
+
 def test_a_missing_package_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs onnx and onnxscript, .*pip install 'dartsfast\[export\]'"):
-        list(export_network("/nowhere", ["torch", "onnx"]))
+        export_network("/nowhere", ["torch", "onnx"])
 
 
 def test_names_where_none_is_given(training, tmp_path, monkeypatch, places):
@@ -443,4 +467,4 @@ def test_names_where_none_is_given(training, tmp_path, monkeypatch, places):
     )
     assert "SepConv" in (tmp_path / "search.py").read_text()
     with pytest.raises(InputError, match="unknown format 'tflite': choose of torch, onnx, module"):
-        list(export_network("DARTS_V2", ["tflite"]))
+        export_network("DARTS_V2", ["tflite"])

@@ -44,9 +44,7 @@ def _sizes(source: Source) -> str:
 
 
 def _docstring(source: Source) -> str:
-    network = (
-        f"Network({_sizes(source)}) has the sizes of {'the training' if source.trained else 'the paper'}."
-    )
+    network = f"{'Trained was' if source.trained else 'Build it as'} Network({_sizes(source)})."
     if source.kind == CNN:
         original = "dartsfast.cnn.model.NetworkCIFAR"
         lacks = (

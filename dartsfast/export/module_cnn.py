@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dartsfast.cnn.genotypes import Genotype
-from dartsfast.export.text import listed
+from dartsfast.export.text import check_known, listed
 
 IMPORTS = "import torch\nfrom torch import Tensor, nn\n"
 IMPORTS_OF_TRAINED = f"from pathlib import Path\n\n{IMPORTS}"
@@ -189,6 +189,7 @@ class Network(nn.Module):
 def classes(genotype: Genotype) -> list[str]:
     """Return the text of the classes that the network of ``genotype`` needs, in their order in a file."""
     cells = (genotype.normal, genotype.reduce)
+    check_known("operation", (name for cell in cells for name, _ in cell), {*OPS, "skip_connect"})
     needed = {OPS[name].needs for cell in cells for name, _ in cell if name in OPS}
     return [
         COMMON,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dartsfast.export import module_cnn
-from dartsfast.export.text import listed
+from dartsfast.export.text import check_known, listed
 from dartsfast.rnn.genotypes import Genotype
 
 CALLABLE = "from collections.abc import Callable\n"
@@ -83,6 +83,7 @@ class Network(nn.Module):
 
 def classes(genotype: Genotype) -> list[str]:
     """Return the text of what the network of ``genotype`` needs, in its order in a file."""
+    check_known("activation", (name for name, _ in genotype.recurrent), ACTIVATIONS)
     nodes = [
         f"        s{k + 1} = self.highway(s{source}, s{source}, W[{k}], {ACTIVATIONS[name]})"
         for k, (name, source) in enumerate(genotype.recurrent)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +49,8 @@ def export_network(
     network: TestCNNConfig | None = None,
     data: str = "",
     classes: int = 0,
-) -> Iterator[Exported]:
-    """Write a network in formats, and yield every file once it computes what the network computes.
+) -> list[Exported]:
+    """Write a network in formats, and return the files, which compute what the network computes.
 
     Args:
         what: the folder of a training; a file of weights, whose network ``network`` describes as for a test;
@@ -72,15 +73,19 @@ def export_network(
         if name in PROGRAMS:
             PROGRAMS[name].check()
     paths = _paths(what, out, list(dict.fromkeys(formats)))
+    _refuse_existing(paths.values())
     source = find_source(what, Options(network or TestCNNConfig(), data, classes))
     for name in paths:
         _check_fits(what, name, source)
-    beside = [weights_path(paths["module"])] if "module" in paths and source.trained else []
-    for file in (*paths.values(), *beside):
-        if file.exists():
+    if "module" in paths and source.trained:
+        _refuse_existing([weights_path(paths["module"])])
+    return [Exported(path, _write(name, path, source)) for name, path in paths.items()]
+
+
+def _refuse_existing(files: Iterable[Path]) -> None:
+    for file in files:
+        if os.path.lexists(file):
             raise InputError(f"{file} is there already: choose another --out, or remove it")
-    for name, path in paths.items():
-        yield Exported(path, _write(name, path, source))
 
 
 def _check_fits(what: str, name: str, source: Source) -> None:
@@ -104,8 +109,10 @@ def _paths(what: str, out: str, formats: Sequence[str]) -> dict[str, Path]:
     stem = Path(out.removesuffix(suffix) if suffix in FORMATS.values() else out).expanduser()
     if not out:
         stem = Path(picture_name(what).removesuffix(".pt")).expanduser()
-    if not stem.parent.is_dir():
+    elif not stem.parent.is_dir():
         raise InputError(f"there is no folder {stem.parent}: make it, or choose another --out")
+    elif os.path.isdir(out):
+        raise InputError(f"--out {out} is a folder: name a file in it")
     found = {name: stem.with_name(stem.name + FORMATS[name]) for name in formats}
     if "module" in found and not out:  # such that Python can import it
         name = re.sub(r"\W", "_", stem.name)
@@ -117,10 +124,10 @@ def _write(name: str, path: Path, source: Source) -> float:
     """Write a file and return how far it is from the network."""
     with ExitStack() as files:
         if name == "module":
+            file = files.enter_context(written_whole(path, module_text(source).encode()))
             if source.trained:
                 weights = weights_content(source.network.state_dict())
                 files.enter_context(written_whole(weights_path(path), weights))
-            file = files.enter_context(written_whole(path, module_text(source).encode()))
             run = load_module(file.read_bytes(), source)
         else:
             content = PROGRAMS[name].content(source.network, source.side, source.about)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dartsfast
 from dartsfast.cnn import genotypes as cnn_genotypes
-from dartsfast.data import image_sides, load_images
+from dartsfast.data import check_sides, image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.export.formats import Logits
 from dartsfast.export.names import NETWORK_OPTIONS
@@ -109,6 +109,11 @@ def _is_archive(path: Path) -> bool:
         return file.read(2) in ARCHIVES
 
 
+def _rows(weights: dict[str, Tensor], name: str) -> int:
+    """Return the rows of a matrix of weights; 0 where there is none."""
+    return len(weights[name]) if name in weights and weights[name].ndim == 2 else 0
+
+
 def _cnn_training(path: Path, options: Options) -> Source:
     options.refuse(f"the training in {path} knows its own network", ("classes",))
     config, weights = trained_weights(dataclasses.replace(options.test, model_path=str(path)))
@@ -117,8 +122,9 @@ def _cnn_training(path: Path, options: Options) -> Source:
 
 def _weights(path: Path, options: Options) -> Source:
     weights = load_weights(path)
-    if "encoder.weight" in weights:
-        options.refuse(f"{path} are the weights of a recurrent network", ("init_channels", "layers", "data"))
+    if _rows(weights, "encoder.weight"):
+        others = [name for name in options.given() if name != "arch"]
+        options.refuse(f"{path} are the weights of a recurrent network", others)
         return _trained_rnn(path, resolve_genotype(options.test.arch, RNN), weights)
     config = dataclasses.replace(options.test, model_path=str(path), data=options.data or options.test.data)
     return _trained_cnn(config, weights, options.classes, bool(options.data))
@@ -140,9 +146,7 @@ def _trained_cnn(config: TestCNNConfig, weights: dict[str, Tensor], classes: int
             raise InputError(f"--classes {classes}, and {config.data} has {len(task.classes)}: leave one out")
         (side, _), classes = image_sides(task), len(task.classes)
         about = {"classes": task.classes, "mean": task.mean.tolist(), "std": task.std.tolist()}
-    elif not classes and "classifier.weight" in weights:
-        classes = len(weights["classifier.weight"])
-    tested = trained_network(config, weights, classes or CLASSES)
+    tested = trained_network(config, weights, classes or _rows(weights, "classifier.weight") or CLASSES)
     kept = {name: value for name, value in tested.state_dict().items() if not name.startswith(SECOND)}
     cell = resolve_genotype(config.arch, CNN)
     sizes = (config.init_channels, tested.classifier.out_features, config.layers)
@@ -157,6 +161,7 @@ def _cnn(
     about: dict[str, Any],
 ) -> Source:
     channels, classes, layers = sizes
+    check_sides(side, side)
     network = Logits(channels, classes, layers, False, cell)
     if weights is not None:
         network.load_state_dict(weights)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from dartsfast.errors import InputError
 
 WIDTH = 88
 
@@ -26,3 +28,12 @@ def quoted(text: str) -> str:
 def wrapped(text: str) -> str:
     """Return ``text`` in lines of a docstring."""
     return "\n".join(textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+
+
+def check_known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise InputError for the first of ``names`` that there is no text of."""
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"the {what} {name!r} is of your own, and files are written of {', '.join(known)}"
+            )
