@@ -20,38 +20,11 @@ from dartsfast.errors import CheckFailedError, DivergedError, InputError, RunSto
 from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.options import GROUPS
-from dartsfast.search.config import CNNConfig, RNNConfig
-from dartsfast.train.config import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig
+from dartsfast.search.config import CNNConfig
+from dartsfast.verbs import TESTS, VERBS, WITHOUT_EFFECT
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
-# Flags of the original command lines that never changed what it did; accepted so that those lines run.
-WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
-    ("search", "cnn"): {"model_path": str, "drop_path_prob": float},
-    ("search", "rnn"): {
-        "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
-    },
-    ("train", "cnn"): {"model_path": str},
-    ("train", "rnn"): {"cuda": None, "single_gpu": None},
-    ("test", "cnn"): {
-        "report_freq": int, "cutout": None, "cutout_length": int, "drop_path_prob": float, "seed": int,
-    },
-    ("test", "rnn"): {
-        "lr": float, "clip": float, "epochs": int, "batch_size": int, "dropout": float, "dropouth": float,
-        "dropoutx": float, "dropouti": float, "dropoute": float, "seed": int, "nonmono": int, "cuda": None,
-        "log-interval": int, "alpha": float, "beta": float, "wdecay": float, "continue_train": None,
-        "n_experts": int, "small_batch_size": int, "max_seq_len_delta": int, "single_gpu": None,
-    },
-}  # fmt: skip
-
-RUNS: dict[str, dict[str, Any]] = {
-    "search": {"cnn": CNNConfig, "rnn": RNNConfig},
-    "train": {"cnn": TrainCNNConfig, "rnn": TrainRNNConfig},
-}
-TESTS: dict[str, Any] = {"cnn": TestCNNConfig, "rnn": TestRNNConfig}
-HELP = {"search": "search a {} cell", "train": "train a found {} cell from scratch"}
-NOUNS = {"search": "search", "train": "training", "test": "test"}
-SAVED_AS = {"search": "search", "train": "eval"}  # what the original calls its folders
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
@@ -119,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Command(prog="dartsfast", description="Differentiable architecture search.")
     parser.add_argument("--version", action="version", version=f"dartsfast {dartsfast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb, configs in RUNS.items():
-        command = commands.add_parser(verb, help=HELP[verb].replace("{} ", ""))
+    for verb, what in VERBS.items():
+        command = commands.add_parser(verb, help=what.help.replace("{} ", ""))
         group = command.add_subparsers(required=True, metavar="KIND")
-        for kind, config in configs.items():
+        for kind, config in what.configs.items():
             _add_run(group, verb, kind, config)
     _add_test(commands)
     runs = commands.add_parser("runs", help="the runs below a folder")
@@ -166,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
     command = kinds.add_parser(
         kind,
-        help=HELP[verb].format(kind.upper()),
+        help=VERBS[verb].help.format(kind.upper()),
         usage=f"dartsfast {verb} {kind} [OPTION ...]",
         argument_default=argparse.SUPPRESS,
     )
@@ -189,7 +162,7 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         )
     run = groups["run"]
     run.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
-    run.add_argument("--save", metavar="NAME", help=f"the same as --out {SAVED_AS[verb]}-NAME-TIME")
+    run.add_argument("--save", metavar="NAME", help=f"the same as --out {VERBS[verb].saved_as}-NAME-TIME")
     run.add_argument(
         "--resume", "--continue_train", nargs="?", const="", metavar="DIR",
         help="go on with the run in this folder (or in --out), under its own options; "
@@ -199,7 +172,8 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         "--config", dest="config_file", metavar="FILE",
         help="options from this file, such as the config.toml of a run, but for those given beside it",
     )  # fmt: skip
-    _add_old_flags(command, verb, kind)
+    if (verb, kind) in WITHOUT_EFFECT:
+        _add_old_flags(command, verb, kind)
     command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
 
 
@@ -249,9 +223,10 @@ def _add_explain(commands: Any) -> None:
 
 
 def _drop_old_flags(given: dict[str, Any], verb: str, kind: str) -> None:
-    for name in WITHOUT_EFFECT[verb, kind]:
+    for name in WITHOUT_EFFECT.get((verb, kind), {}):
         if given.pop(name.replace("-", "_"), None) is not None:
-            print(f"dartsfast: --{name} has no effect on a {NOUNS[verb]}", file=sys.stderr)
+            noun = VERBS[verb].noun if verb in VERBS else verb
+            print(f"dartsfast: --{name} has no effect on a {noun}", file=sys.stderr)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -275,7 +250,7 @@ def _run(args: argparse.Namespace) -> None:
         base |= config_cls.protocols[given.pop("preset")]
     given = {**base, **given}
     if "save" in given:
-        saved = f"{SAVED_AS[verb]}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        saved = f"{VERBS[verb].saved_as}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
     _begin(verb, kind, config_cls(**given), None)
 
@@ -304,23 +279,26 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
 
 
 def _begin(verb: str, kind: str, config: Any, resume: str | None) -> None:
-    from dartsfast import search, train
+    from dartsfast import candidates, search, train
 
+    what = VERBS[verb]
     try:
-        run = getattr(search if verb == "search" else train, f"{verb}_{kind}")
+        run = getattr({"search": search, "train": train}.get(verb, candidates), f"{verb}_{kind}")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"a {NOUNS[verb]} needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
+            f"a {what.noun} needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
         ) from error
     result = run(config, resume=resume)
     print(result.genotype)
     print(f"genotype    {result.out / 'genotype.json'}")
-    pictures = ("cell.png", "alphas.png", "curves.png") if verb == "search" else ("cell.png", "curves.png")
-    print(f"pictures    {', '.join(str(result.out / picture) for picture in pictures)}")
+    print(f"pictures    {', '.join(str(result.out / picture) for picture in what.pictures)}")
     if verb == "train":
         print(f"weights     {result.weights}")
-    print(f"checkpoint  {result.checkpoint}")
-    print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
+    if verb in ("random", "select"):
+        print(f"candidates  {result.out / 'candidates.json'}")
+    else:
+        print(f"checkpoint  {result.checkpoint}")
+        print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
     if result.lesson:
         print(result.lesson)
 

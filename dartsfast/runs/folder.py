@@ -20,6 +20,10 @@ from dartsfast.runs.checkpoint import has_checkpoint
 LOCK = "run.lock"
 
 
+class InUseError(InputError):
+    """Another process holds the folder of a run."""
+
+
 def new_folder(kind: str) -> Path:
     """Make and return runs/<kind>-<time>, with a number where two runs start within one second."""
     started = Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -57,7 +61,8 @@ def locked(folder: Path) -> Iterator[None]:
     the file that stays behind hinders nobody. Where the file system has no locks, a warning says so.
 
     Raises:
-        InputError: another process holds it, or it cannot be made or written.
+        InUseError: another process holds it.
+        InputError: it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)
                 holder = file.read(200).strip() or "another process"
-                raise InputError(
+                raise InUseError(
                     f"the run in {folder} is in use by {holder}: wait, stop it, or choose another folder"
                 ) from None
             warnings.warn(

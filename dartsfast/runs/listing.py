@@ -16,6 +16,9 @@ from dartsfast.runs.folder import LOCK, in_use
 
 # The measure of a run is the first of these that it has, the best of all epochs; of a test set the last.
 MEASURES = {"test_acc": "last", "test_ppl": "last", "valid_acc": "max", "valid_ppl": "min"}
+COUNTED = {"random": "candidates", "select": "searches"}
+"""The options that say how many candidates a competition has, by its command."""
+TABLE = "candidates.json"
 COLUMNS = ("run", "what", "state", "epochs", "genotype", "measure", "hours")
 
 
@@ -26,7 +29,7 @@ class RunInfo(NamedTuple):
         folder: of the run.
         command: such as ``search cnn``; ``?`` of a run of an earlier version, which left no options.
         state: ``running``, ``finished`` or ``stopped``; ``damaged`` where what it left cannot be read.
-        epochs: done, of all: ``3/50``.
+        epochs: done, of all: ``3/50``; of a competition candidates.
         genotype: eight digits that are the same for the same cells, or nothing before there are any.
         measure: what was reached, and in which epoch.
         hours: of all epochs.
@@ -59,9 +62,12 @@ def _info(folder: Path, root: Path) -> RunInfo:
         command, total = "?", 0
         if (folder / CONFIG).exists():
             words, options = load_config(folder / CONFIG)
+            if words[0] in COUNTED:
+                return _competition(folder, name, words, int(options[COUNTED[words[0]]]))
             command, total = " ".join(words), int(options["epochs"])
         rows = _rows(folder / "log.jsonl")
-        digits = _digits(folder / "genotype.json")
+        cell = folder / "genotype.json"
+        digits = cell_digits(json.loads(read_text(cell))) if cell.exists() else ""
         measure = _measure(rows)
     except (InputError, ValueError, KeyError, TypeError):
         return RunInfo(name, "?", "damaged", "", "", "", "")
@@ -71,15 +77,26 @@ def _info(folder: Path, root: Path) -> RunInfo:
     return RunInfo(name, command, state, f"{len(rows)}/{total or '?'}", digits, measure, f"{hours:.2f}")
 
 
+def _competition(folder: Path, name: str, command: tuple[str, str], total: int) -> RunInfo:
+    """Return a competition as a run: its candidates in place of epochs, of which the best is the measure."""
+    found: dict[str, Any] = {"candidates": []}
+    if (folder / TABLE).exists():
+        found = json.loads(read_text(folder / TABLE))
+    done = {row["name"]: row["measure"] for row in found["candidates"]}
+    best = f"{found['measure']} {done[found['best']]:.4g} of {found['best']}" if done else ""
+    cell = folder / "genotype.json"
+    digits = cell_digits(json.loads(read_text(cell))) if cell.exists() else ""
+    state = "finished" if len(done) == total else "stopped"
+    return RunInfo(name, " ".join(command), state, f"{len(done)}/{total}", digits, best, "")
+
+
 def _rows(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_text(log).splitlines()] if log.exists() else []
 
 
-def _digits(genotype: Path) -> str:
-    if not genotype.exists():
-        return ""
-    fields = json.dumps(json.loads(read_text(genotype)), sort_keys=True)
-    return hashlib.sha256(fields.encode()).hexdigest()[:8]
+def cell_digits(fields: Mapping[str, Any]) -> str:
+    """Return eight digits that are the same for the same cells, given as JSON has them."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _measure(rows: Sequence[Mapping[str, Any]]) -> str:

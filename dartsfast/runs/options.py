@@ -14,8 +14,8 @@ from typing import Any
 from dartsfast.errors import InputError
 
 # How the command line arranges them, in this order.
-GROUPS = ("data", "network", "optimisation", "run")
-DATA, NETWORK, OPTIMISATION, RUN = GROUPS
+GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
+DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
@@ -56,7 +56,7 @@ class Options:
             if (
                 isinstance(value, (int, float))
                 and value < 0
-                and field.name not in ("seed", "small_batch_size")
+                and not field.name.endswith(("seed", "small_batch_size"))
             ):
                 raise InputError(f"{field.name} must not be negative, got {value}")
             if ("dropout" in field.name or field.name == "drop_path_prob") and value >= 1:

@@ -14,6 +14,7 @@ from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
     Batches,
+    ImageSource,
     ImageTask,
     absolute_images,
     image_fingerprint,
@@ -48,10 +49,13 @@ class CNNTraining(Run):
 
     def __init__(self, config: TrainCNNConfig) -> None:
         super().__init__(config)
-        task = load_images(config.data, download=config.download, image_size=config.image_size)
-        self.fingerprint = image_fingerprint(task, tested=True)
+        self.held_out = config.train_portion < 1  # images of training are, to validate on
+        portion = {"train_portion": config.train_portion} if self.held_out else {}
+        task = load_images(config.data, download=config.download, image_size=config.image_size, **portion)
+        self.fingerprint = image_fingerprint(task, tested=not self.held_out)
+        images = limited(task.train if self.held_out else whole(task), config.max_images)
         sides = image_sides(task)
-        self._check(task, sides)
+        self._check(len(images), sides)
         self.cell = resolve_genotype(config.arch, CNN)
         torch.manual_seed(config.seed)
         model = NetworkCIFAR(
@@ -68,7 +72,7 @@ class CNNTraining(Run):
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self._stream(task)
+        self._stream(task, images)
         self.size: Size = network_size(model, *sides)
         self.work = len(self.train)
         self.every = config.report_freq
@@ -88,9 +92,9 @@ class CNNTraining(Run):
         """As of any run; but steps are skipped until float16's gradients have a scale."""
         return None if self.scaler.is_enabled() else super().has_stepped(state)
 
-    def _check(self, task: ImageTask, sides: tuple[int, int]) -> None:
+    def _check(self, images: int, sides: tuple[int, int]) -> None:
         """Raise InputError for what the second classifier cannot be trained on."""
-        config, images = self.config, len(limited(whole(task), self.config.max_images))
+        config = self.config
         if not config.auxiliary:
             return
         if not all(32 <= side <= 40 for side in sides):
@@ -104,18 +108,18 @@ class CNNTraining(Run):
                 f"one value a channel): of {images} images, use another batch_size than {config.batch_size}"
             )
 
-    def _stream(self, task: ImageTask) -> None:
+    def _stream(self, task: ImageTask, images: ImageSource) -> None:
         config = self.config
         common: dict[str, Any] = {
             "mean": task.mean, "std": task.std, "seed": config.seed, "device": self.device,
         }  # fmt: skip
-        images = limited(whole(task), config.max_images)
         cutout = config.cutout_length if config.cutout else 0
         self.train = Batches(
             images, config.batch_size, stream="train", augment=True, cutout_length=cutout, **common
         )
-        batch = min(config.batch_size, len(task.test))
-        self.check = Batches(task.test, batch, stream="test", augment=False, shuffle=False, **common)
+        check = limited(task.valid, config.max_images) if self.held_out else task.test
+        batch = min(config.batch_size, len(check))
+        self.check = Batches(check, batch, stream="test", augment=False, shuffle=False, **common)
 
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch, a step of the weights an iteration."""
@@ -149,20 +153,21 @@ class CNNTraining(Run):
         return logits.detach(), loss.detach()
 
     def finish_epoch(self) -> dict[str, Any]:
-        """Test on the held-out images, un-augmented, and move the cosine schedule on."""
+        """Test, or validate, on images as they are, and move the cosine schedule on."""
         lr = self.scheduler.get_last_lr()[0]
         waited, self.train.waited = self.train.waited, 0.0
         tested = test_network(self.model, self.check, self.stop.check)
         self.scheduler.step()
+        what = "valid" if self.held_out else "test"
         return {
             "lr": lr,
             "drop_path_prob": self.model.drop_path_prob,
             "train_loss": self.mean("loss"),
             "train_acc": self.mean("acc"),
             "train_acc5": self.mean("acc5"),
-            "test_loss": tested.loss,
-            "test_acc": tested.acc,
-            "test_acc5": tested.acc5,
+            f"{what}_loss": tested.loss,
+            f"{what}_acc": tested.acc,
+            f"{what}_acc5": tested.acc5,
             "loader_share": waited / max(self.seconds, 1e-9),
         }
 
@@ -216,7 +221,8 @@ class CNNTraining(Run):
 
 def _result(cell: AnyGenotype, history: list[dict[str, Any]], out: Path, checkpoint: Path) -> TrainResult:
     row = history[-1]
-    lesson = f"after {epochs(row['epoch'])}: test error {100 - row['test_acc']:.2f} %"
+    what, accuracy = ("test", row["test_acc"]) if "test_acc" in row else ("validation", row["valid_acc"])
+    lesson = f"after {epochs(row['epoch'])}: {what} error {100 - accuracy:.2f} %"
     return TrainResult(cell, history, out, checkpoint, out / WEIGHTS, lesson)
 
 

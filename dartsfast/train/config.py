@@ -30,10 +30,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class _NetworkAndImages(Options):
-    """What a training and a test of it share."""
+class _OneCell(Options):
+    """The cell that is trained or tested."""
 
     arch: str = option("DARTS", CELL, group=NETWORK)
+
+
+@dataclass(frozen=True)
+class _NetworkAndImages(Options):
+    """What trainings and a test of one share."""
+
     data: str = option("photos", IMAGES, group=DATA)
     download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
     image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
@@ -43,10 +49,17 @@ class _NetworkAndImages(Options):
 
 
 @dataclass(frozen=True)
-class TrainCNNConfig(RunOptions, _NetworkAndImages):
-    """Options of the training of a CNN cell on CIFAR (paper section 3.2; the original's ``cnn/train.py``)."""
+class CNNTrainingOptions(RunOptions, _NetworkAndImages):
+    """How a cell is trained on CIFAR, whichever it is."""
 
-    max_images: int = option(0, "train on at most this many images; 0: all", group=DATA)
+    max_images: int = option(
+        0, "train on at most this many images, and validate on as many; 0: all", group=DATA
+    )
+    train_portion: float = option(
+        1.0,
+        "share of the training images to train on; below 1 the others are validated on, in place of a test",
+        group=DATA,
+    )
     cutout: bool = option(False, "zero a random square of each image", group=DATA)
     cutout_length: int = option(16, "side of that square, in pixels", group=DATA)
     auxiliary: bool = option(
@@ -71,11 +84,23 @@ class TrainCNNConfig(RunOptions, _NetworkAndImages):
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
-        return (*super().positive(), "learning_rate", "init_channels", "layers", "grad_clip", "report_freq")
+        names = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq", "train_portion"
+        return (*super().positive(), *names)
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        if self.train_portion > 1:
+            raise InputError(f"train_portion must be at most 1, got {self.train_portion}")
 
 
 @dataclass(frozen=True)
-class TestCNNConfig(_NetworkAndImages):
+class TrainCNNConfig(CNNTrainingOptions, _OneCell):
+    """Options of the training of a CNN cell on CIFAR (paper section 3.2; the original's ``cnn/train.py``)."""
+
+
+@dataclass(frozen=True)
+class TestCNNConfig(_NetworkAndImages, _OneCell):
     """Options of the test of a trained network (the original's ``cnn/test.py``).
 
     Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.
@@ -96,10 +121,16 @@ class TestCNNConfig(_NetworkAndImages):
 
 
 @dataclass(frozen=True)
-class _NetworkAndText(Options):
-    """What a training of a recurrent cell and a test of it share."""
+class _OneRecurrentCell(Options):
+    """The cell that is trained or tested."""
 
     arch: str = option("DARTS", f"{CELL}, here a recurrent one", group=NETWORK)
+
+
+@dataclass(frozen=True)
+class _NetworkAndText(Options):
+    """What trainings of recurrent cells and a test of one share."""
+
     data: str = option("pydoc", TEXTS, group=DATA)
     emsize: int = option(850, "features of the word embeddings", group=NETWORK)
     nhid: int = option(850, "features of the hidden state", group=NETWORK)
@@ -127,10 +158,10 @@ class _NetworkAndText(Options):
 
 
 @dataclass(frozen=True)
-class TrainRNNConfig(RunOptions, _NetworkAndText):
-    """Options of the training of a recurrent cell (paper appendix A.4; the original's ``rnn/train.py``).
+class RNNTrainingOptions(RunOptions, _NetworkAndText):
+    """How a recurrent cell is trained, whichever it is.
 
-    Defaults are those for Penn Treebank; ``TrainRNNConfig.of("wt2", ...)`` is WikiText-2's.
+    Defaults are those for Penn Treebank; ``of("wt2", ...)`` has WikiText-2's.
     """
 
     protocols: ClassVar[dict[str, dict[str, Any]]] = {
@@ -164,7 +195,7 @@ class TrainRNNConfig(RunOptions, _NetworkAndText):
     wdecay: float = option(8e-7, "weight decay", group=OPTIMISATION)
 
     @classmethod
-    def of(cls, protocol: str, **options: Any) -> TrainRNNConfig:
+    def of(cls, protocol: str, **options: Any) -> Any:
         """Return the options of a protocol, but for those given; InputError for an unknown one."""
         if protocol not in cls.protocols:
             raise InputError(f"unknown protocol {protocol!r}: choose one of {', '.join(cls.protocols)}")
@@ -185,7 +216,12 @@ class TrainRNNConfig(RunOptions, _NetworkAndText):
 
 
 @dataclass(frozen=True)
-class TestRNNConfig(_NetworkAndText):
+class TrainRNNConfig(RNNTrainingOptions, _OneRecurrentCell):
+    """Options of the training of a recurrent cell (paper appendix A.4; the original's ``rnn/train.py``)."""
+
+
+@dataclass(frozen=True)
+class TestRNNConfig(_NetworkAndText, _OneRecurrentCell):
     """Options of the test of a trained recurrent network (the original's ``rnn/test.py``).
 
     Of a run's folder nothing else need be given: its checkpoint knows cell, network and data.

@@ -1,0 +1,312 @@
+"""Competitions of cells: what is drawn, trained and kept; shared and interrupted ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from small_runs import cnn_options, rnn_options, same
+
+from dartsfast.candidates import (
+    RandomCNNConfig,
+    RandomRNNConfig,
+    SelectCNNConfig,
+    SelectRNNConfig,
+    compete,
+    draw,
+    random_cnn,
+    random_rnn,
+    select_cnn,
+    select_rnn,
+)
+from dartsfast.candidates import cnn as competitions
+from dartsfast.candidates.compete import Measure
+from dartsfast.cli import main
+from dartsfast.cnn.genotypes import PRIMITIVES
+from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.genotypes import CNN, RNN, as_genotype, resolve_genotype
+from dartsfast.rnn.genotypes import PRIMITIVES as ACTIVATIONS
+from dartsfast.runs.checkpoint import load_checkpoint
+from dartsfast.runs.folder import locked
+from dartsfast.runs.report import Report
+from dartsfast.search import CNNConfig, search_cnn
+from dartsfast.train import TrainCNNConfig, train_cnn
+
+
+@pytest.fixture(autouse=True)
+def drawings(monkeypatch):
+    """Draw no pictures of runs, most of their time; return those that would be drawn."""
+    found = []
+    monkeypatch.setattr(Report, "draw", lambda report, pictures, *rest, **how: found.append(report.out))
+    return found
+
+
+def random_config(tmp_path, **options):
+    small = {"epochs": 1, "layers": 3, "candidates": 3, **options}
+    return RandomCNNConfig(**{**cnn_options(tmp_path), **small}, out=str(tmp_path / "out"))
+
+
+def select_config(tmp_path, **options):
+    own = cnn_options(tmp_path)
+    shared = {name: own.pop(name) for name in ("data", "image_size")}
+    parts = {f"{prefix}_{name}": value for prefix in ("search", "train") for name, value in own.items()}
+    small = {**shared, **parts, "searches": 2, "search_epochs": 1, "train_epochs": 1, **options}
+    return SelectCNNConfig(**small, out=str(tmp_path / "out"))
+
+
+def test_every_operation_and_pair_of_states_is_drawn_as_often():
+    count = 4000
+    operations, pairs = Counter(), Counter()
+    for seed in range(count):
+        cell = as_genotype(draw.draw_cnn(seed), CNN)
+        for edges in (cell.normal, cell.reduce):
+            operations.update(name for name, _ in edges)
+            states = [state for _, state in edges]
+            pairs.update((i, *states[2 * i : 2 * i + 2]) for i in range(4))
+    assert operations.keys() == set(PRIMITIVES) - {"none"}
+    expected = 16 * count / 7
+    assert all(abs(n - expected) < 6 * expected**0.5 for n in operations.values())
+    for i in range(4):
+        found = {pair: n for pair, n in pairs.items() if pair[0] == i}
+        expected = 2 * count * 2 / ((2 + i) * (1 + i))
+        assert all(a < b < 2 + i for _, a, b in found) and len(found) == (2 + i) * (1 + i) / 2
+        assert all(abs(n - expected) < 6 * expected**0.5 for n in found.values())
+
+
+def test_every_activation_and_state_is_drawn_as_often():
+    count, drawn = 4000, Counter()
+    for seed in range(count):
+        cell = as_genotype(draw.draw_rnn(seed), RNN)
+        drawn.update((i, *node) for i, node in enumerate(cell.recurrent))
+    assert {name for _, name, _ in drawn} == set(ACTIVATIONS) - {"none"}
+    for (i, _, state), n in drawn.items():
+        expected = count / 4 / (i + 1)
+        assert state <= i and abs(n - expected) < 6 * expected**0.5
+
+
+def test_a_seed_draws_the_same_cell_everywhere():
+    # Written down once: random() of Python's generator is promised never to change.
+    assert draw.draw_cnn(0).normal[:4] == [
+        ("skip_connect", 0),
+        ("avg_pool_3x3", 1),
+        ("dil_conv_3x3", 0),
+        ("skip_connect", 1),
+    ]
+    assert draw.draw_rnn(0).recurrent[:3] == [("identity", 0), ("relu", 0), ("sigmoid", 1)]
+
+
+def test_random_cells_are_trained_one_by_one_and_the_best_is_kept(tmp_path, capsys, drawings):
+    config = random_config(tmp_path, seed=5)
+    result = random_cnn(config)
+    assert drawings == [result.out / c.name for c in result.candidates for _ in range(2)]
+    reached = []
+    for number, candidate in enumerate(result.candidates):
+        cell = draw.draw_cnn(5 + number)
+        alone = tmp_path / f"alone-{number}"
+        common = {f.name: getattr(config, f.name) for f in fields(TrainCNNConfig) if f.name != "arch"}
+        trained = train_cnn(TrainCNNConfig(**{**common, "arch": repr(cell), "out": str(alone)}))
+        same(load_checkpoint(alone, "train-cnn"), load_checkpoint(result.out / candidate.name, "train-cnn"))
+        assert candidate.genotype == trained.genotype == as_genotype(cell)
+        assert candidate.measure == trained.history[-1]["valid_acc"]
+        reached.append(candidate.measure)
+    best = result.candidates[reached.index(max(reached))]
+    assert (result.best, result.genotype) == (best.name, best.genotype)
+    assert (result.mean, result.deviation) == (mean(reached), stdev(reached))
+    assert resolve_genotype(str(result.out)) == best.genotype
+    table = json.loads((result.out / "candidates.json").read_text())
+    assert [row["measure"] for row in table["candidates"]] == reached and table["best"] == best.name
+    assert (result.out / "cell.png").exists() and "candidate 3 of 3" in capsys.readouterr().out
+
+
+def test_a_selection_trains_what_its_searches_found(tmp_path):
+    config = select_config(tmp_path, seed=7)
+    result = select_cnn(config)
+    for number, candidate in enumerate(result.candidates):
+        own = {f.name: getattr(config, f"search_{f.name}", None) for f in fields(CNNConfig)}
+        own = {name: value for name, value in own.items() if hasattr(config, f"search_{name}")}
+        shared = {"data": config.data, "image_size": 8, "seed": 7 + number}
+        found = search_cnn(CNNConfig(**own, **shared, out=str(tmp_path / f"search-{number}")))
+        assert candidate.genotype == found.genotype
+        trained = load_checkpoint(result.out / candidate.name / "train", "train-cnn")
+        assert trained["config"]["arch"] == repr(found.genotype) and trained["config"]["seed"] == 7
+        assert candidate.measure == trained["history"][-1]["valid_acc"]
+
+
+def rnn_parts(tmp_path, **options):
+    """Return options of recurrent trainings, and of searches."""
+    common = rnn_options(tmp_path)
+    data, epochs = common.pop("data"), common.pop("epochs")
+    return data, {**common, "bptt": 10, "epochs": epochs, "lr": 1.0, "dropoute": 0.1, **options}
+
+
+def test_random_recurrent_cells_are_judged_by_their_best_epoch(tmp_path):
+    data, small = rnn_parts(tmp_path, epochs=3)
+    config = RandomRNNConfig(data=data, **small, candidates=2, out=str(tmp_path / "out"))
+    result = random_rnn(config)
+    for number, candidate in enumerate(result.candidates):
+        state = load_checkpoint(result.out / candidate.name, "train-rnn")
+        assert candidate.genotype == as_genotype(draw.draw_rnn(config.seed + number))
+        assert state["config"]["arch"] == repr(candidate.genotype) and state["config"]["epochs"] == 3
+        assert candidate.measure == min(row["valid_ppl"] for row in state["history"])
+    assert result.candidates[int(result.best)].measure == min(c.measure for c in result.candidates)
+    measure = Measure("valid_ppl", "", sign=-1, last=False)
+    assert measure.reached([{"valid_ppl": 3.0}, {"valid_ppl": 2.0}, {"valid_ppl": 4.0}]) == 2.0
+    assert measure._replace(last=True).reached([{"valid_ppl": 3.0}, {"valid_ppl": 4.0}]) == 4.0
+
+
+def test_a_selection_of_recurrent_cells_trains_what_its_searches_found(tmp_path):
+    data, small = rnn_parts(tmp_path, epochs=1)
+    parts = {f"{prefix}_{name}": value for prefix in ("search", "train") for name, value in small.items()}
+    result = select_rnn(SelectRNNConfig(data=data, **parts, searches=2, out=str(tmp_path / "out")))
+    for number, candidate in enumerate(result.candidates):
+        found = load_checkpoint(result.out / candidate.name / "search", "rnn")
+        trained = load_checkpoint(result.out / candidate.name / "train", "train-rnn")
+        assert found["config"]["seed"] == SelectRNNConfig.seed + number
+        cell = resolve_genotype(str(result.out / candidate.name / "search"))
+        assert trained["config"]["arch"] == repr(candidate.genotype) == repr(cell)
+        assert candidate.measure == trained["history"][-1]["valid_ppl"]
+
+
+def interrupted(monkeypatch, at):
+    """Let the training number ``at`` be stopped by a signal after its first epoch's training."""
+    calls, train = [], competitions.train_cnn
+
+    def stopped(config, *, resume=None):
+        calls.append(config.out)
+        if len(calls) == at:
+            raise RunStopped("stopped", signal.SIGTERM)
+        return train(config, resume=resume)
+
+    monkeypatch.setattr(competitions, "train_cnn", stopped)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("make", "run", "count"),
+    [(random_config, random_cnn, {"candidates": 2}), (select_config, select_cnn, {"searches": 1})],
+)
+def test_a_stopped_competition_goes_on_with_what_is_left(tmp_path, monkeypatch, make, run, count):
+    config, (number,) = make(tmp_path, **count), count.values()
+    whole = run(replace(config, out=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        calls = interrupted(patch, at=number)
+        with pytest.raises(RunStopped, match=f"stopped at candidate {number} of {number}") as stopped:
+            run(config)
+    words = str(stopped.value).partition("Go on with: dartsfast ")[2].split()
+    assert words[2:] == ["--resume", config.out] and stopped.value.signum == signal.SIGTERM
+    with monkeypatch.context() as patch:
+        calls = interrupted(patch, at=0)
+        assert main(words) == 0
+        assert len(calls) == number  # those that are done say so
+    again = run(type(config)(), resume=config.out)
+    assert again.candidates == whole.candidates and again.lesson == whole.lesson
+    for name in (c.name for c in whole.candidates):
+        place = Path(name) / "train" if run is select_cnn else Path(name)
+        same(*(load_checkpoint(Path(out) / place, "train-cnn") for out in (config.out, whole.out)))
+
+
+def test_processes_share_a_competition(tmp_path):
+    config = random_config(tmp_path)
+    out = Path(config.out)
+    (out / "1").mkdir(parents=True)
+    with locked(out / "1"):  # by another process
+        first = random_cnn(config)
+    assert [c.name for c in first.candidates] == ["0", "2"] and first.waiting == ["1"]
+    assert first.lesson.endswith("1 still with other processes")
+    assert json.loads((out / "candidates.json").read_text())["waiting"] == ["1"]
+    last = random_cnn(RandomCNNConfig(), resume=out)
+    assert [c.name for c in last.candidates] == ["0", "1", "2"] and not last.waiting
+    whole = random_cnn(replace(config, out=str(tmp_path / "whole")))
+    assert last.candidates == whole.candidates
+
+
+def test_who_diverges_is_out_of_the_competition(tmp_path, monkeypatch, capsys):
+    config = random_config(tmp_path, candidates=2)
+    train = competitions.train_cnn
+
+    def diverges(given, *, resume=None):
+        if given.out.endswith("0"):
+            raise DivergedError("loss is nan")
+        return train(given, resume=resume)
+
+    monkeypatch.setattr(competitions, "train_cnn", diverges)
+    result = random_cnn(config)
+    assert result.candidates[0] == compete.Candidate("0", None, None)
+    assert (result.best, result.deviation) == ("1", 0.0)
+    assert "out of the competition: loss is nan" in capsys.readouterr().out
+    with pytest.raises(DivergedError, match="no winner: all of its candidates diverged"):
+        random_cnn(replace(config, out=str(tmp_path / "one"), candidates=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_portion": 1.0}, "train_portion must be below 1, got 1.0: cells are chosen by images held"),
+        ({"candidates": 0}, "candidates must be above 0"),
+        ({"epochs": 0}, "epochs must be above 0"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        random_cnn(random_config(tmp_path, **options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_epochs": 0}, "of the options --train_...: epochs must be above 0"),
+        ({"search_layers": 0}, "of the options --search_...: layers must be above 0"),
+        ({"train_portion": 1.0}, "train_portion must be below 1"),
+    ],
+)
+def test_options_of_the_parts_are_checked_before_anything_runs(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        select_cnn(select_config(tmp_path, **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_competition_is_not_gone_on_with(tmp_path, capsys):
+    config = random_config(tmp_path, candidates=1)
+    out = random_cnn(config).out
+    with pytest.raises(InputError, match="holds a run already: go on with --resume"):
+        random_cnn(config)
+    with pytest.raises(InputError, match="holds a run of `random cnn`, not of `select cnn`"):
+        select_cnn(SelectCNNConfig(), resume=out)
+    with pytest.raises(InputError, match="nothing to go on with in"):
+        random_cnn(RandomCNNConfig(), resume=tmp_path)
+    assert main(["train", "cnn", "--config", str(out / "config.toml")]) == 2
+    assert "has the options of `dartsfast random cnn`" in capsys.readouterr().err
+
+
+def test_a_competition_is_repeated_from_its_options_and_listed(tmp_path, capsys):
+    config = random_config(tmp_path, candidates=1)
+    first = random_cnn(config)
+    assert (
+        main(["random", "cnn", "--config", str(first.out / "config.toml"), "--out", str(tmp_path / "b")]) == 0
+    )
+    assert first.lesson in capsys.readouterr().out
+    assert main(["runs", str(tmp_path)]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]
+    assert len(listed) == 2 and all("finished" in line and "1/1" in line for line in listed)
+
+
+def test_a_killed_competition_goes_on(tmp_path):
+    config = random_config(tmp_path, candidates=2)
+    options = [f"--{f.name}={getattr(config, f.name)}" for f in fields(config) if f.type in ("int", "str")]
+    command = [sys.executable, "-m", "dartsfast", "random", "cnn", *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.startswith("candidate 2 of 2"):
+                process.kill()
+                break
+    whole = random_cnn(replace(config, out=str(tmp_path / "whole")))
+    again = random_cnn(RandomCNNConfig(), resume=config.out)
+    assert again.candidates == whole.candidates
