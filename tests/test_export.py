@@ -393,7 +393,8 @@ def places(training, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{here}/nothing"], "no genotype '/.*nothing'"),
+        (["{here}/nothing"], "there is no file or folder .*/nothing, and no genotype .*give the folder"),
+        (["Genotype(normal=[])"], "dartsfast: no genotype: expected the fields"),
         (["{here}"], "the folder .* holds no genotype.json"),
         (["{search}"], "torch is a format of trained networks, and .*search names a cell: train it"),
         (["DARTS_V2", "--format", "onnx"], "(onnx is a format of trained networks|needs onnx)"),

@@ -18,6 +18,7 @@ from dartsfast.errors import InputError
 from dartsfast.export.formats import Logits
 from dartsfast.export.names import NETWORK_OPTIONS
 from dartsfast.genotypes import CNN, RNN, AnyGenotype, Kind, resolve_genotype
+from dartsfast.genotypes.text import looks_like_genotype
 from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.rnn.model import RNNModel
 from dartsfast.runs.checkpoint import load_checkpoint
@@ -197,7 +198,12 @@ def _trained_rnn(path: Path, cell: rnn_genotypes.Genotype, weights: dict[str, Te
 
 
 def _cell(what: str, options: Options) -> Source:
-    cell = resolve_genotype(what)
+    try:
+        cell = resolve_genotype(what)
+    except InputError as error:
+        if os.path.lexists(os.path.expanduser(what)) or looks_like_genotype(what):
+            raise
+        raise InputError(f"there is no file or folder {what}, and {error}") from error
     alone = f"{what} is a cell, without weights"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
