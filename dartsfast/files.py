@@ -1,9 +1,11 @@
-"""Reading files of users: regular ones only, texts in UTF-8."""
+"""Reading files of users, regular ones only, texts in UTF-8; writing files whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dartsfast.errors import InputError
@@ -45,3 +47,24 @@ def read_text(path: str | os.PathLike) -> str:
         raise InputError(f"cannot read {path} ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}): convert it to UTF-8") from error
+
+
+@contextmanager
+def written_whole(path: Path, content: bytes) -> Iterator[Path]:
+    """Write ``content`` under another name, which is yielded, and rename it to ``path`` at the end.
+
+    Nothing is left of it where the block raises.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; what was at ``path`` is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

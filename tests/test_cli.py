@@ -93,7 +93,7 @@ def test_draw_and_doctor(tmp_path, capsys):
 
 COMMANDS = [
     [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
-    ["explain"], ["explain", "cnn"], ["draw"], ["doctor"],
+    ["explain"], ["explain", "cnn"], ["export"], ["draw"], ["doctor"],
 ]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_hyphens_do_for_underscores(kind):
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_an_unknown_option_shows_the_commands_own_usage(capsys, words):
-    needed = {"draw": ["DARTS_V2"]}.get(" ".join(words), [])
+    needed = {"draw": ["DARTS_V2"], "export": ["DARTS_V2"]}.get(" ".join(words), [])
     with pytest.raises(SystemExit) as left:
         main([*words, *needed, "--nope", "3"])
     error = capsys.readouterr().err

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import dartsfast
+from dartsfast.cli import export
 from dartsfast.compare import CompareConfig, CompareRNNConfig
-from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.errors import CheckFailedError, DivergedError, InputError, RunStopped
 from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.options import GROUPS
@@ -72,6 +73,8 @@ def _status(argv: Sequence[str] | None) -> int:
         raise
     except (InputError, OSError) as error:  # such as a full disk, a folder that cannot be written
         return _complain(error, 2)
+    except CheckFailedError as error:
+        return _complain(error, 1)
     except DivergedError as error:
         return _complain(error, 3)
     except RunStopped as stopped:
@@ -114,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=_compare, kind=kind, config=config)
     _add_explain(commands)
+    export.add(commands)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
