@@ -17,7 +17,7 @@ install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/ops/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch torchvision setuptools wheel ninja
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,dev]'
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,export,dev]'
 	touch $@
 
 search: install
@@ -48,10 +48,10 @@ $(OLDEST)/.installed:
 		pytest pytest-xdist
 	touch $@
 
-# The interpreter is Python on one core: two processes.
+# The interpreter is Python on one core: two processes, and the longest tests first, so that both end together.
 interpret: install
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py \
-		tests/triton_kernels tests/triton_ladder
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton_kernels tests/triton_ladder \
+		tests/test_ops.py tests/test_fd_hvp.py tests/test_norm_stats.py
 
 # On a machine with a GPU and torch: nothing is installed, PYTHON's own packages serve.
 gpu:

@@ -31,6 +31,8 @@ PACKAGES = (
     "tensorboard",
     "scikit-image",
     "scikit-learn",
+    "onnx",
+    "onnxscript",
 )
 
 

@@ -31,6 +31,10 @@ def check_range(values: Tensor, count: int, noun: str, scale: str) -> None:
             raise InputError(f"{noun} {extreme} does not fit {scale.format(count)} to {count - 1}")
 
 
+class CheckFailedError(RuntimeError):
+    """What was made does not compute what it should; the message says by how much, and what was kept."""
+
+
 class BackendError(RuntimeError):
     """A backend's kernels do not compute what they should on this device."""
 

@@ -1,9 +1,11 @@
-"""Files of users: reading regular ones only, texts in UTF-8; writing whole or not at all."""
+"""Reading files of users, regular ones only, texts in UTF-8; writing files whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dartsfast.errors import InputError
@@ -47,8 +49,32 @@ def read_text(path: str | os.PathLike) -> str:
         raise InputError(f"{path} is not UTF-8 ({error}): convert it to UTF-8") from error
 
 
+@contextmanager
+def written_whole(path: Path, content: bytes) -> Iterator[Path]:
+    """Write ``content`` under another name, which is yielded, and rename it to ``path`` at the end.
+
+    Nothing is left of it where the block raises.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; what was at ``path`` is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file such that it is there whole, or as it was; what UTF-8 cannot say is escaped."""
+    """Write a UTF-8 file such that it is there whole, or as it was; what UTF-8 cannot say is escaped.
+
+    Unlike :func:`written_whole` this does not wait for the disk: for what can be written again.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

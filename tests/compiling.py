@@ -1,5 +1,6 @@
 """Compiles C++ for tests, once for the same sources and flags."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -42,9 +43,12 @@ def made(
     for path in sorted(watched):
         digest.update(path.read_bytes())
     file = to / f"{Path(name).stem}-{digest.hexdigest()[:16]}{Path(name).suffix}"
-    if not file.exists():
-        to.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *flags, *inputs, "-o", str(partial)], check=True)
-        os.replace(partial, file)
+    to.mkdir(parents=True, exist_ok=True)
+    # Another process of the tests may be at it.
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            partial = file.with_suffix(".partial")
+            subprocess.run([compiler, *flags, *inputs, "-o", str(partial)], check=True)
+            os.replace(partial, file)
     return file

@@ -16,6 +16,14 @@ def pytest_runtest_logreport(report):
         passed.update(value for name, value in report.user_properties if name == instruction_sets.RAN)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw no pictures of runs in this process: of runs as small as those of tests they are most."""
+    from dartsfast.runs.report import Report
+
+    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
+
+
 def how(name):
     """Return how often ``name`` ran, in words, or None."""
     for way, words in ((name, "natively"), (f"{name}-emulated", "emulated")):

@@ -6,7 +6,8 @@
 - ``tl.sum`` adds one element after another, as NumPy does: it becomes a tree of halves.
 - Every call of a device function patches Triton's language anew, half of all time: once a launch is enough.
   Whether whole numbers overflow is computed and then not looked at: it is left out. Every access makes a
-  table of dtypes: one is enough.
+  table of dtypes, and every tensor its shape and its type's name: each is made once. Two blocks of one shape
+  need no broadcast.
 
 What is left: a device's tree may be another, and ``tl.dot`` adds in numpy's order; ``exp`` and other
 functions are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16 is wrong.
@@ -15,18 +16,22 @@ functions are numpy's; float64 multiply-adds round twice; ``tl.dot`` of bfloat16
 import contextlib
 import dataclasses
 import functools
+import math
 from unittest import mock
 
 import numpy as np
 import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton.language.semantic import TritonSemantic
 
 from dartsfast.oracle import arithmetic
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 original_cast, original_fma, original_rounded = Builder.cast_impl, Builder.create_fma, Builder.create_fp_to_fp
 original_sum = interpreter.ReduceOps.sum
+original_block_type = tl.block_type.__init__
+original_broadcast = TritonSemantic.broadcast_impl_value
 original_np_dtype = functools.cache(interpreter._get_np_dtype)
 OPTIONS = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
 patched = set()  # device functions whose language the running launch has patched
@@ -52,9 +57,41 @@ def spared():
         mock.patch.object(interpreter.GridExecutor, "__call__", launching(interpreter.GridExecutor.__call__)),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
         mock.patch.object(interpreter, "_get_np_dtype", np_dtype),
+        mock.patch.object(TritonSemantic, "broadcast_impl_value", broadcast),
+        mock.patch.object(tl.core.block_type, "__init__", make_block_type),
+        mock.patch.object(tl.core.tensor, "__init__", make_tensor),
         mock.patch.object(interpreter.interpreter_builder, "options", OPTIONS),
     ):
         yield
+
+
+def broadcast(self, a, b):
+    same = a.type.is_block() and b.type.is_block() and a.type.shape == b.type.shape
+    return (a, b) if same else original_broadcast(self, a, b)
+
+
+@functools.cache
+def block(sizes, element):
+    """Return what ``tl.block_type`` makes of the numbers that are a shape."""
+    made = object.__new__(tl.block_type)
+    original_block_type(made, element, list(sizes))
+    return made.shape, made.numel, made.name
+
+
+def make_block_type(self, element, shape):
+    sizes = tuple([getattr(size, "value", size) for size in getattr(shape, "value", shape)])
+    self.element_ty = element
+    self.shape, self.numel, self.name = block(sizes, str(element))
+
+
+@functools.cache
+def shape_of(sizes):
+    return tl.tuple([tl.constexpr(size) for size in sizes]), tl.constexpr(math.prod(sizes))
+
+
+def make_tensor(self, handle, type):
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = shape_of(tuple(type.shape.values) if type.is_block() else ())
 
 
 def np_dtype(dtype):

@@ -93,8 +93,8 @@ def test_draw_and_doctor(tmp_path, capsys):
 
 COMMANDS = [
     [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
-    ["explain"], ["explain", "cnn"], ["draw"], ["doctor"],
-    ["runs"], ["report"], ["compare-runs"],
+    ["explain"], ["explain", "cnn"], ["export"], ["draw"], ["doctor"], ["runs"], ["report"],
+    ["compare-runs"],
 ]  # fmt: skip
 
 
@@ -160,7 +160,8 @@ def test_hyphens_do_for_underscores(kind):
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_an_unknown_option_shows_the_commands_own_usage(capsys, words):
-    needed = {"draw": ["DARTS_V2"], "report": ["."], "compare-runs": ["."]}.get(" ".join(words), [])
+    given = {"draw": ["DARTS_V2"], "export": ["DARTS_V2"], "report": ["."], "compare-runs": ["."]}
+    needed = given.get(" ".join(words), [])
     with pytest.raises(SystemExit) as left:
         main([*words, *needed, "--nope", "3"])
     error = capsys.readouterr().err

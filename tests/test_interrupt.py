@@ -27,6 +27,8 @@ from dartsfast.search import rnn as rnn_search
 from dartsfast.search import search_cnn, search_rnn
 from dartsfast.search.cnn import CNNSearch
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}
 
 
@@ -39,12 +41,6 @@ def default_handlers():
     for signum, action, kept in zip(SIGNALS, handlers, before, strict=True):
         assert signal.getsignal(signum) == action  # a search has put them back
         signal.signal(signum, kept)
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Pictures take most of the time of searches as small as these."""
-    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,14 @@ from dartsfast.data.images import ImageTask, TensorImages
 from dartsfast.errors import InputError
 from dartsfast.runs import begin as beginning
 from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
-from dartsfast.runs.report import Report
 from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 from dartsfast.search.cnn import CNNSearch
 from dartsfast.search.rnn import RNNSearch
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SEARCH = {"cnn": search_cnn, "rnn": search_rnn}
 CLASS = {"cnn": CNNSearch, "rnn": RNNSearch}
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Pictures take most of the time of searches as small as these."""
-    monkeypatch.setattr(Report, "draw", lambda *arguments, **options: None)
 
 
 def begin(kind, tmp_path, **changes):

@@ -110,7 +110,7 @@ def test_a_search_leaves_everything_it_promises(tmp_path, kind):
         SEARCH[kind](CONFIG[kind](**OPTIONS[kind](tmp_path / "again"), out=str(out)))
 
 
-def test_recompute_searches_the_same_bits(tmp_path):
+def test_recompute_searches_the_same_bits(tmp_path, undrawn):
     options = cnn_options(tmp_path)
     runs = [
         search_cnn(CNNConfig(**options, out=str(tmp_path / m), memory=m, order=2))
@@ -121,13 +121,13 @@ def test_recompute_searches_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["ptb.{}.txt", "wiki.{}.tokens"])
-def test_rnn_search_reads_the_usual_layouts(tmp_path, pattern):
+def test_rnn_search_reads_the_usual_layouts(tmp_path, pattern, undrawn):
     options = {**rnn_options(tmp_path), "data": str(text_folder(tmp_path / "usual", pattern)), "epochs": 1}
     (row,) = search_rnn(RNNConfig(**options, out=str(tmp_path / "run"))).history
     assert math.isfinite(row["valid_ppl"])
 
 
-def test_rnn_search_learns_a_small_language(tmp_path):
+def test_rnn_search_learns_a_small_language(tmp_path, undrawn):
     data = text_folder(tmp_path / "text", lines=1000)
     options = {"emsize": 16, "nhid": 16, "nhidlast": 16, "dropout": 0.1, "dropoutx": 0.1, "lr": 5.0}
     config = RNNConfig(data=str(data), batch_size=16, bptt=10, epochs=4, out=str(tmp_path / "run"), **options)
@@ -146,7 +146,7 @@ def photographs(tmp_path, **options):
 @needs_kernels
 @native_only
 @pytest.mark.parametrize("instruction_set", ["avx512", "avx2"], indirect=True)
-def test_cnn_search_learns_to_tell_photographs(tmp_path, instruction_set):
+def test_cnn_search_learns_to_tell_photographs(tmp_path, instruction_set, undrawn):
     """The portable kernels, which take minutes for it, have the same bits: the next test."""
     result = search_cnn(photographs(tmp_path, backend="cpu"))
     history = result.history
@@ -159,7 +159,7 @@ def test_cnn_search_learns_to_tell_photographs(tmp_path, instruction_set):
 
 @needs_kernels
 @native_only
-def test_a_search_has_the_same_bits_on_every_instruction_set(tmp_path, instruction_set):
+def test_a_search_has_the_same_bits_on_every_instruction_set(tmp_path, instruction_set, undrawn):
     def searched(name):
         (tmp_path / name).mkdir()
         options = {"batch_size": 8, "max_images": 16, "epochs": 1, "backend": "cpu"}
@@ -176,12 +176,12 @@ def test_a_search_has_the_same_bits_on_every_instruction_set(tmp_path, instructi
         assert ours[name] == theirs[name]
 
 
-def test_cnn_search_learns_on_the_reference_path(tmp_path):
+def test_cnn_search_learns_on_the_reference_path(tmp_path, undrawn):
     history = search_cnn(photographs(tmp_path, backend="reference")).history
     assert history[-1]["valid_acc"] > 25, history
 
 
-def test_a_run_of_an_earlier_version_counts_its_epochs_on(tmp_path):
+def test_a_run_of_an_earlier_version_counts_its_epochs_on(tmp_path, undrawn):
     new, old = tmp_path / "new", tmp_path / "old"
     search_cnn(CNNConfig(**cnn_options(tmp_path), out=str(new)))
     state = torch.load(new / PREVIOUS, weights_only=True)  # of the end of the first epoch
@@ -196,7 +196,7 @@ def test_a_run_of_an_earlier_version_counts_its_epochs_on(tmp_path):
     assert scalar_epochs(old) == [2]
 
 
-def test_the_seconds_of_an_epoch_are_all_of_it(tmp_path, monkeypatch):
+def test_the_seconds_of_an_epoch_are_all_of_it(tmp_path, monkeypatch, undrawn):
     slow = {"_validate": CNNSearch._validate, "draw": Report.draw}
 
     def later(name):
@@ -278,7 +278,7 @@ def test_half_length_batches_take_half_the_step(tmp_path):
     assert search.optimizer.param_groups[0]["lr"] == 20.0
 
 
-def test_a_diverging_search_stops_and_keeps_its_checkpoint(tmp_path):
+def test_a_diverging_search_stops_and_keeps_its_checkpoint(tmp_path, undrawn):
     options = {**cnn_options(tmp_path), "learning_rate": 1e30, "grad_clip": 1e30}
     with pytest.raises(DivergedError, match="lower the learning rate|Lower the learning rate"):
         search_cnn(CNNConfig(**options, out=str(tmp_path / "run"), checkpoint_seconds=0))
@@ -286,7 +286,7 @@ def test_a_diverging_search_stops_and_keeps_its_checkpoint(tmp_path):
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_spoilt_checkpoint_is_refused_and_the_one_before_used(tmp_path):
+def test_a_spoilt_checkpoint_is_refused_and_the_one_before_used(tmp_path, undrawn):
     out = tmp_path / "run"
     search_cnn(CNNConfig(**cnn_options(tmp_path), out=str(out)))
     before = torch.load(out / PREVIOUS, weights_only=True)
@@ -350,7 +350,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         ("rnn", {"small_batch_size": 2}, "small_batch_size must be -1"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(tmp_path, kind, changes, message):
+def test_bad_options_are_refused_before_any_work(tmp_path, kind, changes, message, undrawn):
     out = tmp_path / "run"
     options = {**OPTIONS[kind](tmp_path), "out": str(out), **changes}
     with pytest.raises(InputError, match=message):
@@ -358,7 +358,7 @@ def test_bad_options_are_refused_before_any_work(tmp_path, kind, changes, messag
     assert not out.exists()
 
 
-def test_resuming_keeps_the_runs_own_options(tmp_path):
+def test_resuming_keeps_the_runs_own_options(tmp_path, undrawn):
     out = tmp_path / "run"
     config = CNNConfig(**cnn_options(tmp_path), out=str(out))
     search_cnn(config)

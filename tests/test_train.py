@@ -137,7 +137,7 @@ def test_the_rate_falls_to_zero(data):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, precision):
+def test_a_stopped_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, precision, undrawn):
     options = {"auxiliary": True, "cutout": True, "cutout_length": 8, "precision": precision}
     straight = train_cnn(config(data, out=str(tmp_path / "straight"), **options))
     iterations, seen = CNNTraining.iterations, 0
@@ -224,13 +224,13 @@ def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert torch.equal(load_weights(tmp_path / "weights.pt")["w"], torch.ones(2))
 
 
-def test_a_run_knows_its_own_network(data, tmp_path):
+def test_a_run_knows_its_own_network(data, tmp_path, undrawn):
     train_cnn(config(data, out=str(tmp_path / "run"), epochs=1))
     with pytest.raises(InputError, match="knows its own network: leave out --layers, --auxiliary"):
         test_cnn(TestCNNConfig(model_path=str(tmp_path / "run"), layers=3, auxiliary=True))
 
 
-def test_a_resumed_training_looks_for_no_cell(data, tmp_path, monkeypatch):
+def test_a_resumed_training_looks_for_no_cell(data, tmp_path, monkeypatch, undrawn):
     train_cnn(config(data, out=str(tmp_path / "run"), epochs=1))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DARTS").mkdir()  # the name of the default
@@ -245,7 +245,7 @@ def test_other_test_images_are_refused(data, tmp_path):
         check_fingerprint(data, training.fingerprint, CNNTraining(config(data)).fingerprint)
 
 
-def test_a_first_step_that_float16_skips_can_be_gone_on_from(data, tmp_path, monkeypatch):
+def test_a_first_step_that_float16_skips_can_be_gone_on_from(data, tmp_path, monkeypatch, undrawn):
     def interrupted(self):
         self.model.stem[0].weight.register_hook(lambda gradient: gradient * math.inf)
         yield next(iterations(self))
@@ -276,7 +276,7 @@ def test_images_are_cut_out_augmented_and_limited_as_asked(data):
     assert len(few.train.source) == 5 and len(few.check.source) == 6 and not few.check.augment
 
 
-def test_the_second_classifier_is_refused_images_that_it_cannot_see(data, tmp_path):
+def test_the_second_classifier_is_refused_images_that_it_cannot_see(data, tmp_path, undrawn):
     with pytest.raises(
         InputError, match="takes images of 32x32 to 40x40, got 64x64: use another --image_size"
     ):
@@ -286,7 +286,7 @@ def test_the_second_classifier_is_refused_images_that_it_cannot_see(data, tmp_pa
     assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
-def test_a_recurrent_cell_is_refused_before_anything_is_made(data, tmp_path):
+def test_a_recurrent_cell_is_refused_before_anything_is_made(data, tmp_path, undrawn):
     with pytest.raises(InputError, match="a genotype of the other kind of network"):
         train_cnn(config(data, arch="rnn:DARTS_V2", out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

@@ -18,8 +18,8 @@ constexpr const char* kDevice = "CPU";
 inline bool is_ours(const torch::stable::Tensor& t) { return t.is_cpu(); }
 #endif
 
-// Where accesses of emulated kernels are checked: memory that they may use from now on.
-#ifdef DARTSFAST_CHECKED
+// Where kernels are emulated: memory that they may use from now on.
+#ifdef DARTSFAST_EMULATED
 void note(const void* data, size_t bytes, bool initialised);
 #else
 inline void note(const void*, size_t, bool) {}

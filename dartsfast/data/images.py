@@ -189,12 +189,17 @@ def whole(task: ImageTask) -> ImageSource:
 def image_sides(task: ImageTask) -> tuple[int, int]:
     """Return height and width of the images; InputError where two reduction cells cannot halve them."""
     height, width = task.train.gather(torch.tensor([0])).shape[-2:]
+    check_sides(height, width)
+    return height, width
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise InputError where two reduction cells cannot halve images."""
     if height % 4 or width % 4 or min(height, width) < 8:
         raise InputError(
             f"images of {height}x{width} cannot be halved twice, as the two reduction cells do: "
             "use sides that are multiples of 4, from 8 on (--image_size)"
         )
-    return height, width
 
 
 def limited(source: ImageSource, most: int) -> ImageSource:

@@ -14,26 +14,43 @@ from torch import Tensor
 
 INTERLEAVE = 8
 CHUNK_PIXELS = 64
+BELOW_MIDWAY = (1 << 28) - 1
+"""Of the 29 bits that float64 has below float32's last, all but the first."""
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return a * b + c, rounded once where the tensors are float32.
 
-    The product of two float32 is exact in float64. Its sum with c is rounded to odd there, which
-    keeps what the rounding to float32 has to know (Boldo and Melquiond 2008).
+    The product of two float32 is exact in float64, and its sum with c is rounded twice: there, and to
+    float32. Only where the first rounding ends midway between two float32 can one give another number.
     """
     if a.dtype == torch.float64:
         return a * b + c
-    product, addend = a.double() * b.double(), c.double()
-    total = product + addend
+    a, b, c = a.double(), b.double(), c.double()
+    total = torch.addcmul(c, a, b)
+    rounded = total.float()
+    # Midway every bit but the one below float32's last is 0, subnormal or not, or the number is beyond them.
+    midway = (total.view(torch.int64) & BELOW_MIDWAY == 0) & (rounded != total)
+    if midway.any():
+        a, b, c = (t[midway] for t in torch.broadcast_tensors(a, b, c))
+        rounded[midway] = _to_odd(a * b, c).float()
+    return rounded
+
+
+def _to_odd(a: Tensor, b: Tensor) -> Tensor:
+    """Return a + b rounded to odd, which keeps what a second rounding has to know.
+
+    (Boldo and Melquiond 2008.)
+    """
+    total = a + b
     # The error of the sum (Knuth's TwoSum); it is 0 where the sum is exact.
-    part = total - product
-    error = (product - (total - part)) + (addend - part)
+    part = total - a
+    error = (a - (total - part)) + (b - part)
     bits = total.view(torch.int64)
     inexact = (error != 0) & total.isfinite() & (bits & 1 == 0)
     away_from_zero = (error > 0) == (total > 0)
     odd = bits + torch.where(away_from_zero, 1, -1)
-    return torch.where(inexact, odd, bits).view(torch.float64).float()
+    return torch.where(inexact, odd, bits).view(torch.float64)
 
 
 def relu(x: Tensor) -> Tensor:

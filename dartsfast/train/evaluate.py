@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
@@ -77,19 +77,10 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
     config.check()
     if not config.model_path:
         raise InputError("nothing to test: name a run's folder or a file of weights with --model_path")
-    path = Path(config.model_path).expanduser()
-    if path.is_dir():
-        names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
-        config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, names)
-        weights = state["model"]
-    else:
-        weights = load_weights(path)
+    config, weights = trained_weights(config)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
-    cell = resolve_genotype(config.arch, CNN)
-    model = NetworkCIFAR(config.init_channels, len(task.classes), config.layers, config.auxiliary, cell)
-    with fitting(path, "--arch, --init_channels, --layers, --auxiliary and the classes of --data"):
-        model.load_state_dict(weights)
+    model = trained_network(config, weights, len(task.classes))
     batch = min(config.batch_size, len(task.test))
     batches = Batches(
         task.test, batch, mean=task.mean, std=task.std, seed=0, stream="test",
@@ -99,6 +90,27 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
 
 
 test_cnn.__test__ = False  # type: ignore[attr-defined]
+
+
+def trained_weights(config: TestCNNConfig) -> tuple[TestCNNConfig, dict[str, Tensor]]:
+    """Return ``config`` with what a run's folder knows of itself, and the weights at its ``model_path``."""
+    path = Path(config.model_path).expanduser()
+    if not path.is_dir():
+        return config, load_weights(path)
+    names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
+    config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, names)
+    return config, state["model"]
+
+
+def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: int) -> NetworkCIFAR:
+    """Return the network that ``config`` describes with ``weights``; InputError where they do not fit."""
+    cell = resolve_genotype(config.arch, CNN)
+    model = NetworkCIFAR(config.init_channels, classes, config.layers, config.auxiliary, cell)
+    with fitting(
+        Path(config.model_path), "--arch, --init_channels, --layers, --auxiliary and the classes of --data"
+    ):
+        model.load_state_dict(weights)
+    return model
 
 
 @contextmanager

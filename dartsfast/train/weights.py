@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.errors import InputError
+from dartsfast.files import written_whole
 from dartsfast.runs.checkpoint import one_line
 
 WEIGHTS = "weights.pt"
@@ -24,18 +24,16 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> Path:
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
+    with written_whole(folder / WEIGHTS, weights_content(weights)):
+        pass
+    return folder / WEIGHTS
+
+
+def weights_content(weights: Mapping[str, Tensor]) -> bytes:
+    """Return the file of a ``state_dict``, for any device."""
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in weights.items()}, buffer)
-    temporary = folder / (WEIGHTS + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / WEIGHTS)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return folder / WEIGHTS
+    return buffer.getvalue()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,9 @@ CSRC = ROOT / "csrc"
 TO = ROOT / "build" / "emulator"
 
 # -g1 and symbols let findings name lines and kernels.
-FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
+# Kernels are compiled more often than they run long, and have the same bits either way.
+LEVEL, LEVEL_OF_THE_EMULATOR = "-O1", "-O2"
 # Static memory of templates would be one in all libraries of the process.
 GCC = ("-fno-gnu-unique",)
 # Every access of the code calls a function of the emulator. One of 16 bytes must stay one, and
@@ -36,6 +38,7 @@ def library(
     checked: bool = False,
     flags: tuple[str, ...] = (),
     link: tuple[str, ...] = (),
+    own: tuple[str, ...] = (),
     folder: Path = TO,
 ) -> Path:
     """Return the shared library of ``sources`` and the emulator.
@@ -44,15 +47,16 @@ def library(
         name: The library's, without suffix.
         sources: CUDA C++ (``.cu``) and C++.
         checked: Whether all accesses of the ``.cu`` files are checked.
-        flags: More flags of the compiler for all sources.
+        flags: More flags of the compiler for the sources.
         link: More flags of the linker.
+        own: More flags of the compiler for the emulator.
         folder: Where libraries are kept, by a hash of sources and flags.
     """
     # Of an inline function the linker takes the first: what the emulator uses must be without checks.
-    every = [(source, False) for source in sorted(HERE.glob("*.cpp"))]
-    every += [(source, checked and source.suffix == ".cu") for source in sources]
+    every = [(source, False, (LEVEL_OF_THE_EMULATOR, *own)) for source in sorted(HERE.glob("*.cpp"))]
+    every += [(source, checked and source.suffix == ".cu", (LEVEL, *flags)) for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as compilers:
-        objects = list(compilers.map(lambda each: _object(*each, flags, folder), every))
+        objects = list(compilers.map(lambda each: _object(*each, folder), every))
     inputs = [*map(str, objects), *link]
     return compiling.made(folder, f"{name}.so", ["-shared", "-g1", *link], [*inputs, "-ldl"], objects)
 

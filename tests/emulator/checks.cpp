@@ -145,6 +145,8 @@ void out_of_bounds(const std::string& what, const void* pc) {
 
 void on() { checked_code = true; }
 
+bool are_on() { return checked_code; }
+
 void launch_begins() {
   traffic::launch_begins();
   if (!checks_run()) return;

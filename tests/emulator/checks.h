@@ -7,6 +7,7 @@
 namespace emulator::checks {
 
 void on();  // there is checked code
+bool are_on();
 void launch_begins();
 void block_begins();
 void block_synchronised();

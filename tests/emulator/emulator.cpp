@@ -260,7 +260,8 @@ void block_barrier(Where where) {
   if (waiting == 0) first_waiting = running.thread;
   me.where = where;
   const Where first = threads[first_waiting].where;
-  if (first.line() != where.line() || std::strcmp(first.file_name(), where.file_name())) {
+  const bool same_file = first.file_name() == where.file_name() || !std::strcmp(first.file_name(), where.file_name());
+  if (first.line() != where.line() || !same_file) {
     stop("divergent barrier: __syncthreads at " + at(where) + ", and thread " + words(threads[first_waiting].index) +
          " waits in another at " + at(first));
   }

@@ -11,6 +11,7 @@ from emulator import build
 
 TORCH = Path(torch.__file__).parent
 FLAGS = (
+    "-DDARTSFAST_EMULATED",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     "-Wno-attributes",  # without hidden symbols, which tests call
     f"-isystem{TORCH / 'include'}",
@@ -32,5 +33,4 @@ def library(checked: bool = False) -> Path:
     sources = [csrc / "ops" / f"{op}.cpp" for op in ops]
     sources += sorted([*(csrc / "cuda").glob("*.cpp"), *(csrc / "cuda").glob("*.cu")])
     sources.append(Path(__file__).with_name("standin") / "standin.cpp")
-    flags = (*FLAGS, "-DDARTSFAST_CHECKED") if checked else FLAGS
-    return build.library("operators", sources, checked, flags, LINK)
+    return build.library("operators", sources, checked, FLAGS, LINK)

@@ -23,9 +23,9 @@ KINDS = {
 GUARD = 64  # elements around a tensor that a wrong kernel may touch
 
 
-def loaded(checked, *flags, sources=SOURCES):
+def loaded(checked, *flags, sources=SOURCES, own=()):
     try:
-        return Emulated(build.library("planted", sources, checked, (*FLAGS, *flags)))
+        return Emulated(build.library("planted", sources, checked, (*FLAGS, *flags), own=own))
     except compiling.UnavailableError as reason:
         pytest.skip(str(reason))
 
@@ -43,7 +43,7 @@ def library(request, checked):
     return (
         loaded(False, sources=right)
         if request.param == "plain"
-        else loaded(False, "-DEMULATOR_UCONTEXT", "-O0", sources=right)
+        else loaded(False, "-O0", sources=right, own=("-DEMULATOR_UCONTEXT", "-O0"))
     )
 
 
@@ -184,7 +184,8 @@ def test_a_right_kernel_beside_them_is_not(checked, launcher, order):
 @pytest.mark.parametrize("missing", range(5))
 def test_finishing_without_a_fence_or_a_barrier_is_a_race(missing):
     """Each of those in csrc/cuda/finish.h that order what blocks leave: two fences, three barriers."""
-    library = loaded(True, f"-DMISSING={missing}", sources=[PLANTED / "finish.cu"])
+    inlined = "-O2"  # so that places say what called them
+    library = loaded(True, f"-DMISSING={missing}", inlined, sources=[PLANTED / "finish.cu"])
     for order in ORDERS:
         races = [found for found in run_planted(library, "right_finish", order)[0] if found.kind == "race"]
         assert races and all("finish.h" in found.text for found in races), order

@@ -3,17 +3,17 @@
 #include <string>
 
 #include "cache.h"
+#include "checks.h"
 #include "emulator.h"
 
 extern "C" void emulator_order(int which, uint64_t seed);
 
 namespace dartsfast {
 
-#ifdef DARTSFAST_CHECKED
 void note(const void* data, size_t bytes, bool initialised) {
+  if (!emulator::checks::are_on()) return;
   emulator::memory(data, bytes, initialised ? "a tensor" : "scratch memory", initialised);
 }
-#endif
 
 namespace {
 

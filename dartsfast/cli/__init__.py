@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import dartsfast
+from dartsfast.cli import export, left
 from dartsfast.compare import CompareConfig, CompareRNNConfig
-from dartsfast.errors import DivergedError, InputError, RunStopped
+from dartsfast.errors import CheckFailedError, DivergedError, InputError, RunStopped
 from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, VERBOSE, saying
@@ -74,6 +75,8 @@ def _status(argv: Sequence[str] | None) -> int:
         raise
     except (InputError, OSError) as error:  # such as a full disk, a folder that cannot be written
         return _complain(error, 2)
+    except CheckFailedError as error:
+        return _complain(error, 1)
     except DivergedError as error:
         return _complain(error, 3)
     except RunStopped as stopped:
@@ -97,10 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         for kind, config in what.configs.items():
             _add_run(group, verb, kind, config)
     _add_test(commands)
-    runs = commands.add_parser("runs", help="the runs below a folder")
-    runs.add_argument("folder", nargs="?", default="runs", help="(default: runs)")
-    runs.set_defaults(run=_runs)
-    _add_reports(commands)
+    left.add(commands)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
     for kind, config in COMPARISONS.items():
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=_compare, kind=kind, config=config)
     _add_explain(commands)
+    export.add(commands)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
@@ -203,16 +204,6 @@ def _add_test(commands: Any) -> None:
         groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
         _add_old_flags(command, "test", kind)
         command.set_defaults(run=_test, kind=kind, config=config)
-
-
-def _add_reports(commands: Any) -> None:
-    report = commands.add_parser("report", help="write the report.html of a run anew")
-    report.add_argument("folder", help="of the run")
-    report.set_defaults(run=_report)
-    compare = commands.add_parser("compare-runs", help="runs side by side: what differs, curves, cells")
-    compare.add_argument("folders", nargs="+", metavar="RUN", help="folders of two runs or more")
-    compare.add_argument("--out", metavar="FILE", help="a page (.html) with curves and cells too")
-    compare.set_defaults(run=_compare_runs)
 
 
 def _add_explain(commands: Any) -> None:
@@ -336,33 +327,6 @@ def _test(args: argparse.Namespace) -> None:
     if folder is not None and given.setdefault("model_path", folder) != folder:
         raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
     print(getattr(train, f"test_{kind}")(config(**given)))
-
-
-def _runs(args: argparse.Namespace) -> None:
-    from dartsfast.runs.listing import COLUMNS, list_runs
-    from dartsfast.tables import print_table
-
-    found = list_runs(args.folder)
-    if not found:
-        raise InputError(f"there are no runs below {args.folder}")
-    print_table(f"runs below {args.folder}", COLUMNS, found, numbers=1)
-
-
-def _report(args: argparse.Namespace) -> None:
-    from dartsfast.runs.page import write_report
-
-    print(write_report(Path(os.path.expanduser(args.folder))))
-
-
-def _compare_runs(args: argparse.Namespace) -> None:
-    from dartsfast.runs.comparison import compared, names, read_runs, write_comparison
-    from dartsfast.tables import print_table
-
-    runs = read_runs(args.folders)
-    rows = [(name, *values) for name, values in compared(runs)]
-    print_table("what differs between runs", ("", *names(runs)), rows, numbers=0)
-    if args.out:
-        print(write_comparison(runs, args.out))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -1,0 +1,471 @@
+"""Networks for use elsewhere: files that compute what the networks do, by themselves, or are not written."""
+
+import dataclasses
+import errno
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_data import image_folder, text_folder
+
+from dartsfast.cli import main
+from dartsfast.cnn import genotypes as cnn_genotypes
+from dartsfast.cnn.model import NetworkCIFAR
+from dartsfast.cnn.operations import OPS
+from dartsfast.errors import CheckFailedError, InputError
+from dartsfast.export import BOUND, export_network, module_cnn, module_rnn, source
+from dartsfast.export import formats as export_formats
+from dartsfast.export.text import listed, quoted
+from dartsfast.rnn import genotypes as rnn_genotypes
+from dartsfast.rnn.model import RNNModel
+from dartsfast.rnn.utils import ACTIVATIONS
+from dartsfast.train import TestCNNConfig, TrainCNNConfig, TrainRNNConfig, train_cnn, train_rnn
+
+SIZES = {"init_channels": 4, "layers": 5}
+NAMES = list(OPS)
+# All operations, in the reduction cell strided and not; nodes that nothing reads.
+ALL = cnn_genotypes.Genotype(
+    normal=[(name, k % 3) for k, name in enumerate(NAMES)] + [("skip_connect", 6), ("none", 0)],
+    normal_concat=[3, 2, 7],
+    reduce=[(name, k % 2) for k, name in enumerate(NAMES)] + [(name, 2) for name in NAMES],
+    reduce_concat=[4, 11, 5, 7],
+)
+# A line of outputs that is too long for one.
+LONG = cnn_genotypes.Genotype(
+    normal=[("max_pool_3x3", 0)] * 40, normal_concat=range(2, 22), reduce=[("skip_connect", 1)] * 2,
+    reduce_concat=[2],
+)  # fmt: skip
+EVERY = rnn_genotypes.Genotype(
+    recurrent=[("tanh", 0), ("relu", 1), ("sigmoid", 0), ("identity", 2), ("relu", 3)], concat=[5, 1, 4]
+)
+CELLS = {
+    "cnn": {"all": ALL, "long": LONG, **{n: getattr(cnn_genotypes, n) for n in ("AmoebaNet", "DARTS_V1")}},
+    "rnn": {"every": EVERY, **{n: getattr(rnn_genotypes, n) for n in ("ENAS", "DARTS_V1")}},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch):
+    monkeypatch.setattr(source, "WORDS", 11)
+    monkeypatch.setattr(source, "UNITS", 6)
+
+
+def written(what, formats, out, **options):
+    """Export; return the paths and the differences."""
+    found = export_network(what, formats, out=str(out), **options)
+    assert all(one.path.exists() for one in found)
+    return [one.path for one in found], [one.difference for one in found]
+
+
+def small(genotype, out):
+    """Write a cell's plain file, checked on a small network."""
+    of_cnn = isinstance(genotype, cnn_genotypes.Genotype)
+    options = {"network": TestCNNConfig(**SIZES), "classes": 3} if of_cnn else {}
+    (path,), difference = written(repr(genotype), ["module"], out, **options)
+    assert difference == [0.0]
+    return path
+
+
+def case(kind, genotype):
+    """Return what a plain network computes from, and the network that must compute the same."""
+    torch.manual_seed(0)
+    if kind == "cnn":
+        sizes, network = (4, 3, 5), NetworkCIFAR(4, 3, 5, False, genotype)
+        inputs = (torch.randn(3, 3, 16, 16, dtype=torch.float64),)
+    else:
+        sizes = (11, 6)
+        network = RNNModel(11, 6, 6, 6, *[0.0] * 5, genotype=genotype)
+        inputs = (torch.randint(11, (4, 3)), torch.randn(1, 3, 6, dtype=torch.float64))
+    return sizes, network.double(), inputs
+
+
+def computed(network, inputs):
+    """Return outputs, gradients and the state after a training pass."""
+    network.train()
+    found = network(*inputs)
+    outputs = found[0] if isinstance(found, tuple) else found
+    outputs.square().sum().backward()
+    return {
+        "outputs": outputs.detach(),
+        **{f"gradient of {name}": p.grad for name, p in network.named_parameters()},
+        **{f"state {name}": value for name, value in network.state_dict().items()},
+    }
+
+
+ELSEWHERE = """if True:
+    import importlib.util, sys
+    import torch
+    sys.modules["dartsfast"] = None  # importing it raises
+    results = {}
+    for path, sizes, state, inputs in torch.load("cases.pt"):
+        spec = importlib.util.spec_from_file_location("plain", path)
+        plain = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(plain)
+        network = plain.Network(*sizes).double()
+        network.load_state_dict(state)
+        network.train()
+        found = network(*inputs)
+        outputs = found[0] if isinstance(found, tuple) else found
+        outputs.square().sum().backward()
+        results[path] = {
+            "outputs": outputs.detach(),
+            **{f"gradient of {name}": p.grad for name, p in network.named_parameters()},
+            **{f"state {name}": value for name, value in network.state_dict().items()},
+        }
+    torch.save(results, "results.pt")
+"""
+
+
+def python(code, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_plain_files_compute_the_same_bits_without_dartsfast(tmp_path, kind):
+    cases, wanted = [], {}
+    for name, genotype in CELLS[kind].items():
+        path = str(small(genotype, tmp_path / name))
+        sizes, network, inputs = case(kind, genotype)
+        cases.append((path, sizes, {n: v.clone() for n, v in network.state_dict().items()}, inputs))
+        wanted[path] = computed(network, inputs if kind == "cnn" else (inputs[0], [inputs[1]]))
+    torch.save(cases, tmp_path / "cases.pt")
+    python(ELSEWHERE, tmp_path)
+    found = torch.load(tmp_path / "results.pt")
+    for path, values in wanted.items():
+        assert list(found[path]) == list(values)
+        for name, value in values.items():
+            assert (value is None) == (found[path][name] is None), name
+            assert value is None or torch.equal(found[path][name], value), f"{path}: {name}"
+
+
+def test_every_operation_can_be_written():
+    assert {*module_cnn.OPS, "skip_connect"} == set(OPS) == {name for name, _ in ALL.normal}
+    assert set(module_rnn.ACTIVATIONS) == set(ACTIVATIONS) == {name for name, _ in EVERY.recurrent}
+
+
+def test_files_have_what_their_cells_use_and_no_more(tmp_path):
+    used = {"ReLUConvBN", "FactorizedReduce", "NormalCell", "ReductionCell", "Network"}
+    for name, own in {"all": {"Zero", "SepConv", "DilConv", "Conv7x1"}, "DARTS_V1": {"SepConv"}}.items():
+        text = small(CELLS["cnn"][name], tmp_path / name).read_text()
+        assert set(re.findall(r"^class (\w+)", text, re.M)) == used | own
+    assert "def identity" not in small(rnn_genotypes.ENAS, tmp_path / "enas").read_text()
+
+
+ODD = ['a "b"', "it's", "é π", "x\\y", "", "line\nbreak", "\udcff"]
+
+
+@pytest.mark.parametrize("width", [88, 110])
+def test_formatters_leave_files_as_they_are(tmp_path, width):
+    pytest.importorskip("ruff")
+    for kind, cells in CELLS.items():
+        for name, genotype in cells.items():
+            small(genotype, tmp_path / f"{kind}_{name}")
+    lists = [listed("NAMES", map(quoted, ODD)), *(listed("N", ["1"] * n, 4 * (n % 2)) for n in range(20, 40))]
+    lists = [f"if True:\n{line}" if line.startswith(" ") else line for line in lists]
+    (tmp_path / "lists.py").write_text("\n".join(lists) + "\n")
+    exec(lists[0], namespace := {})
+    assert namespace["NAMES"] == ODD
+    ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", f"--line-length={width}", "."]
+    done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A training of a network of all operations with a second classifier, and its options."""
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("training")
+    data = f"imagefolder:{image_folder(folder / 'images', train=6, side=32)}"
+    options = {"arch": repr(ALL), "init_channels": 2, "layers": 3, "auxiliary": True, "data": data}
+    result = train_cnn(
+        TrainCNNConfig(**options, batch_size=4, epochs=1, report_freq=9, out=str(folder / "run"))
+    )
+    return result, options
+
+
+def network_of(training):
+    result, _ = training
+    network = NetworkCIFAR(2, 3, 3, True, ALL)
+    network.load_state_dict(torch.load(result.weights))
+    return network.eval()
+
+
+def check_outputs(run, network):
+    """Hold a file's function against the network on numbers of images that its check has not seen."""
+    generator = torch.Generator().manual_seed(1)
+    for batch in (1, 2, 7):
+        images = torch.randn(batch, 3, 32, 32, generator=generator)
+        with torch.no_grad():
+            wanted, found = network(images)[0], run(images)
+        assert found.shape == wanted.shape == (batch, 3)
+        assert (found - wanted).abs().max() <= BOUND * wanted.abs().max()
+
+
+def said(training):
+    """Return what files say of the images."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).tolist(), torch.tensor([0.229, 0.224, 0.225]).tolist()
+    return {
+        "genotype": repr(ALL),
+        "classes": ["class0", "class1", "class2"],
+        "mean": mean,
+        "std": std,
+        "image_size": 32,
+    }
+
+
+def test_a_program_of_torch_export(training, tmp_path, capsys):
+    result, _ = training
+    out = tmp_path / "net"
+    assert main(["export", str(result.out), "--out", str(out)]) == 0
+    line = rf"{out}\.pt2  largest difference \d\.\de[-+]\d\d of the largest output, at most 1e-04\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
+    extra = {"dartsfast.json": ""}
+    program = torch.export.load(f"{out}.pt2", extra_files=extra)
+    check_outputs(program.module(), network_of(training))
+    weights = {name for name in torch.load(result.weights) if "auxiliary" not in name}
+    assert set(program.state_dict) == weights
+    about = json.loads(extra["dartsfast.json"])
+    assert {name: about[name] for name in said(training)} == said(training)
+
+
+def test_onnx(training, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    result, _ = training
+    (path,), _ = written(str(result.out), ["onnx"], tmp_path / "net.onnx")
+    assert path == tmp_path / "net.onnx"
+    model = onnx.load(path)
+    (shape,) = (value.type.tensor_type.shape.dim for value in model.graph.input)
+    assert [dim.dim_param or dim.dim_value for dim in shape] == ["batch", 3, 32, 32]
+    assert not [tensor.name for tensor in model.graph.initializer if "auxiliary" in tensor.name]
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    for name, value in said(training).items():
+        assert about[name] == value or json.loads(about[name]) == value
+    runs = [ReferenceEvaluator(model).run]
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        runs.append(onnxruntime.InferenceSession(path).run)
+    for run in runs:
+        check_outputs(
+            lambda x, run=run: torch.tensor(run(None, {"images": x.numpy()})[0]), network_of(training)
+        )
+
+
+def test_a_trained_network_as_a_plain_file(training, tmp_path):
+    result, _ = training
+    (path,), (difference,) = written(str(result.out), ["module"], tmp_path / "plain")
+    assert difference == 0.0
+    assert {file.name for file in tmp_path.iterdir()} == {"plain.py", "plain.weights.pt"}
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys; sys.modules['dartsfast'] = None; sys.path.insert(0, '.'); import torch, plain\n"
+        "torch.save(plain.trained()(torch.load('images.pt')), 'logits.pt')\n"
+        "print([plain.CLASSES, plain.MEAN, plain.STD])"
+    )
+    classes, mean, std = eval(python(code, tmp_path))
+    about = said(training)
+    assert (classes, mean, std) == (about["classes"], about["mean"], about["std"])
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), network_of(training)(images)[0])
+    ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", str(path)]
+    if importlib.util.find_spec("ruff") is not None:
+        assert subprocess.run(ruff, capture_output=True).returncode == 0
+
+
+def test_weights_alone_with_the_options_of_their_test(training, tmp_path):
+    result, options = training
+    network = TestCNNConfig(**{name: value for name, value in options.items() if name != "data"})
+    kept = str(result.weights)
+    for k, given in enumerate(({}, {"data": options["data"]}, {"classes": 3})):
+        (path,), _ = written(kept, ["module"], tmp_path / str(k), network=network, **given)
+        assert ("MEAN = " in path.read_text()) == ("data" in given)
+    for wrong in ({"init_channels": 3}, {"layers": 4}, {"auxiliary": False}, {"arch": "DARTS_V1"}):
+        with pytest.raises(InputError, match="are not of this network .*--arch"):
+            export_network(kept, ["module"], network=dataclasses.replace(network, **wrong))
+    with pytest.raises(InputError, match="are not of this network"):
+        export_network(kept, ["module"], network=network, classes=4)
+    with pytest.raises(InputError, match="--classes 4, and imagefolder:.* has 3: leave one out"):
+        export_network(kept, ["module"], network=network, classes=4, data=options["data"])
+
+
+def test_a_trained_recurrent_network_as_a_plain_file(tmp_path):
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    sizes = {"emsize": 6, "nhid": 6, "nhidlast": 6, "batch_size": 4, "epochs": 1, "lr": 1.0}
+    data = str(text_folder(tmp_path / "text"))
+    run = train_rnn(TrainRNNConfig(arch=repr(EVERY), data=data, out=str(tmp_path / "run"), **sizes))
+    (path,), _ = written(str(run.out), ["module"], tmp_path / "plain")
+    weights = torch.load(run.weights)
+    words = len(weights["encoder.weight"])
+    network = RNNModel(words, 6, 6, 6, genotype=EVERY)
+    network.load_state_dict(weights)
+    tokens, hidden = torch.randint(words, (5, 2)), torch.randn(1, 2, 6)
+    spec = importlib.util.spec_from_file_location("plain", path)
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    assert torch.equal(plain.trained()(tokens, hidden)[0], network.eval()(tokens, [hidden])[0])
+    (alone,), _ = written(
+        str(run.weights), ["module"], tmp_path / "alone", network=TestCNNConfig(arch=repr(EVERY))
+    )
+    assert alone.read_text() == path.read_text()
+    for formats, options, message in (
+        (["torch"], {}, "torch is a format of trained CNNs, and .* is recurrent"),
+        (["module"], {"classes": 3}, "knows its own network: leave out --classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_network(str(run.out), formats, out=str(tmp_path / "no"), **options)
+
+
+@pytest.mark.parametrize("name", ["torch", "module"])
+def test_a_file_that_computes_something_else_is_not_kept(training, tmp_path, monkeypatch, capsys, name):
+    result, _ = training
+    if name == "module":
+        text = module_cnn.COMMON.replace("x[:, :, 1:, 1:]", "x")
+        assert text != module_cnn.COMMON
+        monkeypatch.setattr(module_cnn, "COMMON", text)
+    else:
+        # One of three logits, of the fifth image alone.
+        wrong = torch.zeros(5, 3)
+        wrong[4, 1] = 1e-3
+        network = network_of(training)
+        no_program = export_formats.Format(
+            (), lambda *_: b"", lambda content: lambda x: network(x)[0] + wrong[: len(x)]
+        )
+        monkeypatch.setitem(export_formats.PROGRAMS, "torch", no_program)
+    assert main(["export", str(result.out), "--format", name, "--out", str(tmp_path / "net")]) == 1
+    error = capsys.readouterr().err
+    assert "computes something else than the network: largest difference" in error and "not kept" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_no_agreement(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        module_cnn, "NETWORK", module_cnn.NETWORK.replace(".flatten(1))", ".flatten(1) * nan)")
+    )
+    monkeypatch.setattr(module_cnn, "IMPORTS", module_cnn.IMPORTS + "from math import nan\n")
+    with pytest.raises(CheckFailedError, match="difference nan"):
+        small(cnn_genotypes.DARTS_V1, tmp_path / "cell")
+
+
+@pytest.mark.parametrize("name", ["torch", "module"])
+def test_a_full_disk_leaves_nothing(training, tmp_path, monkeypatch, capsys, name):
+    def full(descriptor):
+        seen.append(descriptor)
+        if len(seen) == (1 if name == "torch" else 2):  # a module's weights are written before it
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    seen = []
+    monkeypatch.setattr(os, "fsync", full)
+    no_program = export_formats.PROGRAMS["torch"]._replace(content=lambda *_: b"program")
+    monkeypatch.setitem(export_formats.PROGRAMS, "torch", no_program)
+    assert main(["export", str(training[0].out), "--format", name, "--out", str(tmp_path / "net")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def places(training, tmp_path):
+    """Return folders and files by name."""
+    search, used = tmp_path / "search", tmp_path / "used.py"
+    search.mkdir()
+    (search / "genotype.json").write_text(json.dumps(cnn_genotypes.DARTS_V1._asdict()))
+    (search / "config.toml").write_text('command = "search cnn"\n\n[options]\nepochs = 1\n')
+    (tmp_path / "weights").write_bytes(b"PK no archive")
+    used.write_text("mine")
+    return {"run": training[0].out, "search": search, "used": used, "here": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{here}/nothing"], "there is no file or folder .*/nothing, and no genotype .*give the folder"),
+        (["Genotype(normal=[])"], "dartsfast: no genotype: expected the fields"),
+        (["{here}"], "the folder .* holds no genotype.json"),
+        (["{search}"], "torch is a format of trained networks, and .*search names a cell: train it"),
+        (["DARTS_V2", "--format", "onnx"], "(onnx is a format of trained networks|needs onnx)"),
+        (["rnn:ENAS"], "torch is a format of trained CNNs, and rnn:ENAS is recurrent: use --format module"),
+        (["{here}/weights"], "weights holds no weights"),
+        (["{here}/used.py", "--format", "module"], "used.py: the genotype is not JSON"),
+        (["{run}", "--layers", "4"], "knows its own network: leave out --layers"),
+        (["{run}", "--classes", "4"], "knows its own network: leave out --classes"),
+        (["{run}", "--data", "imagefolder:/nowhere"], "no folder /nowhere/train.* give --data"),
+        (["{run}", "--data", "photos"], "are not of this network .*the classes of --data"),
+        (
+            ["DARTS_V2", "--format", "module", "--auxiliary"],
+            "is a cell, without weights: leave out --auxiliary",
+        ),
+        (["rnn:ENAS", "--format", "module", "--layers", "4"], "without weights: leave out --layers"),
+        (["{here}/no/x", "--format", "module"], "no genotype"),
+        (["DARTS_V2", "--format", "module", "--image_size", "30"], "30x30 cannot be halved twice"),
+        (["DARTS_V2", "--format", "module", "--out", "{here}"], "is a folder: name a file in it"),
+        (["DARTS_V2", "--format", "module", "--layers", "0"], "layers must be above 0"),
+        (["DARTS_V2", "--format", "module", "--classes", "-1"], "classes must not be negative"),
+        (["DARTS_V2", "--format", "module", "--out", "{used}"], "used.py is there already: choose another"),
+        (["DARTS_V2", "--format", "module", "--out", "{here}/used"], "used.py is there already"),
+        (["DARTS_V2", "--format", "module", "--out", "x.onnx"], "--out x.onnx is of one format, and module"),
+        (["{run}", "--format", "torch", "module", "--out", "x.py"], "torch, module asked for: leave out .py"),
+        (["DARTS_V2", "--format", "module", "--out", "{here}/no/x"], "there is no folder .*/no: make it"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(places, capsys, words, message):
+    if any("photos" in word for word in words):
+        pytest.importorskip("skimage")
+        pytest.importorskip("sklearn")
+    before = sorted(places["here"].rglob("*"))
+    assert main(["export", *(word.format(**places) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert sorted(places["here"].rglob("*")) == before and places["used"].read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["encoder.weight", "classifier.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_other_weights_are_refused(tmp_path, name, shape):
+    torch.save({name: torch.zeros(shape)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="are not of this network|leave out --init_channels"):
+        export_network(
+            str(tmp_path / "other.pt"), ["module"], network=TestCNNConfig(init_channels=2, layers=2)
+        )
+
+
+def test_operations_of_ones_own_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPS, "mine", OPS["none"])
+    monkeypatch.setitem(ACTIVATIONS, "mine", torch.sin)
+    cnn = cnn_genotypes.DARTS_V1._replace(normal=[("none", 0), ("mine", 1)], normal_concat=[2])
+    rnn = rnn_genotypes.Genotype([("mine", 0)], [1])
+    for genotype, what in ((cnn, "operation"), (rnn, "activation")):
+        with pytest.raises(InputError, match=f"the {what} 'mine' is of your own"):
+            small(genotype, tmp_path / "cell")
+
+
+def test_a_missing_package_is_named_before_any_work(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs onnx and onnxscript, .*pip install 'dartsfast\[export\]'"):
+        export_network("/nowhere", ["torch", "onnx"])
+
+
+def test_names_where_none_is_given(training, tmp_path, monkeypatch, places):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "rnn:DARTS_V1", "--format", "module"]) == 0
+    assert (tmp_path / "rnn_DARTS_V1.py").exists()  # a name that Python imports
+    assert (
+        main(["export", str(places["search"]), "--format", "module", "--layers=2", "--init_channels=2"]) == 0
+    )
+    assert "SepConv" in (tmp_path / "search.py").read_text()
+    with pytest.raises(InputError, match="unknown format 'tflite': choose of torch, onnx, module"):
+        export_network("DARTS_V2", ["tflite"])
