@@ -1,5 +1,6 @@
 """Competitions of cells: what is drawn, trained and kept; shared and interrupted ones."""
 
+import contextlib
 import json
 import os
 import signal
@@ -93,6 +94,7 @@ def test_every_activation_and_state_is_drawn_as_often():
 
 def test_a_seed_draws_the_same_cell_everywhere():
     # Written down once: random() of Python's generator is promised never to change.
+    assert draw.draw_cnn(-3) != draw.draw_cnn(3) and draw.draw_rnn(-3) != draw.draw_rnn(3)
     assert draw.draw_cnn(0).normal[:4] == [
         ("skip_connect", 0),
         ("avg_pool_3x3", 1),
@@ -122,7 +124,9 @@ def test_random_cells_are_trained_one_by_one_and_the_best_is_kept(tmp_path, caps
     assert resolve_genotype(str(result.out)) == best.genotype
     table = json.loads((result.out / "candidates.json").read_text())
     assert [row["measure"] for row in table["candidates"]] == reached and table["best"] == best.name
-    assert (result.out / "cell.png").exists() and "candidate 3 of 3" in capsys.readouterr().out
+    assert (
+        result.out / "cell.png"
+    ).exists() and "3 of 3 candidates done: 2, valid_acc" in capsys.readouterr().out
     page = Page((result.out / "report.html").read_text(encoding="utf-8"))
     (header, *rows), state = page.table("candidates"), "finished: 3 of 3 candidates"
     assert header[:3] == ["candidate", "valid_acc", "cell"] and state in page.texts
@@ -180,7 +184,7 @@ def test_a_selection_of_recurrent_cells_trains_what_its_searches_found(tmp_path)
 
 
 def interrupted(monkeypatch, at):
-    """Let the training number ``at`` be stopped by a signal after its first epoch's training."""
+    """Let a signal stop the training number ``at`` before it does anything."""
     calls, train = [], competitions.train_cnn
 
     def stopped(config, *, resume=None):
@@ -202,7 +206,7 @@ def test_a_stopped_competition_goes_on_with_what_is_left(tmp_path, monkeypatch, 
     whole = run(replace(config, out=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         calls = interrupted(patch, at=number)
-        with pytest.raises(RunStopped, match=f"stopped at candidate {number} of {number}") as stopped:
+        with pytest.raises(RunStopped, match=f"with {number - 1} of {number} candidates done") as stopped:
             run(config)
     words = str(stopped.value).partition("Go on with: dartsfast ")[2].split()
     assert words[2:] == ["--resume", config.out] and stopped.value.signum == signal.SIGTERM
@@ -217,19 +221,100 @@ def test_a_stopped_competition_goes_on_with_what_is_left(tmp_path, monkeypatch, 
         same(*(load_checkpoint(Path(out) / place, "train-cnn") for out in (config.out, whole.out)))
 
 
-def test_processes_share_a_competition(tmp_path):
-    config = random_config(tmp_path)
-    out = Path(config.out)
-    (out / "1").mkdir(parents=True)
-    with locked(out / "1"):  # by another process
-        first = random_cnn(config)
-    assert [c.name for c in first.candidates] == ["0", "2"] and first.waiting == ["1"]
-    assert first.lesson.endswith("1 still with other processes")
-    assert json.loads((out / "candidates.json").read_text())["waiting"] == ["1"]
-    last = random_cnn(RandomCNNConfig(), resume=out)
-    assert [c.name for c in last.candidates] == ["0", "1", "2"] and not last.waiting
+def process(config):
+    """Start the command of a competition in a process of its own."""
+    options = [f"--{f.name}={getattr(config, f.name)}" for f in fields(config) if f.type in ("int", "str")]
+    command = [sys.executable, "-m", "dartsfast", "random", "cnn", *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def until(process, words):
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"the process ended before it said {words!r}")
+
+
+def test_processes_share_a_competition(tmp_path, monkeypatch):
+    monkeypatch.setattr(compete, "PATIENCE", 0.1)
+    config = random_config(tmp_path, candidates=4)
+    with process(config) as other:
+        until(other, "run in")
+        mine = random_cnn(RandomCNNConfig(), resume=config.out)
+        assert other.stdout.read() is not None and other.wait() == 0
     whole = random_cnn(replace(config, out=str(tmp_path / "whole")))
-    assert last.candidates == whole.candidates
+    assert mine.candidates == whole.candidates and mine.lesson == whole.lesson
+    tables = [json.loads((Path(out) / "candidates.json").read_text()) for out in (config.out, whole.out)]
+    assert tables[0] == tables[1]
+
+
+def test_who_is_alone_waits_for_a_candidate_that_another_process_holds(tmp_path, monkeypatch, capsys):
+    """And takes it over when that process has gone."""
+    config = random_config(tmp_path)
+    held = contextlib.ExitStack()
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    held.enter_context(locked(tmp_path / "out" / "1"))
+    monkeypatch.setattr(compete.time, "sleep", lambda seconds: held.close())
+    result = random_cnn(config)
+    text = capsys.readouterr().out
+    assert "waiting for other processes: 1" in text and "3 of 3 candidates done: 1" in text
+    assert [c.name for c in result.candidates] == ["0", "1", "2"]
+
+
+def test_a_table_is_there_as_soon_as_one_is_done(tmp_path, monkeypatch, capsys):
+    config = random_config(tmp_path)
+    calls = interrupted(monkeypatch, at=3)
+    with pytest.raises(RunStopped, match="with 2 of 3 candidates done"):
+        random_cnn(config)
+    assert len(calls) == 3 and main(["runs", str(tmp_path)]) == 0
+    (listed,) = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]
+    assert "2/3" in listed and "stopped" in listed
+    with locked(Path(config.out) / "1"):
+        assert main(["runs", str(tmp_path)]) == 0
+    (listed,) = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]
+    assert "running" in listed
+
+
+def test_how_to_go_on_has_the_options_of_this_process(tmp_path, monkeypatch):
+    config = random_config(tmp_path, checkpoint_seconds=7.0, device="cpu")
+    interrupted(monkeypatch, at=1)
+    with pytest.raises(RunStopped, match=f"--resume {config.out} --device cpu --checkpoint_seconds 7.0$"):
+        random_cnn(config)
+
+    def pressed(*given, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(competitions, "train_cnn", pressed)
+    again = RandomCNNConfig(data=config.data)
+    with pytest.raises(RunStopped, match=f"--resume {config.out} --data {config.data}$") as stopped:
+        random_cnn(again, resume=config.out)
+    assert stopped.value.signum == signal.SIGINT
+
+
+def test_candidates_of_another_competition_are_not_counted(tmp_path):
+    config = random_config(tmp_path, candidates=1)
+    out = random_cnn(config).out
+    options = out / "config.toml"
+    options.write_text(options.read_text().replace("epochs = 1", "epochs = 2"))
+    with pytest.raises(InputError, match="holds a run with epochs 1, and this competition has 2"):
+        random_cnn(RandomCNNConfig(), resume=out)
+    options.write_text(
+        options.read_text().replace("epochs = 2", "epochs = 1").replace("seed = 0", "seed = 9")
+    )
+    with pytest.raises(InputError, match="holds a run with (arch|seed)"):
+        random_cnn(RandomCNNConfig(), resume=out)
+    options.write_text(options.read_text() + "steps = 3\n")
+    with pytest.raises(InputError, match="has options that there are not: steps"):
+        random_cnn(RandomCNNConfig(), resume=out)
+
+
+def test_an_option_that_cannot_work_leaves_no_folder_in_the_way(tmp_path):
+    config = random_config(tmp_path, candidates=1)
+    for wrong in ({"device": "cuda:77"}, {"data": "cifar10:/nowhere"}, {"auxiliary": True}):
+        with pytest.raises(InputError):
+            random_cnn(replace(config, **wrong))
+    assert random_cnn(config).best == "0"
 
 
 def test_who_diverges_is_out_of_the_competition(tmp_path, monkeypatch, capsys):
@@ -283,7 +368,7 @@ def test_what_is_no_competition_is_not_gone_on_with(tmp_path, capsys):
     out = random_cnn(config).out
     with pytest.raises(InputError, match="holds a run already: go on with --resume"):
         random_cnn(config)
-    with pytest.raises(InputError, match="holds a run of `random cnn`, not of `select cnn`"):
+    with pytest.raises(InputError, match="has the options of `dartsfast random cnn`, not of `select cnn`"):
         select_cnn(SelectCNNConfig(), resume=out)
     with pytest.raises(InputError, match="nothing to go on with in"):
         random_cnn(RandomCNNConfig(), resume=tmp_path)
@@ -304,15 +389,26 @@ def test_a_competition_is_repeated_from_its_options_and_listed(tmp_path, capsys)
 
 
 def test_a_killed_competition_goes_on(tmp_path):
-    config = random_config(tmp_path, candidates=2)
-    options = [f"--{f.name}={getattr(config, f.name)}" for f in fields(config) if f.type in ("int", "str")]
-    command = [sys.executable, "-m", "dartsfast", "random", "cnn", *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith("candidate 2 of 2"):
-                process.kill()
-                break
+    config = random_config(tmp_path, candidates=2, epochs=2)
+    with process(config) as killed:
+        until(killed, "1 of 2 candidates done")
+        until(killed, "epoch 1/2  train_loss")
+        killed.kill()
+    assert killed.returncode == -signal.SIGKILL
     whole = random_cnn(replace(config, out=str(tmp_path / "whole")))
     again = random_cnn(RandomCNNConfig(), resume=config.out)
     assert again.candidates == whole.candidates
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "1", "--device", "cpu"], "--gpu and --device say the same"),
+        (["--save", "a", "--out", "b"], "--save and --out say the same"),
+        (["--resume", "~nobody-of-this-name/run"], "nothing to go on with"),
+    ],
+)
+def test_command_lines_that_contradict_themselves(capsys, words, message):
+    assert main(["random", "cnn", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

@@ -32,14 +32,14 @@ def random_cnn(config: RandomCNNConfig, *, resume: str | os.PathLike | None = No
         InputError, RunStopped, OSError: as :func:`dartsfast.search.search_cnn`.
         DivergedError: all trainings diverged.
     """
-    command = "random", "cnn"
-    config, out = competition(config, command, absolute_images, resume)
+    these = competition(config, ("random", "cnn"), absolute_images, resume)
+    config = these.config
 
     def train(number: int, folder: Path) -> TrainResult:
         arch = repr(draw_cnn(config.seed + number))
         return once(train_cnn, config.training(arch, str(folder)), folder)
 
-    return compete(out, command, _ACCURACY, numbered(config.candidates, train))
+    return compete(these, _ACCURACY, numbered(config.candidates, train))
 
 
 def select_cnn(config: Any, *, resume: str | os.PathLike | None = None) -> CandidatesResult:
@@ -56,12 +56,12 @@ def select_cnn(config: Any, *, resume: str | os.PathLike | None = None) -> Candi
         InputError, RunStopped, OSError: as :func:`dartsfast.search.search_cnn`.
         DivergedError: all searches or trainings diverged.
     """
-    command = "select", "cnn"
-    config, out = competition(config, command, absolute_images, resume)
+    these = competition(config, ("select", "cnn"), absolute_images, resume)
+    config = these.config
 
     def search_and_train(number: int, folder: Path) -> TrainResult:
         search, train = folder / "search", folder / "train"
         found = once(search_cnn, config.search(number, str(search)), search)
         return once(train_cnn, config.training(repr(found.genotype), str(train)), train)
 
-    return compete(out, command, _ACCURACY, numbered(config.searches, search_and_train))
+    return compete(these, _ACCURACY, numbered(config.searches, search_and_train))

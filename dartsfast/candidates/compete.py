@@ -2,15 +2,18 @@
 
 The folder of a competition holds its options, and of what is done only what its candidates' folders hold:
 whoever goes on with it takes the next candidate that is neither done nor held by another process, so that
-several processes, of any machine that sees the folder, share the work.
+several processes, of any machine that sees the folder, share the work. Each waits for the others at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +24,19 @@ from typing import Any, NamedTuple
 
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import DivergedError, InputError, RunStopped
-from dartsfast.genotypes import AnyGenotype, genotype_to_json
+from dartsfast.genotypes import AnyGenotype, as_genotype, genotype_to_json
 from dartsfast.runs.checkpoint import has_checkpoint
-from dartsfast.runs.config_file import CONFIG, load_config, write_config
+from dartsfast.runs.config_file import CONFIG, load_config, read_config, write_config
 from dartsfast.runs.detail import QUIET, detail
-from dartsfast.runs.folder import InUseError, locked, new_folder
+from dartsfast.runs.device import resolve_device
+from dartsfast.runs.folder import LOCK, InUseError, locked, new_folder
+from dartsfast.runs.interrupts import signal_name
 from dartsfast.runs.options import HERE
 from dartsfast.runs.page import write_report
 from dartsfast.runs.record import CANDIDATES, cell_digits
 from dartsfast.tables import print_table
+
+PATIENCE = 5.0  # seconds between two looks at what other processes do
 
 
 class Measure(NamedTuple):
@@ -63,7 +70,7 @@ class Candidate:
 
     Attributes:
         name: of its folder.
-        genotype: the cell; None where its search diverged.
+        genotype: the cell; None where its search or training diverged.
         measure: what it reached; None where it diverged.
     """
 
@@ -86,7 +93,6 @@ class CandidatesResult:
         best: the name of its candidate.
         candidates: all that are done, in their order.
         mean, deviation: of what those reached that did not diverge; the deviation of one is 0.
-        waiting: names of candidates that other processes are still at.
         out: the folder, with ``candidates.json``, ``genotype.json``, ``cell.png`` and the folder of every
             candidate.
         lesson: the same in a sentence.
@@ -97,9 +103,24 @@ class CandidatesResult:
     candidates: list[Candidate]
     mean: float
     deviation: float
-    waiting: list[str]
     out: Path
     lesson: str
+
+
+class Competition(NamedTuple):
+    """A competition that begins or goes on.
+
+    Attributes:
+        config: its options.
+        out: its folder.
+        command: what begins it.
+        again: what goes on with it, in words.
+    """
+
+    config: Any
+    out: Path
+    command: tuple[str, str]
+    again: str
 
 
 def competition(
@@ -107,48 +128,50 @@ def competition(
     command: tuple[str, str],
     absolute: Callable[[str], str],
     resume: str | os.PathLike | None,
-) -> tuple[Any, Path]:
-    """Return the options and the folder of a competition that begins, or goes on at ``resume``.
+) -> Competition:
+    """Return the competition that ``config`` describes, in a folder with its options, or that at ``resume``.
 
     ``absolute`` has the option ``data`` mean the same in any working directory.
 
     Raises:
         InputError: options that cannot work; a folder that holds a run already, or none to go on with.
     """
+    moved = []
     if resume is not None:
-        out = Path(resume).expanduser().resolve()
+        out = Path(os.path.expanduser(resume)).resolve()
         if not (out / CONFIG).exists():
             raise InputError(f"nothing to go on with in {out}: give the folder of `{' '.join(command)}`")
-        found, options = load_config(out / CONFIG)
-        if found != command:
-            raise InputError(f"{out} holds a run of `{' '.join(found)}`, not of `{' '.join(command)}`")
         here = {name: getattr(config, name) for name in HERE}
         if config.data != type(config).data:
             here["data"] = absolute(config.data)
-        config = type(config)(**{**options, **here})
+            moved = ["--data", here["data"]]
+        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **here})
         config.check()
-        return config, out
-    config.check()
-    config = dataclasses.replace(config, data=absolute(config.data))
-    out = Path(config.out).resolve() if config.out else new_folder("-".join(command)).resolve()
-    with locked(out):
-        if (out / CONFIG).exists():
-            raise InputError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-        write_config(out, command, config)
-    return config, out
+    else:
+        config.check()
+        config = dataclasses.replace(config, data=absolute(config.data))
+        resolve_device(config.device)
+        out = Path(config.out).resolve() if config.out else new_folder("-".join(command)).resolve()
+        with locked(out):
+            # Where nothing has been computed yet, as after an option that could not work, it begins anew.
+            if has_checkpoint(out) or any(has_checkpoint(lock.parent) for lock in out.rglob(LOCK)):
+                again = f"go on with --resume {out}, or choose another --out"
+                raise InputError(f"{out} holds a run already: {again}")
+            write_config(out, command, config)
+    words = ["dartsfast", *command, "--resume", str(out), *moved]
+    for field in dataclasses.fields(config):
+        if field.name in HERE and getattr(config, field.name) != field.default:
+            words += [f"--{field.name}", str(getattr(config, field.name))]
+    return Competition(config, out, command, shlex.join(words))
 
 
 def compete(
-    out: Path,
-    command: tuple[str, str],
-    measure: Measure,
-    entrants: Mapping[str, Callable[[Path], Any]],
+    these: Competition, measure: Measure, entrants: Mapping[str, Callable[[Path], Any]]
 ) -> CandidatesResult:
-    """Run every entrant, in its folder below ``out``, and keep the best.
+    """Run every entrant that no other process runs, wait for those, and keep the best of all.
 
     Args:
-        out: the folder of the competition.
-        command: what began it.
+        these: the competition.
         measure: what decides.
         entrants: by name, what runs or goes on with a candidate in its folder and returns its result.
 
@@ -156,26 +179,46 @@ def compete(
         RunStopped: by a signal; what is done is kept.
         DivergedError: all of them diverged.
     """
-    done, waiting = [], []
-    for number, (name, run) in enumerate(entrants.items(), start=1):
-        _say(f"candidate {number} of {len(entrants)}: {out / name}")
-        try:
-            done.append(_entered(out / name, run, measure))
-        except InUseError as error:
-            _say(f"left out: {error}")
-            waiting.append(name)
-        except RunStopped as stopped:
-            words = shlex.join(["dartsfast", *command, "--resume", str(out)])
-            raise RunStopped(
-                f"stopped at candidate {number} of {len(entrants)}, {name}; what is done is kept. "
-                f"Go on with: {words}",
-                stopped.signum,
-            ) from None
-    result = _judged(out, done, waiting, measure)
-    _write(result, command, measure)
+    done: dict[str, Candidate] = {}
+    try:
+        _round(these, measure, entrants, done)
+        if left := [name for name in entrants if name not in done]:
+            _say(f"waiting for other processes: {', '.join(left)}")
+        while len(done) < len(entrants):
+            time.sleep(PATIENCE)
+            _round(these, measure, entrants, done)
+    except KeyboardInterrupt as stop:
+        signum = stop.signum if isinstance(stop, RunStopped) else signal.SIGINT
+        raise RunStopped(
+            f"stopped by {signal_name(signum)} with {len(done)} of {len(entrants)} candidates done; what is "
+            f"done is kept. Go on with: {these.again}",
+            signum,
+        ) from None
+    result = _judged(these.out, [done[name] for name in entrants], measure)
+    _write(these, measure, result.candidates)
+    draw_genotype(result.genotype, these.out / "cell")
+    write_report(these.out)
     if detail() != QUIET:
         _print(result, measure)
     return result
+
+
+def _round(
+    these: Competition,
+    measure: Measure,
+    entrants: Mapping[str, Callable[[Path], Any]],
+    done: dict[str, Candidate],
+) -> None:
+    """Run those that are neither done nor held by another process."""
+    for name, run in entrants.items():
+        if name in done:
+            continue
+        with contextlib.suppress(InUseError):
+            done[name] = _entered(these.out / name, run, measure)
+            reached = done[name].measure
+            what = "diverged" if reached is None else f"{measure.name} {reached:.2f}{measure.unit}"
+            _say(f"{len(done)} of {len(entrants)} candidates done: {name}, {what}")
+            _write(these, measure, list(done.values()))
 
 
 def _say(text: str) -> None:
@@ -184,8 +227,39 @@ def _say(text: str) -> None:
 
 
 def once(run: Callable[..., Any], config: Any, folder: Path) -> Any:
-    """Run it, or go on with what there is of it in its folder."""
-    return run(config, resume=folder if has_checkpoint(folder) else None)
+    """Run it, or go on with what there is of it in its folder.
+
+    Raises:
+        InUseError: another process is at it.
+        InputError: what there is has other options.
+    """
+    if not has_checkpoint(folder):
+        try:
+            return run(config)
+        except InUseError:
+            raise
+        except InputError:  # another process may have begun, and stopped, since
+            if not has_checkpoint(folder):
+                raise
+    _check_options(config, folder)
+    return run(config, resume=folder)
+
+
+def _check_options(config: Any, folder: Path) -> None:
+    if not (folder / CONFIG).exists():  # killed before it was written
+        return
+    _, found = load_config(folder / CONFIG)
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if name in (*HERE, "out", "data", "download") or value is None:
+            continue
+        kept = found.get(name)
+        same = as_genotype(kept) == as_genotype(value) if name == "arch" and kept else kept == value
+        if not same:
+            raise InputError(
+                f"{folder} holds a run with {name} {kept!r}, and this competition has {value!r}: "
+                "choose another folder"
+            )
 
 
 def numbered(count: int, run: Callable[[int, Path], Any]) -> dict[str, Callable[[Path], Any]]:
@@ -203,11 +277,10 @@ def _entered(folder: Path, run: Callable[[Path], Any], measure: Measure) -> Cand
     return Candidate(folder.name, result.genotype, measure.reached(result.history))
 
 
-def _judged(out: Path, done: list[Candidate], waiting: list[str], measure: Measure) -> CandidatesResult:
+def _judged(out: Path, done: list[Candidate], measure: Measure) -> CandidatesResult:
     reached = [(c.measure, c.genotype, c.name) for c in done if c.measure is not None and c.genotype]
     if not reached:
-        why = "all of its candidates diverged" if not waiting else "other processes are at all that is left"
-        raise DivergedError(f"the competition in {out} has no winner: {why}")
+        raise DivergedError(f"the competition in {out} has no winner: all of its candidates diverged")
     values = [value for value, *_ in reached]
     value, genotype, best = max(reached, key=lambda one: measure.better(one[0]))
     deviation = stdev(values) if len(values) > 1 else 0.0
@@ -215,24 +288,30 @@ def _judged(out: Path, done: list[Candidate], waiting: list[str], measure: Measu
         f"best of {len(values)} cells: {best}, {measure.name} {value:.2f}{measure.unit}; "
         f"all: {mean(values):.2f} +- {deviation:.2f}{measure.unit}"
     )
-    if waiting:
-        lesson += f"; {', '.join(waiting)} still with other processes"
-    return CandidatesResult(genotype, best, done, mean(values), deviation, waiting, out, lesson)
+    return CandidatesResult(genotype, best, done, mean(values), deviation, out, lesson)
 
 
-def _write(result: CandidatesResult, command: tuple[str, str], measure: Measure) -> None:
-    rows = [
-        {**dataclasses.asdict(c), "genotype": c.genotype and genotype_to_json(c.genotype)}
-        for c in result.candidates
-    ]
+def _write(these: Competition, measure: Measure, done: list[Candidate]) -> None:
+    """Write the table and the best cell of what is done, by others too: who is last writes all of it."""
+    rows = {
+        c.name: {**dataclasses.asdict(c), "genotype": c.genotype and genotype_to_json(c.genotype)}
+        for c in done
+    }
+    path = these.out / CANDIDATES
+    if path.exists():
+        for row in json.loads(path.read_text(encoding="utf-8"))["candidates"]:
+            rows.setdefault(row["name"], row)
+    reached = {name: row["measure"] for name, row in sorted(rows.items()) if row["measure"] is not None}
+    if not reached:
+        return
+    best, values = max(reached, key=lambda name: measure.better(reached[name])), list(reached.values())
     table = {
-        "command": " ".join(command), "measure": measure.name, "best": result.best, "mean": result.mean,
-        "deviation": result.deviation, "waiting": result.waiting, "candidates": rows,
+        "command": " ".join(these.command), "measure": measure.name, "best": best, "mean": mean(values),
+        "deviation": stdev(values) if len(values) > 1 else 0.0,
+        "candidates": [row for _, row in sorted(rows.items())],
     }  # fmt: skip
-    _replace(result.out / CANDIDATES, table)
-    _replace(result.out / "genotype.json", genotype_to_json(result.genotype))
-    draw_genotype(result.genotype, result.out / "cell")
-    write_report(result.out)
+    _replace(path, table)
+    _replace(these.out / "genotype.json", rows[best]["genotype"])
 
 
 def _replace(path: Path, value: Any) -> None:

@@ -32,8 +32,9 @@ def draw_rnn(seed: int) -> rnn.Genotype:
 
 
 def _drawing(seed: int) -> Callable[[int], int]:
-    """Return what draws from 0 to below a number; of Python's generator only ``random()`` never changes."""
-    generator = random.Random(seed)
+    """Return what draws from 0 to below a number; of Python's generator only ``random()`` never changes,
+    and of its seeds it takes no sign."""
+    generator = random.Random(seed % 2**64)
     return lambda count: int(generator.random() * count)
 
 

@@ -32,14 +32,14 @@ def random_rnn(config: RandomRNNConfig, *, resume: str | os.PathLike | None = No
         InputError, RunStopped, OSError: as :func:`dartsfast.search.search_cnn`.
         DivergedError: all trainings diverged.
     """
-    command = "random", "rnn"
-    config, out = competition(config, command, absolute_text, resume)
+    these = competition(config, ("random", "rnn"), absolute_text, resume)
+    config = these.config
 
     def train(number: int, folder: Path) -> TrainResult:
         arch = repr(draw_rnn(config.seed + number))
         return once(train_rnn, config.training(arch, str(folder)), folder)
 
-    return compete(out, command, _PERPLEXITY, numbered(config.candidates, train))
+    return compete(these, _PERPLEXITY, numbered(config.candidates, train))
 
 
 def select_rnn(config: Any, *, resume: str | os.PathLike | None = None) -> CandidatesResult:
@@ -56,12 +56,12 @@ def select_rnn(config: Any, *, resume: str | os.PathLike | None = None) -> Candi
         InputError, RunStopped, OSError: as :func:`dartsfast.search.search_cnn`.
         DivergedError: all searches or trainings diverged.
     """
-    command = "select", "rnn"
-    config, out = competition(config, command, absolute_text, resume)
+    these = competition(config, ("select", "rnn"), absolute_text, resume)
+    config = these.config
 
     def search_and_train(number: int, folder: Path) -> TrainResult:
         search, train = folder / "search", folder / "train"
         found = once(search_rnn, config.search(number, str(search)), search)
         return once(train_rnn, config.training(repr(found.genotype), str(train)), train)
 
-    return compete(out, command, _PERPLEXITY, numbered(config.searches, search_and_train))
+    return compete(these, _PERPLEXITY, numbered(config.searches, search_and_train))

@@ -150,7 +150,7 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         add_field(groups[field.metadata["group"]], field)
     if protocols := getattr(config, "protocols", None):
         changes = (
-            f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items()) or 'the defaults'}"
+            f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items())}"
             for name, options in protocols.items()
         )
         groups["optimisation"].add_argument(
@@ -242,6 +242,9 @@ def _run(args: argparse.Namespace) -> None:
     if cell is not None and given.setdefault("arch", cell) != cell:
         raise InputError(f"two cells to train, {cell} and {given['arch']}: name one")
     resume = given.pop("resume", None)
+    for alias, name in (("gpu", "device"), ("save", "out")):
+        if alias in given and name in given and (resume is None or alias == "gpu"):
+            raise InputError(f"--{alias} and --{name} say the same: give one of them")
     if "gpu" in given:
         given["device"] = f"cuda:{given.pop('gpu')}"
     if resume is not None:

@@ -106,9 +106,9 @@ def _paths(what: str, out: str, formats: Sequence[str]) -> dict[str, Path]:
         raise InputError(
             f"--out {out} is of one format, and {', '.join(formats)} asked for: leave out {suffix}"
         )
-    stem = Path(out.removesuffix(suffix) if suffix in FORMATS.values() else out).expanduser()
+    stem = Path(os.path.expanduser(out.removesuffix(suffix) if suffix in FORMATS.values() else out))
     if not out:
-        stem = Path(picture_name(what).removesuffix(".pt")).expanduser()
+        stem = Path(os.path.expanduser(str(picture_name(what)).removesuffix(".pt")))
     elif not stem.parent.is_dir():
         raise InputError(f"there is no folder {stem.parent}: make it, or choose another --out")
     elif os.path.isdir(out):

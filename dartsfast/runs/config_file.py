@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dartsfast.errors import InputError
-from dartsfast.files import read_text
+from dartsfast.files import read_text, written_whole
 from dartsfast.runs.options import HERE
 
 if sys.version_info >= (3, 11):
@@ -31,7 +31,8 @@ def write_config(folder: Path, command: tuple[str, str], config: Any) -> None:
         if field.name != "out" and value is not None:
             lines.append(f"{field.name} = {_toml(value)}")
     text = "\n".join(lines) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with written_whole(folder / CONFIG, text.encode("utf-8", errors="surrogateescape")):
+        pass
 
 
 def changed_options(config: Any) -> dict[str, Any]:

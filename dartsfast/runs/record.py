@@ -37,7 +37,7 @@ PROCESS: dict[str, Any] = {
 
 # What candidates.json holds.
 COMPETITION: dict[str, Any] = {
-    "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "waiting": [], "candidates": [],
+    "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "candidates": [],
 }  # fmt: skip
 
 
@@ -164,7 +164,9 @@ def read_run(folder: Path) -> Record:
     """
     if not is_run(folder):
         raise InputError(f"there is no run in {folder}: name the folder of one")
-    record = Record(folder, held=(folder / LOCK).exists() and in_use(folder))
+    # A competition is held by whoever is at one of its candidates.
+    places = [path for path in (folder, *folder.iterdir(), *folder.glob("*/*")) if (path / LOCK).exists()]
+    record = Record(folder, held=any(map(in_use, places)))
 
     def part(name: str, read: Callable[[Path], Any], empty: Any) -> Any:
         if not (folder / name).exists():

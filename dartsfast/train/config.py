@@ -165,7 +165,7 @@ class RNNTrainingOptions(RunOptions, _NetworkAndText):
     """
 
     protocols: ClassVar[dict[str, dict[str, Any]]] = {
-        "ptb": {},
+        "ptb": {"emsize": 850, "nhid": 850, "nhidlast": 850, "dropouth": 0.25, "wdecay": 8e-7},
         "wt2": {"emsize": 700, "nhid": 700, "nhidlast": 700, "dropouth": 0.15, "wdecay": 5e-7},
     }
 

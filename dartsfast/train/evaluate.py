@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ test_cnn.__test__ = False  # type: ignore[attr-defined]
 
 def trained_weights(config: TestCNNConfig) -> tuple[TestCNNConfig, dict[str, Tensor]]:
     """Return ``config`` with what a run's folder knows of itself, and the weights at its ``model_path``."""
-    path = Path(config.model_path).expanduser()
+    path = Path(os.path.expanduser(config.model_path))
     if not path.is_dir():
         return config, load_weights(path)
     names = ("arch", "init_channels", "layers", "auxiliary", "image_size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_rnn(config: TestRNNConfig) -> TextTestResult:
     config.check()
     if not config.model_path:
         raise InputError("nothing to test: name a run's folder or a file of weights with --model_path")
-    path, vocabulary = Path(config.model_path).expanduser(), None
+    path, vocabulary = Path(os.path.expanduser(config.model_path)), None
     if path.is_dir():
         names = ("arch", "emsize", "nhid", "nhidlast")
         config, state = tested_run(config, path, "train-rnn", TrainRNNConfig, names)
