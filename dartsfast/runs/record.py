@@ -67,7 +67,7 @@ class Record:
         genotype: the latest cell; None before there is one.
         processes: that worked on it, the first one first; see :data:`PROCESS`.
         lesson: what was learned, in a sentence.
-        held: a process holds the folder.
+        held: a process holds the folder, of a competition that of a candidate.
         problems: what is damaged.
     """
 
@@ -164,9 +164,7 @@ def read_run(folder: Path) -> Record:
     """
     if not is_run(folder):
         raise InputError(f"there is no run in {folder}: name the folder of one")
-    # A competition is held by whoever is at one of its candidates.
-    places = [path for path in (folder, *folder.iterdir(), *folder.glob("*/*")) if (path / LOCK).exists()]
-    record = Record(folder, held=any(map(in_use, places)))
+    record = Record(folder)
 
     def part(name: str, read: Callable[[Path], Any], empty: Any) -> Any:
         if not (folder / name).exists():
@@ -178,6 +176,10 @@ def read_run(folder: Path) -> Record:
             return empty
 
     record.command, record.options = part(CONFIG, _options, (None, {}))
+    places = [folder]
+    if record.command and record.command[0] in COUNTED:  # held by whoever is at one of its candidates
+        places += [*folder.glob("*"), *folder.glob("*/*")]
+    record.held = any(in_use(place) for place in places if (place / LOCK).exists())
     record.rows = part(LOG, _rows, [])
     record.candidates = part(CANDIDATES, _candidates, {})
     notes = part(EPOCHS, _notes, {})
