@@ -332,8 +332,12 @@ def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys, undrawn
     own = load_checkpoint(folder, "train-rnn")["config"]
     assert (own["dropouth"], own["wdecay"], own["nhid"], own["dropouti"]) == (0.15, 5e-7, 6, 0.1)
     again = ["train", "rnn", "--config", str(folder / "config.toml"), "--out", "again"]
-    assert main([*again, "--preset", "ptb"]) == 0
+    assert main(again) == 0
     same(*(load_checkpoint(tmp_path / name, "train-rnn")["model"] for name in (folder, "again")))
+    again[-1] = "other"
+    assert main([*again, "--preset", "ptb", *sizes[:6]]) == 0  # goes before the file's options
+    own = load_checkpoint(tmp_path / "other", "train-rnn")["config"]
+    assert (own["dropouth"], own["wdecay"], own["nhid"], own["dropouti"]) == (0.25, 8e-7, 6, 0.1)
     assert main(["train", "rnn", "--resume", str(folder), "--preset", "wt2"]) == 2
     assert "keeps its own options: leave out --preset" in capsys.readouterr().err
     assert main(["train", "cnn", "--resume", str(folder)]) == 2

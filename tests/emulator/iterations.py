@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from bench.peers import Peer
 from bench.workloads import WORKLOADS
 from dartsfast.backends import table
-from dartsfast.fused import encode, walk
+from dartsfast.fused import programs, walk
 from dartsfast.oracle.arithmetic import moments
 
 EVERY = [
@@ -62,7 +62,7 @@ def iterated(network, dtype, order, memory, storage):
             patches.enter_context(patch.object(table, "STORING", ("cpu",)))
         if storage is not None and torch.ops.dartsfast.cpu_instruction_set() != "cuda-emulated":
             patches.enter_context(patch.object(walk, "kernels", Rounded()))
-            patches.enter_context(patch.object(encode, "Native", walk.Walk))
+            patches.enter_context(patch.object(programs, "Native", walk.Walk))
         iteration = workload.iteration(Peer("cpu", memory, storage), workload.quick, dtype)
         figures = iteration.loss_and_gradients()
         iteration.run(order)
