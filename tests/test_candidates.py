@@ -276,6 +276,15 @@ def test_a_table_is_there_as_soon_as_one_is_done(tmp_path, monkeypatch, capsys):
     assert "running" in listed
 
 
+def test_what_other_processes_have_done_stays_in_the_table(tmp_path):
+    config = random_config(tmp_path)
+    mine = random_cnn(replace(config, candidates=2)).candidates[0]
+    these = compete.Competition(config, tmp_path / "out", ("random", "cnn"), "")
+    compete._write(these, competitions._ACCURACY, [replace(mine, name="2", measure=99.0)])
+    table = json.loads((tmp_path / "out" / "candidates.json").read_text())
+    assert [row["name"] for row in table["candidates"]] == ["0", "1", "2"] and table["best"] == "2"
+
+
 def test_how_to_go_on_has_the_options_of_this_process(tmp_path, monkeypatch):
     config = random_config(tmp_path, checkpoint_seconds=7.0, device="cpu")
     interrupted(monkeypatch, at=1)

@@ -341,3 +341,18 @@ def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys):
     assert "--drop_path_prob has no effect on a test" in capsys.readouterr().err
     assert main(["test", "cnn", "here", "--model_path", "there"]) == 2
     assert "two networks to test, here and there: name one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("portion", [0.5, 0.7])
+def test_images_held_out_are_not_trained_on(data, tmp_path, undrawn, portion):
+    """They are those that a search fits its alphas on, and take the place of the test images."""
+    training = CNNTraining(config(data, train_portion=portion, epochs=1))
+    task = load_images(data, image_size=training.config.image_size, train_portion=portion)
+    for stream, source in ((training.train, task.train), (training.check, task.valid)):
+        everything = torch.arange(len(source))
+        assert len(stream.source) == len(source)
+        assert torch.equal(stream.source.gather(everything), source.gather(everything))
+    (row,) = train_cnn(config(data, train_portion=portion, epochs=1, out=str(tmp_path / "run"))).history
+    assert "valid_acc" in row and "test_acc" not in row
+    with pytest.raises(InputError, match="train_portion must be at most 1, got 1.5"):
+        config(data, train_portion=1.5).check()
