@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +19,7 @@ from dartsfast.candidates import (
     RandomRNNConfig,
     SelectCNNConfig,
     SelectRNNConfig,
+    cells,
     compete,
     draw,
     random_cnn,
@@ -27,13 +27,10 @@ from dartsfast.candidates import (
     select_cnn,
     select_rnn,
 )
-from dartsfast.candidates import cnn as competitions
 from dartsfast.candidates.compete import Measure
 from dartsfast.cli import main
-from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.errors import DivergedError, InputError, RunStopped
-from dartsfast.genotypes import CNN, RNN, as_genotype, resolve_genotype
-from dartsfast.rnn.genotypes import PRIMITIVES as ACTIVATIONS
+from dartsfast.genotypes import as_genotype, resolve_genotype
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.runs.folder import locked
 from dartsfast.runs.report import Report
@@ -60,48 +57,6 @@ def select_config(tmp_path, **options):
     parts = {f"{prefix}_{name}": value for prefix in ("search", "train") for name, value in own.items()}
     small = {**shared, **parts, "searches": 2, "search_epochs": 1, "train_epochs": 1, **options}
     return SelectCNNConfig(**small, out=str(tmp_path / "out"))
-
-
-def test_every_operation_and_pair_of_states_is_drawn_as_often():
-    count = 4000
-    operations, pairs = Counter(), Counter()
-    for seed in range(count):
-        cell = as_genotype(draw.draw_cnn(seed), CNN)
-        for edges in (cell.normal, cell.reduce):
-            operations.update(name for name, _ in edges)
-            states = [state for _, state in edges]
-            pairs.update((i, *states[2 * i : 2 * i + 2]) for i in range(4))
-    assert operations.keys() == set(PRIMITIVES) - {"none"}
-    expected = 16 * count / 7
-    assert all(abs(n - expected) < 6 * expected**0.5 for n in operations.values())
-    for i in range(4):
-        found = {pair: n for pair, n in pairs.items() if pair[0] == i}
-        expected = 2 * count * 2 / ((2 + i) * (1 + i))
-        assert all(a < b < 2 + i for _, a, b in found) and len(found) == (2 + i) * (1 + i) / 2
-        assert all(abs(n - expected) < 6 * expected**0.5 for n in found.values())
-
-
-def test_every_activation_and_state_is_drawn_as_often():
-    count, drawn = 4000, Counter()
-    for seed in range(count):
-        cell = as_genotype(draw.draw_rnn(seed), RNN)
-        drawn.update((i, *node) for i, node in enumerate(cell.recurrent))
-    assert {name for _, name, _ in drawn} == set(ACTIVATIONS) - {"none"}
-    for (i, _, state), n in drawn.items():
-        expected = count / 4 / (i + 1)
-        assert state <= i and abs(n - expected) < 6 * expected**0.5
-
-
-def test_a_seed_draws_the_same_cell_everywhere():
-    # Written down once: random() of Python's generator is promised never to change.
-    assert draw.draw_cnn(-3) != draw.draw_cnn(3) and draw.draw_rnn(-3) != draw.draw_rnn(3)
-    assert draw.draw_cnn(0).normal[:4] == [
-        ("skip_connect", 0),
-        ("avg_pool_3x3", 1),
-        ("dil_conv_3x3", 0),
-        ("skip_connect", 1),
-    ]
-    assert draw.draw_rnn(0).recurrent[:3] == [("identity", 0), ("relu", 0), ("sigmoid", 1)]
 
 
 def test_random_cells_are_trained_one_by_one_and_the_best_is_kept(tmp_path, capsys, drawings):
@@ -185,7 +140,7 @@ def test_a_selection_of_recurrent_cells_trains_what_its_searches_found(tmp_path)
 
 def interrupted(monkeypatch, at):
     """Let a signal stop the training number ``at`` before it does anything."""
-    calls, train = [], competitions.train_cnn
+    calls, train = [], cells.CNN.train
 
     def stopped(config, *, resume=None):
         calls.append(config.out)
@@ -193,7 +148,7 @@ def interrupted(monkeypatch, at):
             raise RunStopped("stopped", signal.SIGTERM)
         return train(config, resume=resume)
 
-    monkeypatch.setattr(competitions, "train_cnn", stopped)
+    monkeypatch.setattr(cells, "CNN", cells.CNN._replace(train=stopped))
     return calls
 
 
@@ -280,7 +235,7 @@ def test_what_other_processes_have_done_stays_in_the_table(tmp_path):
     config = random_config(tmp_path)
     mine = random_cnn(replace(config, candidates=2)).candidates[0]
     these = compete.Competition(config, tmp_path / "out", ("random", "cnn"), "")
-    compete._write(these, competitions._ACCURACY, [replace(mine, name="2", measure=99.0)])
+    compete._write(these, cells.CNN.measure, [replace(mine, name="2", measure=99.0)])
     table = json.loads((tmp_path / "out" / "candidates.json").read_text())
     assert [row["name"] for row in table["candidates"]] == ["0", "1", "2"] and table["best"] == "2"
 
@@ -294,7 +249,7 @@ def test_how_to_go_on_has_the_options_of_this_process(tmp_path, monkeypatch):
     def pressed(*given, **how):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(competitions, "train_cnn", pressed)
+    monkeypatch.setattr(cells, "CNN", cells.CNN._replace(train=pressed))
     again = RandomCNNConfig(data=config.data)
     with pytest.raises(RunStopped, match=f"--resume {config.out} --data {config.data}$") as stopped:
         random_cnn(again, resume=config.out)
@@ -328,14 +283,14 @@ def test_an_option_that_cannot_work_leaves_no_folder_in_the_way(tmp_path):
 
 def test_who_diverges_is_out_of_the_competition(tmp_path, monkeypatch, capsys):
     config = random_config(tmp_path, candidates=2)
-    train = competitions.train_cnn
+    train = cells.CNN.train
 
     def diverges(given, *, resume=None):
         if given.out.endswith("0"):
             raise DivergedError("loss is nan")
         return train(given, resume=resume)
 
-    monkeypatch.setattr(competitions, "train_cnn", diverges)
+    monkeypatch.setattr(cells, "CNN", cells.CNN._replace(train=diverges))
     result = random_cnn(config)
     assert result.candidates[0] == compete.Candidate("0", None, None)
     assert (result.best, result.deviation) == ("1", 0.0)

@@ -20,14 +20,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The options can be read without the packages that a training needs.
-    if name in ("random_cnn", "select_cnn"):
-        from dartsfast.candidates import cnn
+    if name in ("random_cnn", "random_rnn", "select_cnn", "select_rnn"):
+        from dartsfast.candidates import cells
 
-        return getattr(cnn, name)
-    if name in ("random_rnn", "select_rnn"):
-        from dartsfast.candidates import rnn
-
-        return getattr(rnn, name)
+        return getattr(cells, name)
     if name in ("Candidate", "CandidatesResult"):
         from dartsfast.candidates import compete
 
