@@ -9,7 +9,8 @@ from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import native_only, needs_kernels
 from op_backends import triton_ran as triton_ran
 from op_calls import call
-from op_cases import VECTORS, Sampler, Vectors
+from op_cases import VECTORS, Vectors
+from op_sampler import Sampler
 from test_native import without_extension
 
 import dartsfast.ops as ops

@@ -6,7 +6,8 @@ from comparisons import assert_close, same_bits
 from op_backends import assert_agrees, needs_kernels
 from op_backends import triton_ran as triton_ran  # a fixture
 from op_calls import call
-from op_cases import NORMS, Norms, Sampler
+from op_cases import NORMS, Norms
+from op_sampler import Sampler
 from torch import nn
 
 import dartsfast.ops as ops

@@ -8,7 +8,8 @@ from op_backends import INTERPRETED, assert_agrees, native_only, needs_kernels
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import triton_ran as triton_ran
 from op_calls import ORACLES, call
-from op_cases import CASES, CELLS, SMALL, VECTORS, Mix, Sampler
+from op_cases import CASES, CELLS, SMALL, VECTORS, Mix
+from op_sampler import Sampler
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import dartsfast.ops

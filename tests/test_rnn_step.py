@@ -7,7 +7,8 @@ from op_backends import assert_agrees, native_only, needs_kernels
 from op_backends import instruction_set as instruction_set  # fixtures
 from op_backends import triton_ran as triton_ran
 from op_calls import ORACLES, call
-from op_cases import STEPS, Sampler, Step
+from op_cases import STEPS, Step
+from op_sampler import Sampler
 from test_ops import stock_rnn_node
 from torch.utils._pytree import tree_leaves, tree_map
 

@@ -8,13 +8,14 @@ import importlib
 
 import pytest
 import torch
+from op_sampler import Sampler
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.backends.triton import INTERPRETED, missing
 from dartsfast.ops.contract import CONTRACTS, accumulated
 from tests.comparisons import assert_close
 from tests.op_calls import ORACLES, call, moved
-from tests.op_cases import CONVS, EDGE, SMALL, Conv, Sampler
+from tests.op_cases import CONVS, EDGE, SMALL, Conv
 from tests.test_ops import STOCK as STOCK_FORWARD
 from tests.test_ops import STOCK_BACKWARD
 

@@ -5,7 +5,8 @@ import torch
 from comparisons import assert_close
 from interpreted import moved, needs_triton, run, ulps, watch
 from op_calls import ORACLES
-from op_cases import VECTORS, Sampler, Vectors
+from op_cases import VECTORS, Vectors
+from op_sampler import Sampler
 
 pytest.importorskip("triton")
 pytestmark = [needs_triton, pytest.mark.usefixtures("poisoned")]

@@ -5,7 +5,8 @@ import torch
 from comparisons import assert_close, same_bits
 from interpreted import DEVICE, moved, needs_triton, run, ulps, watch
 from op_calls import ORACLES
-from op_cases import NODES, SMALL, Node, Sampler
+from op_cases import NODES, SMALL, Node
+from op_sampler import Sampler
 
 from dartsfast.oracle import activations as oracle
 

@@ -10,7 +10,8 @@ import torch
 from aot import LARGE, TARGETS, launched
 from cells import Cells
 from dartsfast.kernels import OPERATORS, branch_conv, branch_conv_backward
-from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Sampler, Step, Vectors
+from op_cases import EDGE, Alphas, Conv, Mix, Node, Norms, Pool, Step, Vectors
+from op_sampler import Sampler
 
 from dartsfast.ops.contract import CONTRACTS, accumulated
 
