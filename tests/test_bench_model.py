@@ -83,7 +83,8 @@ def test_launches_are_those_that_are_explained(capsys, kept):
     pytest.importorskip("rich")
     print_explanation(passes)
     text = capsys.readouterr().out
-    assert f" {len(works):,} " in text.splitlines()[-2]
+    last = text.splitlines()[-2]
+    assert f" {len(works):,} " in last and f" {sum(work.bytes for work in works) / 1e6:,.1f} " in last
     assert "launches" in text and "sections" not in text
 
 

@@ -149,6 +149,11 @@ def setting(dtype=torch.float32, storage=torch.bfloat16):
     return Setting(((2, 3, 4, 8),), (1, 1), dtype, torch.device("cpu"), "store", storage, True)
 
 
+def test_storage_in_halves_goes_with_arithmetic_in_float32():
+    with pytest.raises(InputError, match="go with arithmetic in float32, got torch.float64"):
+        setting(torch.float64)
+
+
 def kept_and_doubled(C, stored):
     """Return a program that keeps x [2, 3, 4, C] as ``stored``, and returns x plus that."""
     program = Program()
@@ -183,8 +188,6 @@ def test_programs_refuse_what_no_kernel_takes():
             Native(program, setting()).run([other], [])
     with pytest.raises(RuntimeError, match="does not fit the dtype of its arithmetic"):
         Native(program, setting(torch.float64, None)).run([image.bfloat16()], [])
-    with pytest.raises(InputError, match="go with arithmetic in float32, got torch.float64"):
-        setting(torch.float64)
     runner = Native(kept_and_doubled(8, torch.float16), setting())
     given = [image, torch.ones(2, 8), torch.ones(1)]
     (_,), (kept,) = runner.run(given, [])
