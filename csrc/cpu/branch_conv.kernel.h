@@ -78,6 +78,7 @@ template <class T>
 void load_rows(const BranchConv<T>& a, int64_t n, const Scratch<T>& m, int64_t from, int64_t to) {
   using V = Vec<T>;
   const int64_t W = a.W, step = a.x.w;
+  prefetch_rows(a.x, n, to, to - from, a.H, W, a.Ci);
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
       const T* row = a.x.at(n, y) + c;
@@ -131,8 +132,9 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
     loaded = needed;
     for (int64_t i = 0; i < a.branches; ++i) {
       const Branch<T>& b = a.branch[i];
-      depthwise_tile(a, b, m, y, rows);
       T* out = b.z + (n * a.Ho + y) * a.Wo * b.z_pitch;
+      if (b.z_pitch == a.Co) prefetch<true>(out, pixels * a.Co * sizeof(T));
+      depthwise_tile(a, b, m, y, rows);
       T* z = a.Co == m.Co && b.z_pitch == a.Co ? out : m.z;
       gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
@@ -159,6 +161,8 @@ template <class T>
 void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t n, int64_t y0,
                    int64_t rows) {
   using V = Vec<T>;
+  prefetch_rows(b.g, n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
+  if (b.saved.data) prefetch_rows(b.saved, n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
   each_register<T>(a.Co, [&](int64_t c, auto left) {
     T* out = m.z + c / V::size * m.tile;
     for (int64_t y = 0; y < rows; ++y, out += a.Wo * V::size) {
@@ -322,6 +326,9 @@ void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bo
     for (int64_t i = 0; i < a.branches; ++i) branch_gradient(a, i, m, n, y, rows);
     if (!a.dx.data) continue;
     const int64_t complete = rows_complete(a, m.x.border, y + rows);
+    prefetch_rows(a.dx, n, done, complete - done, a.H, a.W, a.Ci);
+    if (a.base.data) prefetch_rows(a.base, n, done, complete - done, a.H, a.W, a.Ci);
+    if (a.onto.data) prefetch_rows(a.onto, n, done, complete - done, a.H, a.W, a.Ci);
     for (int64_t i = 0; i < a.branches; ++i) {
       const auto adjoint = a.branch[i].taps ? adjoint_depthwise<T> : adjoint_stride<T>;
       adjoint(a, i, m, done, complete);

@@ -29,6 +29,7 @@ void mixed_sum_block(const MixedSum<T>& a, int64_t n, int64_t y, int64_t x, int6
 template <class T>
 void mixed_sum_image(const MixedSum<T>& a, int64_t n, T*) {
   for (int64_t y = 0; y < a.H; ++y) {
+    for (int64_t b = 0; b < a.branches; ++b) prefetch_rows(a.z[b], n, y + 1, 1, a.H, a.W, a.C);
     int64_t x = 0;
     for (; x + 4 <= a.W; x += 4) {
       each_register<T>(a.C, [&](int64_t c, auto left) { mixed_sum_block<T, 4>(a, n, y, x, c, left); });
@@ -46,12 +47,14 @@ void mixed_sum_backward_image(const MixedSum<T>& a, int64_t n, T*) {
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y = k * step, pixels = (y + step <= a.H ? step : a.H - y) * a.W;
     T* part = a.sums + (n * count + k) * (1 + a.branches) * C;
+    prefetch_rows(a.g, n, y + step, step, a.H, a.W, a.C);
     for (int64_t i = 0; i < (1 + a.branches) * C; ++i) part[i] = 0;
     each_register<T>(a.C, [&](int64_t c, auto left) {
       const T* g = a.g.at(n, y) + c;
       const int64_t g_step = a.g.w;
       interleaved<T>(pixels, [=](int64_t p, V s) { return s + load_channels(g + p * g_step, left); }).store(part + c);
       for (int64_t b = 0; b < a.branches; ++b) {
+        if (c == 0) prefetch_rows(a.z[b], n, y + step, step, a.H, a.W, a.C);
         const T* z = a.z[b].at(n, y) + c;
         const int64_t z_step = a.z[b].w;
         const V mean = V::load(a.mean + b * C + c), rstd = V::load(a.rstd + b * C + c);
