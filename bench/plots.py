@@ -31,6 +31,13 @@ def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
     return _draw(panels, labels, path)
 
 
+def draw_train_step(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw how much faster than stock every peer is."""
+    rows = [row for row in result["rows"] if "speedup" in row]
+    bars = {"step": {row["peer"]: row["speedup"] for row in rows}}
+    return _draw([("step: times faster than stock", "{:.1f}x", bars)], [row["peer"] for row in rows], path)
+
+
 def draw_hvp(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw what every product does beside its passes: milliseconds, and share of an iteration."""
     rows = [row for row in result["rows"] if "share" in row]

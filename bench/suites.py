@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, hvp, model, ops, plots, rnn_step
+from bench import cnn_step, hvp, model, ops, plots, rnn_step, train_step
 from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
@@ -57,6 +57,13 @@ SUITES = {
         rnn_step.table,
         rnn_step.conditions,
         plots.draw_steps,
+    ),
+    "train_step": Suite(
+        "a step of a found cell's training: stock, channels_last, bf16, compiled",
+        train_step.run,
+        train_step.table,
+        train_step.conditions,
+        plots.draw_train_step,
     ),
     "hvp": Suite(
         "the Hessian-vector product: what it costs beyond its two passes",

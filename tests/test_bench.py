@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import floor, gemm, hvp, memory, ops, steps
+from bench import floor, gemm, hvp, memory, ops, steps, train_step
 from bench.__main__ import main
 from bench.cnn_peers import CNN
 from bench.device import CPU
@@ -263,6 +263,32 @@ def test_the_gate_sees_each_loss_of_the_rnn(loss, output):
 
     workload = dataclasses.replace(RNN, iteration=second_is_wrong)
     assert f"in float64: output {output} is off" in steps.refusal(workload, Peer("reference"), CPU())
+
+
+@needs_cpu
+def test_train_step_rows(folder):
+    rows = json.loads((folder / "train_step.json").read_text())["rows"]
+    found = {row["peer"]: row for row in rows}
+    assert list(found) == ["stock", "channels_last", "channels_last bf16"]
+    for row in rows:
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert row["speedup"] == found["stock"]["ms_p50"] / row["ms_p50"]
+        assert row["images_s"] == pytest.approx(1e3 * train_step.QUICK.batch / row["ms_p50"])
+
+
+def test_a_wrong_training_is_not_timed(monkeypatch):
+    right = train_step.Step.loss_and_gradients
+
+    def planted(self):
+        loss, weights = right(self)
+        return [loss, weights * 1.001 if self.peer.channels_last else weights]
+
+    monkeypatch.setattr(train_step.Step, "loss_and_gradients", planted)
+    result = run_suite("train_step", Options(threads=1, quick=True))
+    refused = {row["peer"]: row["refused"] for row in result["rows"] if "refused" in row}
+    assert set(refused) == {"channels_last", "channels_last bf16"}
+    assert all("float64: output 1 is off" in reason for reason in refused.values())
+    assert "| channels_last | not timed: loss" in markdown(result)
 
 
 @needs_cpu
