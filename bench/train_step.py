@@ -139,7 +139,7 @@ def conditions(result: dict[str, Any]) -> str:
     """Say in a sentence what was measured."""
     given = result["conditions"]
     return (
-        f"NetworkCIFAR({given['cell']}, C={given['C']}, {given['layers']} cells, auxiliary classifier), 32x32 "
-        f"images, batch {given['batch']}, float32 but where bf16 is said (torch's autocast): a step of the "
-        f"weights; medians of {given['repeats']} interleaved steps"
+        f"NetworkCIFAR({given['cell']}, C={given['C']}, {given['layers']} cells, auxiliary classifier), "
+        f"32x32 images, batch {given['batch']}, float32 but where bf16 is said (torch's autocast): a step of "
+        f"the weights; medians of {given['repeats']} interleaved steps"
     )
