@@ -14,6 +14,7 @@ from bench.gate import disagreement
 from bench.options import Options
 from bench.peers import HOST, flat
 from bench.timing import interleaved
+from dartsfast.cnn import genotypes
 from dartsfast.cnn.model import NetworkCIFAR
 
 STOCK = "stock"
@@ -59,8 +60,8 @@ class Step:
         torch.manual_seed(0)
         self.peer, self.device = peer, device
         layout = torch.channels_last if peer.channels_last else torch.contiguous_format
-        model = NetworkCIFAR(size.C, size.classes, size.layers, True, size.cell)
-        self.model = model.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
+        model = NetworkCIFAR(size.C, size.classes, size.layers, True, getattr(genotypes, size.cell))
+        self.model = model.to(device, dtype).to(memory_format=layout)
         self.forward: Any = torch.compile(self.model) if peer.compiled else self.model
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
         generator = torch.Generator().manual_seed(1)
