@@ -14,6 +14,24 @@ import needs  # noqa: E402
 
 import cuda_static  # noqa: E402
 
+FEW_WARPS = 0.5
+"""Of the warps that a multiprocessor holds: a kernel of floats with fewer has a reason."""
+REASONS = {
+    "branch_conv_kernel": "taps and 16 sums a thread; several wide loads of its own are in flight",
+    "branch_conv_tile_kernel": "64 sums a thread: a load from shared memory serves several fma",
+    "resident_kernel": "32 sums a thread, an image in shared memory: one block",
+    "depthwise_adjoint_kernel": "addresses of a gather; a tap's two loads depend on nothing before them",
+    "pointwise_adjoint_kernel": "16 sums and the next slice's loads a thread: three blocks",
+    "pointwise_grad_kernel": "depthwise outputs made again beside the sums; 16 bits need most",
+    "gemm_kernel": "16 sums and the next depth's loads a thread",
+    "locked_linear_kernel": "as gemm_kernel, with 8 sums and rows looked up in a list",
+    "mixed_sum_kernel": "four pixels in flight a thread, mean and rstd loaded once",
+    "mixed_sum_backward_kernel": "g stays for all branches, of which several z are in flight",
+    "pool3x3_kernel": "nine taps of four channels in registers at once, as wide loads",
+    "pool3x3_backward_kernel": "nine windows' shares a thread; two or three blocks, bound by memory",
+}
+"""Kernels of floats with few warps: what their registers are for. What a thread has in flight hides latency."""
+
 
 def file():
     """Return where the manifest of the nvcc at hand is or would be."""

@@ -54,6 +54,15 @@ def test_kernels_need_no_more_than_the_manifest_says(kernels):
     assert not found, "\n".join(found)
 
 
+def test_kernels_with_few_warps_have_a_reason(kernels):
+    few = {
+        kernel.template
+        for kernel in kernels
+        if kernel.usage.occupancy < manifest.FEW_WARPS and "double" not in kernel.name
+    }
+    assert few == manifest.REASONS.keys()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("kernel", "complaint"),
