@@ -76,14 +76,17 @@ struct Checked {
     if (!before(cell.write)) race("writes", cell.write);
   }
 
+  static bool in_same_epoch(const Event& event) {
+    return event.block == running.block && event.epoch == history::now().epoch;
+  }
+
   void check_readers() const {
     Event read = cell.read;
-    if (read.block == running.block && read.epoch == history::now().epoch && !cell.several_warps &&
-        read.thread / 32 == running.thread / 32) {
+    if (in_same_epoch(read) && !cell.several_warps && read.thread / 32 == running.thread / 32) {
       const unsigned beside = history::lanes_beside(read, cell.readers);
       read.thread = static_cast<uint16_t>(running.thread / 32 * 32 + std::countr_zero(beside));
       if (beside) race("reads", read);
-    } else if (!before(read) || (cell.several_warps && read.epoch == history::now().epoch)) {
+    } else if (!before(read) || (cell.several_warps && in_same_epoch(read))) {
       race("reads", read);
     }
     if (!region.shared && cell.foreign_reader != running.block && !history::knows(cell.foreign_reader)) {

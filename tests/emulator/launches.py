@@ -1,4 +1,4 @@
-"""How often each kernel is launched in an iteration of a search with the paper's images: prints it as JSON.
+"""What kernels do, and do wrong, in a search iteration with the paper's images: prints JSON.
 
 ``launches.py ORDER LAYERS``; a batch is one image.
 """
@@ -18,4 +18,4 @@ if __name__ == "__main__":
     iteration = CNN.iteration(Peer("cpu"), Size(batch=1, layers=layers), torch.float32)
     kernels = Emulated(native.LIBRARY)
     iteration.run(order)
-    print(json.dumps({name: found["launches"] for name, found in kernels.by_kernel().items()}))
+    print(json.dumps({"kernels": kernels.by_kernel(), "findings": [text for _, text in kernels.findings()]}))

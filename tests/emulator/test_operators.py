@@ -95,16 +95,47 @@ def test_iterations_have_the_bits_of_the_cpu(tmp_path):
         assert not [i for i, (a, b) in pairs if not torch.equal(a, b)], key
 
 
-@pytest.mark.parametrize(("order", "layers"), [(1, 3), (2, 1)])
-def test_launches_are_those_that_are_counted_without_running_them(order, layers):
-    """One layer has no reduction; of three, the second and the third reduce, so that all widths are there."""
-    printed = ran(operators.library(), str(HERE / "launches.py"), str(order), str(layers))
+ITERATIONS = [(1, 3), (2, 1)]
+"""Order and layers. Of three layers two reduce, so that all widths are there."""
+
+
+@pytest.fixture(scope="module", params=ITERATIONS, ids=lambda one: f"order {one[0]}, {one[1]} layers")
+def iteration(request):
+    """Order and layers of an iteration, what each of its kernels did, and what they did wrong."""
+    order, layers = request.param
+    printed = ran(operators.library(checked=True), str(HERE / "launches.py"), str(order), str(layers))
     found = json.loads(printed.splitlines()[-1])
+    return order, layers, found["kernels"], found["findings"]
+
+
+def test_programs_are_right_in_every_access(iteration):
+    assert iteration[3] == []
+
+
+def test_launches_are_those_that_are_counted_without_running_them(iteration):
+    order, layers, kernels, _ = iteration
     counted = Counter(
         one.name for one in cuda_launches.iteration_launches(Size(batch=1, layers=layers), order)
     )
     beside = ("alpha_softmax", "gemm", "fd_", "elements")  # what programs have none of
+    found = {name: one["launches"] for name, one in kernels.items()}
     assert {name: n for name, n in found.items() if not name.startswith(beside)} == counted
+
+
+CONFLICTS = {
+    "resident_kernel": (0.25, "norms' sums, once an image; taps two rows apart, for their gradients"),
+    "branch_conv_tile_kernel": (0.12, "weights on their way into shared memory, once a block"),
+    "branch_conv_kernel": (0.10, "weights on their way into shared memory, once a block and slice"),
+    "pointwise_adjoint_kernel": (0.15, "dz on its way into shared memory, once a slice: two pixels meet"),
+    "pool3x3_backward_kernel": (0.17, "gathers of windows, which lie where the image's shape has them"),
+}
+"""Further passes of an access to shared memory, on average, and why there are any; of other kernels none."""
+
+
+def test_bank_conflicts_are_few_and_known(iteration):
+    for name, found in iteration[2].items():
+        most, _ = CONFLICTS.get(name, (0, ""))
+        assert found["bank_conflicts"] <= most * found["shared_accesses"], name
 
 
 def test_the_papers_iteration_has_few_launches():

@@ -93,6 +93,12 @@ __global__ void ticket(const float* x, float* y) {
   y[512 + threadIdx.x] = sum;
 }
 
+// What all warps read in one launch a thread of the next may write, before its first barrier as they did.
+__global__ void read_by_all(const float*, float* y) { y[1 + threadIdx.x] = y[0]; }
+__global__ void written_by_one(const float*, float* y) {
+  if (threadIdx.x == 0) y[0] = 1;
+}
+
 }  // namespace
 
 LAUNCHER(race_no_barrier, no_barrier, 1, 64, 0)
@@ -111,3 +117,8 @@ LAUNCHER(race_ticket_without_acquire, (ticket<true, NONE, true>), 4, 64, 0)
 LAUNCHER(race_ticket_acquired_by_one, (ticket<true, ONE, true>), 4, 64, 0)
 LAUNCHER(race_ticket_without_barrier, (ticket<true, ALL, false>), 4, 64, 0)
 LAUNCHER(right_ticket, (ticket<true, ALL, true>), 4, 64, 0)
+// LAUNCHER(right_launches), of two kernels
+extern "C" void right_launches(const float* x, float* y) {
+  launch(read_by_all, 1, 128, 0, Stream{}, x, y);
+  launch(written_by_one, 1, 128, 0, Stream{}, x, y);
+}
