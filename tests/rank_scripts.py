@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -19,20 +20,24 @@ from torch.utils._pytree import tree_leaves
 
 from dartsfast import ranks
 from dartsfast.data.batches import Batches
-from dartsfast.errors import CheckFailedError, InputError, LostRankError, RunStopped
+from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
 from dartsfast.runs.report import Report, Unseen
 from dartsfast.runs.run import Run
 from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 from dartsfast.train import TrainCNNConfig, TrainRNNConfig, train_cnn, train_rnn
+from dartsfast.train.cnn import CNNTraining
 
 IMAGES = {"image_size": 8, "init_channels": 2, "layers": 1, "report_freq": 1}
 TEXT = {"emsize": 8, "nhid": 8, "nhidlast": 8, "bptt": 12, "log_interval": 1}
-SECOND = {"layers": 3, "batch_size": 2, "max_images": 8, "epochs": 1, "order": 2, "cutout": True}
+SECOND = {
+    **IMAGES, "layers": 3, "batch_size": 2, "max_images": 8, "epochs": 1, "order": 2, "cutout": True,
+    "cutout_length": 3,
+}  # fmt: skip
 DROPS = ("dropout", "dropouth", "dropoutx", "dropouti", "dropoute")
 # Of two ranks each has so much of a batch. Networks of one cell have alphas without a gradient.
 RUNS = {
     "cnn-1": (search_cnn, CNNConfig, {**IMAGES, "batch_size": 3, "epochs": 2}),
-    "cnn-2": (search_cnn, CNNConfig, {**IMAGES, **SECOND}),
+    "cnn-2": (search_cnn, CNNConfig, SECOND),
     "rnn-2": (search_rnn, RNNConfig, {**TEXT, "batch_size": 4, "epochs": 2, "order": 2}),
     "train-cnn": (train_cnn, TrainCNNConfig, {**IMAGES, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
     "train-rnn": (train_rnn, TrainRNNConfig, {**TEXT, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
@@ -51,11 +56,8 @@ def run(name, config, resume=None):
 
 def in_float64(name, folder, out, batch_size, **changes):
     """Run ``name`` in float64, without dropouts, on stock PyTorch; the rest of a batch is other ranks'."""
-    nothing = {"epochs": 1, **(dict.fromkeys(DROPS, 0.0) if "rnn" in name else {})}
-    if name == "train-cnn":
-        nothing["drop_path_prob"] = 0.0
-    else:
-        nothing["backend"] = "reference"
+    nothing = {"epochs": 1, **(dict.fromkeys(DROPS, 0.0) if "rnn" in name else {"layers": 1})}
+    nothing |= {"drop_path_prob": 0.0} if name == "train-cnn" else {"backend": "reference"}
     finish = Batches._finish
 
     def doubles(*args):
@@ -158,6 +160,12 @@ def exchanges(folder):
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3
     torch.manual_seed(5)
     assert drawn[0][0] == torch.rand(1).item()
+    training = CNNTraining(config("train-cnn", folder))
+    try:  # all stop where one would
+        training.record(1.0, loss=math.nan if ranks.rank() == 1 else 1.0)
+        raise AssertionError("nothing was raised")
+    except DivergedError as error:
+        assert "loss is nan at epoch 1" in str(error)
     if ranks.rank() == 2:
         time.sleep(12)
         os._exit(0)
