@@ -51,6 +51,10 @@ class DivergedError(ArithmeticError):
         self.what = what
 
 
+class LostRankError(Exception):
+    """Another of the processes that compute a run together has ended or hangs; this one cannot go on."""
+
+
 class RunStopped(KeyboardInterrupt):
     """A signal stopped a run; the message says what is saved, and how to go on.
 

@@ -54,6 +54,27 @@ def test_prefetched_resumed_and_direct_batches_agree(cutout):
     assert stream.waited > 0
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_the_batches_of_one_process(shuffle):
+    """Of 23 images three ranks leave two out where they shuffle."""
+    source = random_images(23, 8)
+    options = {"cutout_length": 5, "shuffle": shuffle}
+    parts = [batches(source, 3, part=(rank, 3), **options) for rank in range(3)]
+    whole = batches(source, 9, **options)
+    assert [len(part) for part in parts] == [len(whole)] * 3 == [3] * 3
+    assert parts[0].images == (21 if shuffle else 23)
+    for index in range(3):
+        shares = [part.batch(1, index) for part in parts]
+        x, y = (torch.cat(both) for both in zip(*shares, strict=True))
+        sizes = [len(share) for _, share in shares]
+        assert sizes == [3, 3, 3] if index < 2 else [1, 1, 1] if shuffle else [1, 2, 2]
+        if index < 2:
+            assert torch.equal(x, whole.batch(1, index)[0])
+        assert torch.equal(y, whole.batch(1, index)[1][: len(y)])
+    (empty,) = batches(random_images(4, 8), 1, part=(0, 3), shuffle=False).iterate(0, 1)
+    assert len(empty[1]) == 0 and empty[0].shape == (0, 3, 8, 8)
+
+
 def test_streams_seeds_and_passes_differ():
     source = random_images(32)
     x = batches(source).batch(0, 0)[0]

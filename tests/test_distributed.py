@@ -1,5 +1,6 @@
-"""A search in two processes: weights under DistributedDataParallel, alphas' gradients averaged by hand."""
+"""A script's search in two processes: weights under DistributedDataParallel, the alphas by the Architect."""
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -35,31 +36,26 @@ def network():
 
 
 def iterate(rank=None):
-    """Run two search iterations; alone, on the batches of all ranks, one after the other."""
+    """Run two search iterations; alone, on the mean of the losses of all ranks' batches."""
     model = network()
     ranks = range(WORLD) if rank is None else [rank]
     parallel = model if rank is None else nn.parallel.DistributedDataParallel(model)
+    model._loss = lambda xs, ys: sum(map(model._criterion, map(model, xs), ys)) / len(ranks)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    args = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=0.05, arch_weight_decay=1e-3)
-    architect = Architect(model, args)
+    args = SimpleNamespace(
+        momentum=0.9, weight_decay=3e-4, arch_learning_rate=0.05, arch_weight_decay=1e-3, grad_clip=0.5
+    )
+    architects = [Architect(model, args, preset=preset) for preset in ("code", "paper")]
     alphas = model.arch_parameters()
-    architect.optimizer = torch.optim.SGD(alphas, 0.0)  # leaves the gradients, and the alphas where they are
-    for i in range(2):
-        total = [torch.zeros_like(a) for a in alphas]
-        for r in ranks:
-            architect.step(*batch(r, 2 * i), *batch(r, 2 * i + 1), 0.1, optimizer, unrolled=True)
-            for a, mean in zip(alphas, total, strict=True):
-                mean += a.grad / WORLD
-        for a, mean in zip(alphas, total, strict=True):
-            if rank is not None:
-                torch.distributed.all_reduce(mean)
-            with torch.no_grad():
-                a -= 0.05 * mean
+    found = []
+    for i, (architect, unrolled) in enumerate(itertools.product(architects, (True, False))):
+        (x, y), (x_valid, y_valid) = (zip(*[batch(r, 2 * i + v) for r in ranks], strict=True) for v in (0, 1))
+        architect.step(x, y, x_valid, y_valid, 0.1, optimizer, unrolled=unrolled)
+        found += [a.grad.clone() for a in alphas]
         optimizer.zero_grad()
-        for r in ranks:
-            (model._criterion(parallel(batch(r, 2 * i)[0]), batch(r, 2 * i)[1]) / len(ranks)).backward()
+        (sum(map(model._criterion, map(parallel, x), y)) / len(ranks)).backward()
         optimizer.step()
-    return [t.detach() for t in (*model.parameters(), *alphas)]
+    return [*found, *(t.detach() for t in (*model.parameters(), *alphas))]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.flat import Flat, norm
+from dartsfast.bilevel.flat import Flat, averaged, norm
 from dartsfast.bilevel.guard import gradient, preserved
 from dartsfast.bilevel.hvp import product
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.ops import fd_virtual_step_
+from dartsfast.ranks import Average
 
 Loss = Callable[[], Tensor]
 Gradient = list[Tensor | None]
@@ -85,6 +86,7 @@ def alpha_gradient(
     buffers: Sequence[Tensor] = (),
     r: float = 0.01,
     method: str = "finite_difference",
+    average: Average | None = None,
 ) -> Gradient:
     """Return the gradient of the validation loss by the alphas; nothing but random streams and buffers moves.
 
@@ -98,6 +100,9 @@ def alpha_gradient(
             them, as they moved the original's main model.
         r: length of the finite-difference step.
         method: ``finite_difference`` or ``exact`` (see :func:`dartsfast.bilevel.hvp`).
+        average: of several processes that each have a part of the batches, returns means of vectors over all
+            of them (:func:`dartsfast.ranks.average`): every gradient goes through it as soon as it is there,
+            so that virtual step, vector, norms and result are those of the whole batches.
 
     Returns:
         One tensor an alpha; None where neither loss depends on it.
@@ -106,18 +111,22 @@ def alpha_gradient(
         DivergedError: a gradient that is not finite.
     """
     if virtual is None:
-        return _finite(gradient(valid_loss, alphas, without=weights))
+        return _finite(averaged(alphas, gradient(valid_loss, alphas, without=weights), average))
     flat = Flat(weights)
     step = flat.gather(gradient(train_loss, weights, without=alphas))
+    if average is not None:
+        step = average(step)
     factor = _clip_factor(norm(step), virtual.max_norm)
     with flat.preserved():
         _move_(flat, step, factor.clamp(max=1), weights, virtual)
         del step
         with preserved(buffers):
             found = gradient(valid_loss, [*weights, *alphas])
-    vector, direct = flat.gather(found[: len(weights)]), found[len(weights) :]
+    vector, direct = flat.gather(found[: len(weights)]), averaged(alphas, found[len(weights) :], average)
     del found  # as large as the weights, and of no use in the passes to come
-    implicit, length = product(train_loss, flat, vector, alphas, r, method, virtual.one_mask)
+    if average is not None:
+        vector = average(vector)
+    implicit, length = product(train_loss, flat, vector, alphas, r, method, virtual.one_mask, average)
     if virtual.clamp:
         factor = factor.clamp(max=1)
     # The product is linear in its vector: what clips the one clips the other.

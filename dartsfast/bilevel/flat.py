@@ -9,13 +9,14 @@ gathered into a vector and scattered back: the same results for a few more copie
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dartsfast import ranks
 from dartsfast.bilevel.guard import preserved
 from dartsfast.errors import InputError
 from dartsfast.ops import fd_norm
@@ -137,6 +138,29 @@ def norm(vectors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all ``vectors`` together, []."""
     first, *others = map(fd_norm, vectors)
     return torch.linalg.vector_norm(torch.stack([first, *(n.to(first) for n in others)])) if others else first
+
+
+def averaged(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], average: ranks.Average | None
+) -> list[Tensor | None]:
+    """Return ``gradients``, one a tensor, as ``average`` makes others of vectors; None stays None."""
+    if average is None:
+        return list(gradients)
+    flat = Flat(tensors)
+    means = flat.split(average(flat.gather(gradients)))
+    return [None if g is None else mean.to(g.dtype) for g, mean in zip(gradients, means, strict=True)]
+
+
+def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
+    """Give ``tensors`` the means of their values over all ranks, the same bits on each."""
+    if tensors and ranks.size() > 1:
+        flat = Flat(tensors)
+        flat.scatter(ranks.average(flat.vectors()))
+
+
+def average_gradients_(parameters: Iterable[Tensor]) -> None:
+    """Give the gradients of ``parameters``, where there are any, their means over all ranks."""
+    average_over_ranks_([p.grad for p in parameters if p.grad is not None])
 
 
 @torch.inference_mode(False)  # whose tensors could not be trained any more

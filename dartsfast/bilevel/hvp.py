@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dartsfast.bilevel.flat import Flat, norm
+from dartsfast.bilevel.flat import Flat, averaged, norm
 from dartsfast.bilevel.guard import gradient, interruptible, preserved, random_state, set_random_state
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.ops import fd_perturb_, fd_quotient
+from dartsfast.ranks import Average
 
 METHODS = ("finite_difference", "exact")
 
@@ -94,23 +95,25 @@ def product(
     r: float,
     method: str,
     same_randomness: bool,
+    average: Average | None = None,
 ) -> tuple[list[Tensor | None], Tensor]:
     """Return what :func:`hvp` does for ``flat.tensors``, and the norm of the vector; wait for no device.
 
-    ``v`` is the vector as ``flat`` gathers it. None is returned where the loss does not depend on a
-    member of ``wrt``.
+    ``v`` is the vector as ``flat`` gathers it, the same in all processes where ``average`` makes means over
+    them. None is returned where the loss does not depend on a member of ``wrt``.
     """
     length = norm(v)
     _check_method(method, flat.tensors, wrt)
     if method == "exact":
-        return interruptible(lambda: _exact(loss_fn, flat.tensors, flat.split(v), wrt)), length
+        exact = interruptible(lambda: _exact(loss_fn, flat.tensors, flat.split(v), wrt))
+        return averaged(wrt, exact, average), length
 
     def gradient_at(origin: list[Tensor], sign: int) -> list[Tensor | None]:
         at = flat.vectors()
         for w, w0, direction in zip(at, origin, v, strict=True):
             fd_perturb_(w, w0, direction, length.to(w), r, sign)
         flat.scatter(at)
-        return gradient(loss_fn, wrt, without=flat.tensors)
+        return averaged(wrt, gradient(loss_fn, wrt, without=flat.tensors), average)
 
     with flat.preserved() as origin:
         before = random_state() if same_randomness else []

@@ -16,7 +16,7 @@ from typing import Any
 import dartsfast
 from dartsfast.cli import export, left
 from dartsfast.compare import CompareConfig, CompareRNNConfig
-from dartsfast.errors import CheckFailedError, DivergedError, InputError, RunStopped
+from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
 from dartsfast.parsing import METAVARS, Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, VERBOSE, saying
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its status.
 
     0; 1 for a check that failed; 2 for input that cannot work or a disk that is full; 3 for a search that
-    diverged; 130 for Ctrl-C and 128 more than its number for another signal that stopped a search (143 for
-    SIGTERM); 141 where the reader of the output has gone.
+    diverged; 4 where another process of the same run has ended; 130 for Ctrl-C and 128 more than its number
+    for another signal that stopped a search (143 for SIGTERM); 141 where the reader of the output has gone.
     """
     _let_threads_sleep()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and pictures of any alphabet, whatever the locale
@@ -79,15 +79,23 @@ def _status(argv: Sequence[str] | None) -> int:
         return _complain(error, 1)
     except DivergedError as error:
         return _complain(error, 3)
+    except LostRankError as error:
+        return _complain(error, 4)
     except RunStopped as stopped:
-        return _complain(stopped, 128 + stopped.signum)
+        return _complain(stopped, 128 + stopped.signum) if _rank() == "0" else 128 + stopped.signum
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
 
 
 def _complain(problem: object, status: int) -> int:
-    print(f"dartsfast: {problem}", file=sys.stderr)
+    rank = _rank()
+    print(f"dartsfast: {problem}" if rank == "0" else f"dartsfast: rank {rank}: {problem}", file=sys.stderr)
     return status
+
+
+def _rank() -> str:
+    """Return which of the processes this is that torchrun has started; dartsfast.ranks would import torch."""
+    return os.environ.get("RANK", "0")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -286,17 +294,25 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
 
 
 def _begin(verb: str, kind: str, config: Any, resume: str | None, detail: str) -> None:
-    from dartsfast import candidates, search, train
+    from dartsfast import candidates, ranks, search, train
 
     what = VERBS[verb]
+    competes = verb in ("random", "select")
+    if competes and ranks.launched():
+        raise InputError(
+            f"the candidates of `{verb}` are computed by one process each: start it without torchrun, and "
+            "again with --resume for every further device"
+        )
     try:
         run = getattr({"search": search, "train": train}.get(verb, candidates), f"{verb}_{kind}")
     except ModuleNotFoundError as error:
         raise InputError(
             f"a {what.noun} needs {error.name}, which is not installed: pip install 'dartsfast[search]'"
         ) from error
-    with saying(detail):
+    with saying(detail), ranks.joined(config.device):
         result = run(config, resume=resume)
+        if not ranks.first():
+            return
     if detail != QUIET:
         _print_places(verb, result)
     if result.lesson:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dartsfast import ranks
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.original import concat as _concat  # noqa: F401 - old scripts take it from here
 from dartsfast.bilevel.original import refuse_steps_of_the_original
@@ -25,8 +26,10 @@ class Architect:
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
 
-    In several processes each sets the alphas' gradients of its own batch: nothing averages them, not
-    ``DistributedDataParallel`` either, as alphas are no parameters.
+    Where a ``torch.distributed`` process group is up, all processes take every step together, each with its
+    own part of the batches, and the gradients in it are means over them: of the alphas (which are no
+    parameters, so that ``DistributedDataParallel`` leaves them alone), of the virtual step, and of all passes
+    of the product. So all have the same alphas, to the bit.
 
     Raises:
         InputError: unknown preset.
@@ -111,6 +114,7 @@ class Architect:
             valid_loss=lambda: self.model._loss(*valid),
             virtual=virtual,
             buffers=list(self.model.buffers()),
+            average=ranks.averaging(),
         )
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient

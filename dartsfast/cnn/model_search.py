@@ -142,8 +142,8 @@ def _warn_of_altered_edges(reason: str) -> None:
 class Network(ArchModule):
     """The search network: stem, ``layers`` cells (reductions at 1/3 and 2/3), pooling, classifier.
 
-    ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters: average
-    them before their optimiser steps.
+    ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters; the
+    ``Architect`` does.
 
     Args:
         C: channels of the first cells.

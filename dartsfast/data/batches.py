@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ class Batches:
     ``shuffle`` draws a new order for every pass. ``waited`` sums the seconds that ``iterate`` spent
     on data.
 
+    ``part`` is (rank, ranks) where several processes share the batches: a whole batch has ``batch_size``
+    images for each rank and is the one that a single process would have, and a rank's part of it are
+    neighbours in it, augmented as there. A pass that shuffles leaves out the few images that ranks cannot
+    share evenly; one that does not has all of them, in parts that differ by one, and may be empty. ``images``
+    are those of a pass, ``whole`` those of a batch, of all ranks.
+
     Raises InputError for a batch size below 1 or above the number of images, and for a cutout which is
     negative or asked for without ``augment``.
     """
@@ -45,11 +52,15 @@ class Batches:
         cutout_length: int = 0,
         shuffle: bool = True,
         device: str | torch.device = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        if not 1 <= batch_size <= len(source):
+        self.rank, self.ranks = part
+        most = len(source) // self.ranks
+        if not 1 <= batch_size <= most:
+            each = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
             raise InputError(
-                f"batch size {batch_size} does not fit the {len(source)} images of the {stream!r} stream: "
-                f"use 1 to {len(source)}, or more images"
+                f"batch size {batch_size}{each} does not fit the {len(source)} images of the {stream!r} "
+                f"stream: use 1 to {most}, or more images"
             )
         if cutout_length < 0 or (cutout_length > 0 and not augment):
             raise InputError(
@@ -57,7 +68,8 @@ class Batches:
                 "use 0, or a length above 0 with augment=True"
             )
         self.source = source
-        self.batch_size = batch_size
+        self.whole = batch_size * self.ranks
+        self.images = most * self.ranks if shuffle else len(source)
         self.mean = mean.view(3, 1, 1)
         self.std = std.view(3, 1, 1)
         self.seed = int(seed)
@@ -71,7 +83,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the batches a pass; the last one holds what is left over."""
-        return -(-len(self.source) // self.batch_size)
+        return -(-self.images // self.whole)
 
     def batch(self, pass_: int, index: int) -> tuple[Tensor, Tensor]:
         """Return batch ``index`` of pass ``pass_``: x float32 [B, 3, H, W], normalised, and y int64 [B].
@@ -101,17 +113,21 @@ class Batches:
                 f"no batch {index} in pass {pass_} of the {self.stream!r} stream: "
                 f"passes count from 0 and have batches 0..{len(self) - 1}"
             )
-        chosen = self._pass_order(pass_)[index * self.batch_size : (index + 1) * self.batch_size]
+        start = index * self.whole
+        count = min(self.whole, self.images - start)
+        begin, end = (number * count // self.ranks for number in (self.rank, self.rank + 1))
+        chosen = self._pass_order(pass_)[start + begin : start + end]
+        drawn = _Draws(self._generator(pass_, index), count, begin, end)
         images = self.source.prepare(chosen)
-        return lambda: self._finish(images(), self.source.targets[chosen], self._generator(pass_, index))
+        return lambda: self._finish(images(), self.source.targets[chosen], drawn)
 
-    def _finish(self, images: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _finish(self, images: Tensor, y: Tensor, drawn: _Draws) -> tuple[Tensor, Tensor]:
         """Augment and normalise ``images``, uint8 [B, 3, H, W], and send the batch to the device."""
         if self.augment:
-            images = _crop_and_flip(images, generator)
+            images = _crop_and_flip(images, drawn)
         x = images.float().div_(255).sub_(self.mean).div_(self.std)
         if self.cutout_length:
-            x = x.masked_fill_(_squares(x, self.cutout_length, generator), 0.0)
+            x = x.masked_fill_(_squares(x, self.cutout_length, drawn), 0.0)
         if self.device.type != "cuda":
             return x.to(self.device), y.to(self.device)
         x, y = (part.pin_memory().to(self.device, non_blocking=True) for part in (x, y))
@@ -133,12 +149,29 @@ class Batches:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def _crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+class _Draws(NamedTuple):
+    """What is drawn for a whole batch of so many ``images``, of which ``begin`` to ``end`` are here."""
+
+    generator: torch.Generator
+    images: int
+    begin: int
+    end: int
+
+    def integers(self, below: int) -> Tensor:
+        """Return an integer from 0 on for every image here, int64 [B, 1]."""
+        return torch.randint(below, (self.images, 1), generator=self.generator)[self.begin : self.end]
+
+    def coins(self) -> Tensor:
+        """Return true or false for every image here, bool [B, 1]."""
+        return torch.rand(self.images, 1, generator=self.generator)[self.begin : self.end] < 0.5
+
+
+def _crop_and_flip(images: Tensor, drawn: _Draws) -> Tensor:
     """Return uint8 [B, 3, H, W] cropped at random from the zero-padded images, half of them mirrored."""
     batch, channels, height, width = images.shape
     padded = F.pad(images, (_PADDING,) * 4)
-    top, left = torch.randint(2 * _PADDING + 1, (2, batch, 1), generator=generator)
-    mirror = torch.rand(batch, 1, generator=generator) < 0.5
+    top, left = drawn.integers(2 * _PADDING + 1), drawn.integers(2 * _PADDING + 1)
+    mirror = drawn.coins()
     rows = top + torch.arange(height)  # [B, H]
     columns = left + torch.where(mirror, torch.arange(width - 1, -1, -1), torch.arange(width))  # [B, W]
     image, channel = torch.arange(batch), torch.arange(channels)
@@ -147,15 +180,15 @@ def _crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     ]
 
 
-def _squares(x: Tensor, length: int, generator: torch.Generator) -> Tensor:
+def _squares(x: Tensor, length: int, drawn: _Draws) -> Tensor:
     """Return bool [B, 1, H, W], true in one square of each image, as the original's Cutout.
 
     The square covers [c - length // 2, c + length // 2) around a uniform c, in rows and in columns.
     """
-    batch, _, height, width = x.shape
+    height, width = x.shape[-2:]
 
     def near(size: int) -> Tensor:  # [B, size]
-        offset = torch.arange(size) - torch.randint(size, (batch, 1), generator=generator)
+        offset = torch.arange(size) - drawn.integers(size)
         return (offset >= -(length // 2)) & (offset < length // 2)
 
     return near(height)[:, None, :, None] & near(width)[:, None, None, :]

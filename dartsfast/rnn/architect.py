@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dartsfast import ranks
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.original import clip as _clip  # noqa: F401 - old scripts take both from here
 from dartsfast.bilevel.original import concat as _concat  # noqa: F401
@@ -26,8 +27,10 @@ class Architect:
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
 
-    In several processes each sets the alphas' gradients of its own batch: nothing averages them, not
-    ``DistributedDataParallel`` either, as alphas are no parameters.
+    Where a ``torch.distributed`` process group is up, all processes take every step together, each with its
+    own part of the batches, and the gradients in it are means over them: of the alphas (which are no
+    parameters, so that ``DistributedDataParallel`` leaves them alone), of the virtual step, and of all passes
+    of the product. So all have the same alphas, to the bit.
 
     Raises:
         InputError: unknown preset.
@@ -124,6 +127,7 @@ class Architect:
             valid_loss=valid_loss,
             virtual=virtual,
             buffers=list(self.model.buffers()),
+            average=ranks.averaging(),
         )
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient

@@ -122,8 +122,8 @@ def _alteration(cell: Any) -> str | None:
 class RNNModelSearch(RNNModel, ArchModule):
     """The language model with a search cell.
 
-    ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters: average
-    them before their optimiser steps.
+    ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters; the
+    ``Architect`` does.
 
     Args:
         ntoken: size of the vocabulary.

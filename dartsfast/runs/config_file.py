@@ -42,15 +42,21 @@ def changed_options(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def repeat_command(folder: Path, command: tuple[str, str]) -> str:
-    """Return the command line that begins a run like the one in ``folder`` anew."""
-    return shlex.join(["dartsfast", *command, "--config", str(folder.absolute() / CONFIG)])
+def repeat_command(folder: Path, command: tuple[str, str], processes: int = 1) -> str:
+    """Return the command line that begins a run like the one in ``folder`` anew, in as many processes."""
+    return shlex.join([*_program(processes), *command, "--config", str(folder.absolute() / CONFIG)])
 
 
-def resume_command(folder: Path, command: tuple[str, str], changed: Mapping[str, Any]) -> str:
+def resume_command(
+    folder: Path, command: tuple[str, str], changed: Mapping[str, Any], processes: int = 1
+) -> str:
     """Return the command line that goes on with the run in ``folder``, on the device and so on as now."""
     here = [word for name in HERE if name in changed for word in (f"--{name}", str(changed[name]))]
-    return shlex.join(["dartsfast", *command, "--resume", str(folder.absolute()), *here])
+    return shlex.join([*_program(processes), *command, "--resume", str(folder.absolute()), *here])
+
+
+def _program(processes: int) -> list[str]:
+    return ["dartsfast"] if processes == 1 else f"torchrun --nproc_per_node={processes} -m dartsfast".split()
 
 
 def _toml(value: bool | int | float | str) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from dartsfast import ranks
 from dartsfast.errors import InputError
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names; of several ranks this one's.
 
     Raises:
         InputError: no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and ranks.size() > 1 and torch.cuda.is_available():
+        return torch.device(device, torch.cuda.current_device())
     try:
         found = torch.device(device)
     except RuntimeError as error:

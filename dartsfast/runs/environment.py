@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dartsfast import ranks
 from dartsfast.backends import native
 
 PACKAGES = ("dartsfast", "torch", "triton", "numpy", "torchvision")
@@ -29,6 +30,8 @@ def environment(device: torch.device) -> dict[str, str]:
     # Why there are none, `dartsfast doctor` says.
     kernels = native.load() is None
     found["instruction set"] = torch.ops.dartsfast.cpu_instruction_set() if kernels else "no kernels for CPUs"
+    if ranks.size() > 1:
+        found["processes"] = str(ranks.size())
     found["device"] = str(device)
     if device.type == "cuda":
         found["device"] += f", {torch.cuda.get_device_name(device)}"

@@ -153,8 +153,8 @@ def check_progress(epochs: int, metrics: tuple[str, ...], state: dict[str, Any])
 
 def check_images(batches: Any, state: dict[str, Any]) -> None:
     """Raise InputError unless step and count of ``state`` are of one moment in a pass of ``batches``."""
-    step, images = state["step"], len(batches.source)
-    if step > len(batches) or state["count"] != min(step * batches.batch_size, images):
+    step, images = state["step"], batches.images
+    if step > len(batches) or state["count"] != min(step * batches.whole, images):
         raise InputError(
             f"step is {step} after {state['count']:g} images, in an epoch of {len(batches)} "
             f"steps and {images} images"

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from dartsfast import ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TWICE = 0.3  # seconds within which a second Ctrl-C is the first one, handed on by a program around us
 
@@ -32,8 +34,9 @@ class Stop:
             self.signum = signum
 
     def check(self) -> None:
-        """Raise StopAsked if a signal has come."""
-        if self.signum is not None:
+        """Raise StopAsked if a signal has come, to whichever rank: all ask at the same places."""
+        if asked := max(signum or 0 for signum in ranks.gathered(self.signum)):
+            self.signum = asked
             raise StopAsked
 
 
@@ -54,10 +57,11 @@ def stop_signals() -> Iterator[Stop]:
         if stop.signum is None:
             stop.signum, asked = signum, now
             again = " (again: stop at once)" if signum == signal.SIGINT else ""
+            line = f"\ndartsfast: {signal_name(signum)}: saving a checkpoint after this iteration{again}\n"
             # Not print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):
-                os.write(2, f"\ndartsfast: {signal_name(signum)}: saving a checkpoint after this iteration"
-                            f"{again}\n".encode())  # fmt: skip
+                if ranks.first():
+                    os.write(2, line.encode())
         elif signum == signal.SIGINT and now - asked > TWICE:
             signal.signal(signum, before[signum])
             signal.raise_signal(signum)

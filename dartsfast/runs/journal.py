@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dartsfast import ranks
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.files import write_whole
 from dartsfast.runs.environment import environment, peak_memory
@@ -23,17 +24,24 @@ class Journal:
     """Keeps ``epochs.jsonl``, ``run.json`` and ``report.html`` in the folder of a run that goes on within.
 
     ``epochs.jsonl`` is only ever added to: of several lines of an epoch, which a run that was killed or went
-    back does again, the last one counts. What of ``run.json`` cannot be read is written anew.
+    back does again, the last one counts. What of ``run.json`` cannot be read is written anew. Of several
+    ranks the first one writes.
 
     Args:
         out: folder of the run.
         device: that it runs on.
         changed: names of the options that are not at their defaults.
         begin: (epoch, iteration) that are done.
+        earlier: how many ranks there were before, where there are others now.
     """
 
     def __init__(
-        self, out: Path, device: torch.device, changed: Sequence[str], begin: tuple[int, int]
+        self,
+        out: Path,
+        device: torch.device,
+        changed: Sequence[str],
+        begin: tuple[int, int],
+        earlier: int | None = None,
     ) -> None:
         self.out, self.device, self.changed = out, device, list(changed)
         self.lesson = ""  # what was learned, in a sentence
@@ -46,6 +54,9 @@ class Journal:
             "began": _now(), "epochs_before": begin[0], "iterations_before": begin[1],
             "environment": environment(device),
         }  # fmt: skip
+        if earlier is not None:
+            neither = f"neither that of {earlier} nor of {ranks.size()} processes"
+            self._process["environment"]["trajectory"] = neither
 
     def __enter__(self) -> Journal:
         self._write()
@@ -62,6 +73,8 @@ class Journal:
 
     def epoch(self, note: Mapping[str, Any]) -> None:
         """Leave behind what an epoch was like, and the report."""
+        if not ranks.first():
+            return
         path = self.out / EPOCHS
         torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a kill
         with open(path, "a", encoding="utf-8") as file:
@@ -69,6 +82,8 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
+        if not ranks.first():
+            return
         seen = {"seen": _now(), "memory": peak_memory(self.device), "end": self.end}
         found = {
             "changed": self.changed, "lesson": self.lesson,

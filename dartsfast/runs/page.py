@@ -193,9 +193,9 @@ def _options(run: Record) -> str:
     left = table(("option", "value"), rest)
     parts.append(f"<details>{closed}{left}</details>" if closed else left)
     here = {name: run.options[name] for name in changed}
-    commands = {"repeat it": repeat_command(run.folder, run.command)}
+    commands = {"repeat it": repeat_command(run.folder, run.command, run.ranks)}
     if run.state != "finished":
-        commands["go on with it"] = resume_command(run.folder, run.command, here)
+        commands["go on with it"] = resume_command(run.folder, run.command, here, run.ranks)
     parts += [f"<h3>{name}</h3><pre>{escape(command)}</pre>" for name, command in commands.items()]
     return section("Options", "".join(parts), name="options")
 

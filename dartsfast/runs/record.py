@@ -105,6 +105,11 @@ class Record:
         return self.processes[-1]["end"] if self.processes else ""
 
     @property
+    def ranks(self) -> int:
+        """How many processes computed together at last."""
+        return int(self.processes[-1]["environment"].get("processes", 1)) if self.processes else 1
+
+    @property
     def state(self) -> str:
         """``running``, ``finished`` or ``stopped``; ``damaged``, or ``?`` where it is not known."""
         if self.problems:
@@ -205,6 +210,8 @@ def read_processes(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: changed has what are no names of options")
     for process in found["processes"]:
         match(f"{path}: a process", PROCESS, process)
+        if not str(process["environment"].get("processes", 1)).isdigit():
+            raise InputError(f"{path}: processes is {process['environment']['processes']!r}, not a number")
         _check_numbers(f"{path}: memory", process["memory"])
     return found
 

@@ -157,3 +157,39 @@ class Report:
             shutil.copyfile(file, self.out / f"{name}.png")  # the latest under a name of its own
             self._drawn[name] = picture.of
         draw_curves(history, self.out / "curves.png")
+
+
+class Unseen(Report):
+    """The report of ranks other than the first: nothing is shown, nothing left."""
+
+    def __init__(self, out: Path, **options: Any) -> None:
+        pass
+
+    def go_back(self, history: list[dict[str, Any]]) -> None:
+        """Do nothing, as all that follow."""
+
+    def __enter__(self) -> Unseen:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:  # noqa: D102
+        pass
+
+    def phase(self, name: str) -> None:  # noqa: D102
+        pass
+
+    def iteration(self, epoch: int, done: int, step: int, metrics: dict[str, float]) -> None:  # noqa: D102
+        pass
+
+    def epoch(self, row: dict[str, Any], genotype: AnyGenotype) -> None:  # noqa: D102
+        pass
+
+    def phases(self, seconds: Mapping[str, float], iterations: int) -> None:  # noqa: D102
+        pass
+
+    def draw(  # noqa: D102
+        self, pictures: Mapping[str, Picture], history: list[dict], *, final: bool = False
+    ) -> None:
+        pass

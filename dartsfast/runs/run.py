@@ -14,19 +14,21 @@ from typing import Any
 
 import torch
 
+from dartsfast import ranks
+from dartsfast.bilevel.flat import average_over_ranks_
 from dartsfast.bilevel.guard import random_state, set_random_state
 from dartsfast.errors import DivergedError, RunStopped
 from dartsfast.genotypes import AnyGenotype
-from dartsfast.runs.checkpoint import save_checkpoint
+from dartsfast.runs.checkpoint import CURRENT, save_checkpoint
 from dartsfast.runs.config_file import changed_options, resume_command, write_config
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import check_progress, match, match_optimizer
 from dartsfast.runs.interrupts import Stop, StopAsked, signal_name, stop_signals
 from dartsfast.runs.journal import Journal
 from dartsfast.runs.options import RunOptions
-from dartsfast.runs.report import Picture, Report
+from dartsfast.runs.report import Picture, Report, Unseen
 
-# What a checkpoint holds beside the states of optimisers.
+# What a checkpoint holds beside the states of optimisers, and "ranks": what each of several has of its own.
 STATE = (
     "format", "kind", "config", "model", "random", "epoch", "step", "sums", "count", "seconds", "history",
     "extra", "data",
@@ -52,6 +54,7 @@ class Run(ABC):
     scheduled: tuple[str, ...] = ()  # options of the weights' optimiser that change on the way
     model: Any
     journal: Journal
+    own: tuple[str, ...] = ()  # parts of the extra state that every rank has for itself
     unit = ""  # what the weights of its records count: images
     work: int  # units of progress an epoch
     every: int  # iterations between lines where the output is no terminal
@@ -68,6 +71,7 @@ class Run(ABC):
         self.seconds = 0.0  # time spent in this epoch, over all its resumptions
         self.history: list[dict[str, Any]] = []
         self.stop = Stop()
+        self.earlier: int | None = None  # ranks that there were before, where there are others now
         self.say: Callable[[str], None] = print  # a line for the user; above the progress once that is there
 
     @staticmethod
@@ -131,7 +135,7 @@ class Run(ABC):
 
     def has_stepped(self, state: dict[str, Any]) -> bool | None:
         """Say whether the optimisers of ``state`` have taken steps; None: perhaps."""
-        return state["epoch"] + state["step"] > 0
+        return state["epoch"] + state["step"] > 0 if self.earlier is None else None
 
     def go_back(self, problem: DivergedError) -> int:
         """Return to the end of an earlier epoch, as the run has diverged, and say how many are done there.
@@ -142,12 +146,13 @@ class Run(ABC):
         raise problem
 
     def record(self, weight: float, **metrics: float) -> None:
-        """Add an iteration's metrics to the epoch's means.
+        """Add an iteration's metrics, their means over all ranks, to the epoch's means.
 
         Raises:
             DivergedError: one is NaN or infinite.
         """
-        for name, value in metrics.items():
+        for name, total in zip(metrics, ranks.totals(*metrics.values()), strict=True):
+            value = total / ranks.size()
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}")
             self.sums[name] = self.sums.get(name, 0.0) + weight * value
@@ -163,34 +168,45 @@ class Run(ABC):
         )
 
     def _save(self, out: Path) -> Path:
-        """Write a checkpoint, unless something in the model is not finite: then raise DivergedError."""
+        """Write a checkpoint, unless something in the model is not finite: then raise DivergedError.
+
+        All ranks call it, and the first one writes.
+        """
         state = self.state()
         for name, value in state["model"].items():
             if not value.isfinite().all():
                 raise self.diverged(f"{name} is not finite")
-        return save_checkpoint(out, state)
+        return save_checkpoint(out, state) if ranks.first() else out / CURRENT
 
     def mean(self, name: str) -> float:
         """Return the epoch's weighted mean of a metric so far."""
         return self.sums[name] / self.count
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the rest of the run depends on."""
+        """Return everything that the rest of the run depends on; all ranks call it."""
+        random, extra = random_state(), self.extra_state()
+        own = {"random": random, "extra": {name: extra[name] for name in self.own}}
+        several = {"ranks": ranks.gathered(own)} if ranks.size() > 1 else {}
         return {
+            **several,
             "kind": self.kind,
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
             **{name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
-            "random": random_state(),
+            "random": random,
             "epoch": self.epoch,
             "step": self.step,
             "sums": self.sums,
             "count": self.count,
             "seconds": self.seconds,
             "history": self.history,
-            "extra": self.extra_state(),
+            "extra": extra,
             "data": self.fingerprint,
         }
+
+    def begin_epoch_anew(self, state: dict[str, Any]) -> None:
+        """Have a checkpoint's ``state`` be of the beginning of its epoch, but for weights and optimisers."""
+        state |= {"step": 0, "sums": {}, "count": 0.0, "seconds": 0.0}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless this run, not begun yet, can continue from a checkpoint's ``state``."""
@@ -223,10 +239,12 @@ class Run(ABC):
         Raises:
             RunStopped: by a signal, after a checkpoint; by a second Ctrl-C, without one.
         """
+        ranks.check_same(self.model.state_dict(), "at the start")
         checkpoint = self._save(out)
-        write_config(out, self.command, self.config)
-        changed = list(changed_options(self.config))
-        with Journal(out, self.device, changed, (self.epoch, self.step)) as self.journal:
+        if ranks.first():
+            write_config(out, self.command, self.config)
+        changed, done = list(changed_options(self.config)), (self.epoch, self.step)
+        with Journal(out, self.device, changed, done, self.earlier) as self.journal:
             try:
                 with stop_signals() as self.stop:
                     checkpoint = self._run_epochs(out, checkpoint)
@@ -235,13 +253,13 @@ class Run(ABC):
                 raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
             except KeyboardInterrupt as error:
                 raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
-            result = self.result(out, checkpoint)
+            result = ranks.from_first(lambda: self.result(out, checkpoint))
             self.journal.lesson = result.lesson
         return result
 
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
-        with Report(
+        with (Report if ranks.first() else Unseen)(
             out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history,
             stop=self.stop,
         ) as report:  # fmt: skip
@@ -265,6 +283,7 @@ class Run(ABC):
         """Run what is left of an epoch and return how many are done; a checkpoint comes before StopAsked."""
         try:
             self._run_iterations(report, out)
+            ranks.check_same(self.model.state_dict(), f"at the end of epoch {self.epoch + 1}")
             trained = time.perf_counter()
             report.phase("validating")
             row = {"epoch": self.epoch + 1, **self.finish_epoch()}
@@ -294,13 +313,15 @@ class Run(ABC):
 
     def _run_iterations(self, report: Report, out: Path) -> None:
         saved = began = time.perf_counter()
+        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         for iteration in self.iterations():
+            average_over_ranks_(statistics)
             now = time.perf_counter()
             self.seconds += now - began
             began = now
             report.iteration(self.epoch, iteration.done, self.step, iteration.metrics)
             self.stop.check()
-            if now - saved >= self.config.checkpoint_seconds:
+            if any(ranks.gathered(now - saved >= self.config.checkpoint_seconds)):
                 self._save(out)
                 saved = time.perf_counter()
 
@@ -308,11 +329,12 @@ class Run(ABC):
         done = self.epoch == self.config.epochs
         place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
         self.journal.end = f"stopped by {signal_name(signum)} {place}"
-        command = resume_command(out, self.command, changed_options(self.config))
+        command = resume_command(out, self.command, changed_options(self.config), ranks.size())
         return RunStopped(f"{self.journal.end}; {saved}. Go on with: {command}", signum)
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on."""
-        report.say(f"{self.introduction()}, data {self.config.data}, run in {out}")
+        several = f", in {ranks.size()} processes" if ranks.size() > 1 else ""
+        report.say(f"{self.introduction()}{several}, data {self.config.data}, run in {out}")
         if self.epoch or self.step:
             report.say(f"going on from epoch {self.epoch + 1}, iteration {self.step}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast import ranks
+from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Network
@@ -24,6 +26,7 @@ from dartsfast.data import (
     limited,
     load_images,
 )
+from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.run import Iteration
@@ -62,6 +65,8 @@ class CNNSearch(Search):
             memory=config.memory,
             storage_dtype=None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype),
         )
+        if config.sync_bn:
+            synchronise_(model)
         self.model = model.to(self.device)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -97,6 +102,7 @@ class CNNSearch(Search):
             cutout_length=self.config.cutout_length if augment and self.config.cutout else 0,
             shuffle=augment,
             device=self.device,
+            part=(ranks.rank(), ranks.size()),
         )
 
     def _valid_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +125,7 @@ class CNNSearch(Search):
             logits, loss = self.run_iteration(x, y, xv, yv, numbers=(lr,))
             self.step += 1
             (top1,) = accuracy(logits, y)
-            self.record(len(y), loss=loss.item(), acc=top1.item())
+            self.record(len(y) * ranks.size(), loss=loss.item(), acc=top1.item())
             yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
 
     def iteration(self, x: Tensor, y: Tensor, xv: Tensor, yv: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +137,7 @@ class CNNSearch(Search):
         logits = model(x)
         loss = model._criterion(logits, y)
         loss.backward()
+        average_gradients_(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         self.optimizer.step()
         return logits.detach(), loss.detach()
@@ -157,10 +164,13 @@ class CNNSearch(Search):
         loss = correct = count = 0.0
         for x, y in self.check.iterate(0):
             self.stop.check()
+            if not len(y):  # the last batch has fewer images than there are ranks
+                continue
             logits = self.model(x)
             loss += self.model._criterion(logits, y).item() * len(y)
             correct += accuracy(logits, y)[0].item() * len(y)
             count += len(y)
+        loss, correct, count = ranks.totals(loss, correct, count)
         return loss / count, correct / count
 
     def extra_state(self) -> dict[str, Any]:

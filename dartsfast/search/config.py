@@ -33,8 +33,22 @@ class SearchConfig(RunOptions):
     capture: bool | None = option(
         None,
         "run iterations as CUDA graphs: must, or must not; left alone: on CUDA, but as they are, aloud, "
-        "where they cannot be recorded",
+        "where they cannot be recorded, and in several processes",
     )
+    sync_bn: bool = option(
+        False,
+        "of several processes, batch norms have the statistics of all of them; needs --backend reference",
+        group=NETWORK,
+    )
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        if self.sync_bn and self.backend != "reference":
+            raise InputError(
+                f"sync_bn needs --backend reference, got {self.backend}: kernels make the statistics of the "
+                "images that they have"
+            )
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class CNNConfig(SearchConfig):
     download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
     image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
     max_images: int = option(0, "use at most this many images of each half of the data; 0: all", group=DATA)
-    batch_size: int = option(64, "images a batch", group=DATA)
+    batch_size: int = option(64, "images a batch, of several processes of each", group=DATA)
     learning_rate: float = option(0.025, "initial learning rate of the weights", group=OPTIMISATION)
     learning_rate_min: float = option(
         0.001, "final learning rate of the weights (cosine)", group=OPTIMISATION
@@ -103,7 +117,7 @@ class RNNConfig(SearchConfig):
     lr: float = option(20.0, "learning rate of the weights", group=OPTIMISATION)
     clip: float = option(0.25, "clip the weights' gradient to this norm", group=OPTIMISATION)
     epochs: int = option(50, "passes over the training text", group=OPTIMISATION)
-    batch_size: int = option(256, "columns of text a batch", group=DATA)
+    batch_size: int = option(256, "columns of text a batch, of several processes of each", group=DATA)
     bptt: int = option(35, "time steps a batch; one in twenty is half as long", group=DATA)
     dropout: float = option(0.75, "dropout of the cell's outputs", group=NETWORK)
     dropouth: float = option(0.25, "dropout of hidden states in the cell", group=NETWORK)

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast import ranks
+from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.data import absolute_text, resolve_corpus, text_fingerprint
 from dartsfast.errors import InputError
+from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -33,13 +36,15 @@ class RNNSearch(Search):
     alpha_shapes = {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
     unit = "rows of text"
     metrics = ("loss",)
+    own = ("hidden", "hidden_valid")
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
         corpus = resolve_corpus(config.data)
         self.fingerprint = text_fingerprint(corpus)
-        self.train = self._columns(corpus.train, config.batch_size, "train")
-        self.valid = self._columns(corpus.valid, config.batch_size, "valid")
+        whole = config.batch_size * ranks.size()
+        self.train = ranks.columns(self._columns(corpus.train, whole, "train"))
+        self.valid = ranks.columns(self._columns(corpus.valid, whole, "valid"))
         self.check = self._columns(corpus.valid, EVAL_BATCH_SIZE, "valid")
         self.words = len(corpus.dictionary)
         torch.manual_seed(config.seed)
@@ -56,6 +61,8 @@ class RNNSearch(Search):
             backend=config.backend,
             memory=config.memory,
         )
+        if config.sync_bn:
+            synchronise_(model)
         self.model = model.to(self.device)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
         self.architect = Architect(model, config, preset=config.preset)
@@ -74,9 +81,9 @@ class RNNSearch(Search):
     def _columns(self, tokens: Tensor, columns: int, part: str) -> Tensor:
         # A batch needs a row to read and one to predict, and train() stops a row early.
         if tokens.numel() < 3 * columns:
-            most = tokens.numel() // 3
+            most = tokens.numel() // 3 // ranks.size()
             smaller = f"a batch_size of at most {most}, or " if most >= MIN_BATCH_SIZE else ""
-            if part == "valid" and most < EVAL_BATCH_SIZE:  # which no batch_size changes
+            if part == "valid" and tokens.numel() // 3 < EVAL_BATCH_SIZE:  # which no batch_size changes
                 columns, smaller = max(columns, EVAL_BATCH_SIZE), ""
             raise InputError(
                 f"{self.config.data}: the {part} text has {tokens.numel()} tokens, too few for {columns} "
@@ -124,6 +131,7 @@ class RNNSearch(Search):
         self.optimizer.zero_grad()
         loss, raw_loss, (hidden,) = search_loss(model, [hidden], x, y, config.beta)
         loss.backward()
+        average_gradients_(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         self.optimizer.step()
         return raw_loss.detach(), hidden, hidden_valid.detach()
@@ -144,10 +152,17 @@ class RNNSearch(Search):
         """Return the place in the text, the hidden states there, and the stream of lengths."""
         return {
             "position": self.position,
-            "hidden": None if self.hidden is None else list(self.hidden),
-            "hidden_valid": None if self.hidden_valid is None else list(self.hidden_valid),
+            "hidden": None if self.hidden is None else [h.cpu() for h in self.hidden],
+            "hidden_valid": None if self.hidden_valid is None else [h.cpu() for h in self.hidden_valid],
             "lengths": self.lengths.get_state(),
         }
+
+    def begin_epoch_anew(self, state: dict[str, Any]) -> None:
+        """As of any run; hidden states begin with the text."""
+        super().begin_epoch_anew(state)
+        state["extra"]["position"] = 0
+        if not state["epoch"]:
+            state["extra"] |= {"hidden": None, "hidden_valid": None}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and the place in the text go together."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dartsfast import ranks
 from dartsfast.drawing import draw_alphas, draw_genotype
 from dartsfast.genotypes import AnyGenotype, resolve_genotype
 from dartsfast.runs.fit import match
@@ -86,7 +87,9 @@ class Search(Run):
 
     @property
     def _captures(self) -> bool:
-        return self.config.capture is not False and self.device.type == "cuda"
+        # Collectives in recordings have never been tried: only who asks for them has them.
+        wanted = ranks.size() == 1 if self.config.capture is None else self.config.capture
+        return wanted and self.device.type == "cuda"
 
     def _count_steps_where_they_run(self) -> None:
         """Let Adam count its steps on the device, as recordings need, or on the host, as others do."""
@@ -144,6 +147,8 @@ class Search(Run):
         super().introduce(report, out)
         if self.config.capture and not self._captures:
             report.say(f"capture has no effect: there are no CUDA graphs on {self.device}")
+        if self.device.type == "cuda" and ranks.size() > 1 and self.config.capture is None:
+            report.say("in several processes iterations are no CUDA graphs, unless with --capture")
 
     def result(self, out: Path, checkpoint: Path) -> SearchResult:
         """Return what was found, once all epochs are done."""

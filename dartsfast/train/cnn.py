@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast import ranks
+from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
@@ -26,6 +28,7 @@ from dartsfast.data import (
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, AnyGenotype, resolve_genotype
+from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Picture
@@ -62,6 +65,8 @@ class CNNTraining(Run):
         model = NetworkCIFAR(
             config.init_channels, len(task.classes), config.layers, config.auxiliary, self.cell
         )
+        if config.sync_bn:
+            synchronise_(model)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.forward: Any = torch.compile(self.model) if config.compile else self.model
@@ -103,7 +108,7 @@ class CNNTraining(Run):
                 f"the second classifier takes images of 32x32 to 40x40, got {sides[0]}x{sides[1]}: use "
                 "another --image_size, or leave --auxiliary out"
             )
-        if images % config.batch_size == 1 % config.batch_size:
+        if images // ranks.size() % config.batch_size == 1 % config.batch_size:
             raise InputError(
                 "the second classifier cannot be trained on a last batch of one image (its batch norms have "
                 f"one value a channel): of {images} images, use another batch_size than {config.batch_size}"
@@ -113,13 +118,14 @@ class CNNTraining(Run):
         config = self.config
         common: dict[str, Any] = {
             "mean": task.mean, "std": task.std, "seed": config.seed, "device": self.device,
+            "part": (ranks.rank(), ranks.size()),
         }  # fmt: skip
         cutout = config.cutout_length if config.cutout else 0
         self.train = Batches(
             images, config.batch_size, stream="train", augment=True, cutout_length=cutout, **common
         )
         check = limited(task.valid, config.max_images) if self.held_out else task.test
-        batch = min(config.batch_size, len(check))
+        batch = min(config.batch_size, max(len(check) // ranks.size(), 1))
         self.check = Batches(check, batch, stream="test", augment=False, shuffle=False, **common)
 
     def iterations(self) -> Iterator[Iteration]:
@@ -131,7 +137,7 @@ class CNNTraining(Run):
             logits, loss = self.iteration(x, y)
             self.step += 1
             top1, top5 = accuracy(logits, y, (1, 5))
-            self.record(len(y), loss=loss.item(), acc=top1.item(), acc5=top5.item())
+            self.record(len(y) * ranks.size(), loss=loss.item(), acc=top1.item(), acc5=top5.item())
             yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
 
     def iteration(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +153,7 @@ class CNNTraining(Run):
             if config.auxiliary:
                 loss = loss + config.auxiliary_weight * nn.functional.cross_entropy(logits_aux, y)
         self.scaler.scale(loss).backward()
+        average_gradients_(self.model.parameters())
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.scaler.step(self.optimizer)

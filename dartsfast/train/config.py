@@ -43,7 +43,7 @@ class _NetworkAndImages(Options):
     data: str = option("photos", IMAGES, group=DATA)
     download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)
     image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
-    batch_size: int = option(96, "images a batch", group=DATA)
+    batch_size: int = option(96, "images a batch, of several processes of each", group=DATA)
     init_channels: int = option(36, "channels of the first cells", group=NETWORK)
     layers: int = option(20, "number of cells", group=NETWORK)
 
@@ -71,6 +71,9 @@ class CNNTrainingOptions(RunOptions, _NetworkAndImages):
     )
     epochs: int = option(600, "passes over the training data", group=OPTIMISATION)
     learning_rate: float = option(0.025, "initial learning rate, falling to 0 (cosine)", group=OPTIMISATION)
+    sync_bn: bool = option(
+        False, "of several processes, batch norms have the statistics of all of them", group=NETWORK
+    )
     momentum: float = option(0.9, "momentum", group=OPTIMISATION)
     weight_decay: float = option(3e-4, "weight decay", group=OPTIMISATION)
     grad_clip: float = option(5.0, "clip the gradient to this norm", group=OPTIMISATION)
@@ -172,7 +175,7 @@ class RNNTrainingOptions(RunOptions, _NetworkAndText):
     lr: float = option(20.0, "learning rate, of a text of bptt time steps", group=OPTIMISATION)
     clip: float = option(0.25, "clip the gradient to this norm", group=OPTIMISATION)
     epochs: int = option(8000, "passes over the training text", group=OPTIMISATION)
-    batch_size: int = option(64, "columns of text a batch", group=DATA)
+    batch_size: int = option(64, "columns of text a batch, of several processes of each", group=DATA)
     small_batch_size: int = option(
         -1, "columns computed at once, which divide the batch; -1: all", group=OPTIMISATION
     )

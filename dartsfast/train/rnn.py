@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast import ranks
+from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.data import Corpus, absolute_text, resolve_corpus, text_fingerprint
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import DivergedError, InputError
@@ -50,6 +52,7 @@ class RNNTraining(Run):
     unit = "rows of text"
     metrics = ("loss",)
     optimizer_names = ("optimizer",)
+    own = ("hidden",)
 
     def __init__(self, config: TrainRNNConfig) -> None:
         super().__init__(config)
@@ -77,7 +80,8 @@ class RNNTraining(Run):
     def _read(self, corpus: Corpus) -> None:
         config = self.config
         remedy = "a smaller --batch_size or "
-        self.train = text_columns(config.data, corpus, "train", config.batch_size, 3, remedy).to(self.device)
+        train = text_columns(config.data, corpus, "train", config.batch_size * ranks.size(), 3, remedy)
+        self.train = ranks.columns(train).to(self.device)
         self.valid = text_columns(config.data, corpus, "valid", EVAL_BATCH_SIZE).to(self.device)
         self.tested = text_columns(config.data, corpus, "test", TEST_BATCH_SIZE).to(self.device)
 
@@ -143,6 +147,7 @@ class RNNTraining(Run):
             (loss * share).backward()
             total += plain.item() * share
             after.append(h_next)
+        average_gradients_(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         return total, norm.item(), torch.cat(after, 1)
@@ -243,12 +248,17 @@ class RNNTraining(Run):
         """Return the place in the text, the hidden state there, the stream of lengths, and the best epoch."""
         return {
             "position": self.position,
-            "hidden": self.hidden,
+            "hidden": None if self.hidden is None else self.hidden.cpu(),
             "lengths": self.lengths.get_state(),
             "best": self.best,
             "validations": self.validations,
             "returns": self.returns,
         }
+
+    def begin_epoch_anew(self, state: dict[str, Any]) -> None:
+        """As of any run; the hidden state begins with the text."""
+        super().begin_epoch_anew(state)
+        state["extra"] |= {"position": 0, "hidden": None}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count, the place in the text and the best epoch go together."""
