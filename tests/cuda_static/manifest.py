@@ -30,7 +30,7 @@ REASONS = {
     "pool3x3_kernel": "nine taps of four channels in registers at once, as wide loads",
     "pool3x3_backward_kernel": "nine windows' shares a thread; two or three blocks, bound by memory",
 }
-"""Kernels of floats with few warps: what their registers are for. What a thread has in flight hides latency."""
+"""Kernels of floats with few warps, and what their registers are for."""
 
 
 def file():
