@@ -31,7 +31,7 @@ from dartsfast.runs.detail import QUIET, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.folder import LOCK, InUseError, locked, new_folder
 from dartsfast.runs.interrupts import signal_name
-from dartsfast.runs.options import HERE
+from dartsfast.runs.options import HERE, here
 from dartsfast.runs.page import write_report
 from dartsfast.runs.record import CANDIDATES, cell_digits
 from dartsfast.tables import print_table
@@ -141,11 +141,11 @@ def competition(
         out = Path(os.path.expanduser(resume)).resolve()
         if not (out / CONFIG).exists():
             raise InputError(f"nothing to go on with in {out}: give the folder of `{' '.join(command)}`")
-        here = {name: getattr(config, name) for name in HERE}
+        now = here(config)
         if config.data != type(config).data:
-            here["data"] = absolute(config.data)
-            moved = ["--data", here["data"]]
-        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **here})
+            now["data"] = absolute(config.data)
+            moved = ["--data", now["data"]]
+        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **now})
         config.check()
     else:
         config.check()

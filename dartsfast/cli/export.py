@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from dartsfast.export.names import FORMATS, NETWORK_OPTIONS
+from dartsfast.export.names import FORMATS
 from dartsfast.parsing import add_field
-from dartsfast.train.config import IMAGES, TestCNNConfig
+from dartsfast.train.config import IMAGES, NETWORK_OPTIONS, TestCNNConfig
 
 WHAT = (
     "the folder of a training, or a file of weights, whose network the options describe; for the format "

@@ -16,12 +16,17 @@ from dartsfast.errors import InputError
 # How the command line arranges them, in this order.
 GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
 DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
-HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
+HERE = ("device", "checkpoint_seconds", "workers")  # options of a process, not of a run
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
     """Declare a field whose help, choices and group (one of :data:`GROUPS`) the command line shows."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group})
+
+
+def here(config: Any) -> dict[str, Any]:
+    """Return those options of ``config`` that are of a process, not of a run."""
+    return {name: getattr(config, name) for name in HERE if hasattr(config, name)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The test of a trained CNN (the original's ``cnn/test.py``)."""
+"""The test of a trained CNN (the original's ``cnn/test.py`` and ``cnn/test_imagenet.py``)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
-from dartsfast.data import Batches, load_images
+from dartsfast.data import Batches, image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
-from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
+from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig, TrainCNNConfig
+from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.weights import load_weights
 
 
@@ -47,7 +47,7 @@ class TestResult:
 def test_network(
     model: nn.Module, batches: Batches, between: Callable[[], None] = lambda: None
 ) -> TestResult:
-    """Test a :class:`NetworkCIFAR`, left in evaluation mode, on a pass of ``batches``.
+    """Test a network of images, left in evaluation mode, on a pass of ``batches``.
 
     ``between`` is called before every batch.
     """
@@ -81,12 +81,9 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
     config, weights = trained_weights(config)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
+    check_images_fit(config.network, False, *image_sides(task))
     model = trained_network(config, weights, len(task.classes))
-    batch = min(config.batch_size, len(task.test))
-    batches = Batches(
-        task.test, batch, mean=task.mean, std=task.std, seed=0, stream="test",
-        augment=False, shuffle=False, device=device,
-    )  # fmt: skip
+    batches = batches_of(task.test, task, config, stream="test", seed=0, device=device, cutout=None)
     return test_network(model.to(device), batches)
 
 
@@ -98,17 +95,17 @@ def trained_weights(config: TestCNNConfig) -> tuple[TestCNNConfig, dict[str, Ten
     path = Path(os.path.expanduser(config.model_path))
     if not path.is_dir():
         return config, load_weights(path)
-    names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
-    config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, names)
+    config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, NETWORK_OPTIONS)
     return config, state["model"]
 
 
-def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: int) -> NetworkCIFAR:
+def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: int) -> Any:
     """Return the network that ``config`` describes with ``weights``; InputError where they do not fit."""
     cell = resolve_genotype(config.arch, CNN)
-    model = NetworkCIFAR(config.init_channels, classes, config.layers, config.auxiliary, cell)
+    model = build_network(config, classes, cell)
     with fitting(
-        Path(config.model_path), "--arch, --init_channels, --layers, --auxiliary and the classes of --data"
+        Path(config.model_path),
+        "--arch, --network, --init_channels, --layers, --auxiliary and the classes of --data",
     ):
         model.load_state_dict(weights)
     return model
