@@ -76,6 +76,8 @@ class CNNTraining(Run):
             weight_decay=config.weight_decay,
         )
         self.scheduler = self._schedule()
+        self.steps = 0  # that the optimiser has taken in this epoch
+        self.optimizer.register_step_post_hook(self._count_step)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.size: Size = network_size(model, *sides)
         self.work = len(self.train)
@@ -114,6 +116,9 @@ class CNNTraining(Run):
         return batches_of(
             source, task, config, stream=stream, seed=config.seed, device=self.device, cutout=cutout
         )
+
+    def _count_step(self, *_: Any) -> None:
+        self.steps += 1
 
     def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
         config, schedulers = self.config, torch.optim.lr_scheduler
@@ -158,6 +163,13 @@ class CNNTraining(Run):
         lr = self.scheduler.get_last_lr()[0]
         waited, self.train.waited = self.train.waited, 0.0
         tested = test_network(self.model, self.check, self.stop.check)
+        if self.steps == 0:
+            self.say(
+                f"epoch {self.epoch + 1}: none of {self.step} steps was taken, as no gradient was finite in "
+                f"float16, scaled by {self.scaler.get_scale():g} by now: if that goes on, use --precision "
+                "bfloat16, or lower the learning rate"
+            )
+        self.steps = 0
         self.scheduler.step()
         what = "valid" if self.held_out else "test"
         return {
@@ -177,13 +189,20 @@ class CNNTraining(Run):
         return {"optimizer": self.optimizer}
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the schedule, and the scale of float16's gradients; batches follow from epoch and step."""
-        return {"scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
+        """Return the schedule, the scale of float16's gradients, and the steps taken in this epoch; batches
+        follow from epoch and step."""
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps": self.steps,
+        }
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and schedule go together."""
         match("extra", self.extra_state(), state["extra"])
         check_images(self.train, state)
+        if not 0 <= state["extra"]["steps"] <= state["step"]:
+            raise InputError(f"extra.steps is {state['extra']['steps']} after {state['step']} iterations")
         if self.config.schedule == "step":
             check_step(self.scheduler, state)
         else:
@@ -193,6 +212,7 @@ class CNNTraining(Run):
         """Take back the schedule and the scale."""
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
 
     def genotype(self) -> AnyGenotype:
         """Return the cell that is trained."""

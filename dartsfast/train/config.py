@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dartsfast.errors import InputError
+from dartsfast.genotypes import as_genotype
 from dartsfast.names import BACKENDS
 from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, Options, RunOptions, option
 
@@ -56,9 +57,14 @@ class _Protocols(Options):
 
 @dataclass(frozen=True)
 class _OneCell(Options):
-    """The cell that is trained or tested."""
+    """The cell that is trained or tested; a genotype, in any form, stands for what it prints."""
 
     arch: str = option("DARTS", CELL, group=NETWORK)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.arch, str):
+            object.__setattr__(self, "arch", repr(as_genotype(self.arch)))
 
 
 @dataclass(frozen=True)
@@ -181,8 +187,8 @@ class TestCNNConfig(_NetworkAndImages, _OneCell):
 
 
 @dataclass(frozen=True)
-class _OneRecurrentCell(Options):
-    """The cell that is trained or tested."""
+class _OneRecurrentCell(_OneCell):
+    """The cell that is trained or tested, a recurrent one."""
 
     arch: str = option("DARTS", f"{CELL}, here a recurrent one", group=NETWORK)
 
