@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from dartsfast.parsing import METAVARS
@@ -17,13 +18,16 @@ def add_detail(group: Any, verbose_help: str) -> None:
         detail.add_argument(f"--{flag}", dest="detail", action="store_const", const=flag, help=help_)
 
 
-def add_preset(group: Any, config: Any) -> None:
-    """Add ``--preset``, or in a selection ``--train_preset``, where the options have protocols."""
+def add_preset(group: Any, config: Any, only: Collection[str] = ()) -> None:
+    """Add ``--preset``, or in a selection ``--train_preset``, where the options have protocols.
+
+    ``only`` names the options that the command has; empty: all.
+    """
     if not hasattr(config, "protocols"):
         return
     changes = (
-        f"{name}: {' '.join(f'--{key} {value}' for key, value in config.protocol(name).items())}"
-        for name in config.protocols
+        f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items() if not only or key in only)}"
+        for name, options in ((name, config.protocol(name)) for name in config.protocols)
     )
     group.add_argument(
         f"--{config.protocol_prefix}preset", dest="preset", choices=config.protocols,

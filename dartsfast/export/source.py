@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is said of the network beside where it is; all at its default where the network knows itself.
+    """What is said of the network beside where it is; nothing where the network knows itself.
 
     Attributes:
         test: cell and sizes of the network, as its test takes them.
@@ -78,8 +78,8 @@ class Options(NamedTuple):
             raise InputError(f"classes must not be negative, got {self.classes}")
 
     def given(self) -> list[str]:
-        """Return the names of the options that are not at their defaults."""
-        names = [n for n in NETWORK_OPTIONS if getattr(self.test, n) != getattr(TestCNNConfig, n)]
+        """Return the names of the options that were given."""
+        names = [name for name in NETWORK_OPTIONS if name in self.test.given]
         return names + [n for n in ("data", "classes") if getattr(self, n)]
 
     def refuse(self, what: str, names: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ def _rows(weights: dict[str, Tensor], name: str) -> int:
 
 def _cnn_training(path: Path, options: Options) -> Source:
     options.refuse(f"the training in {path} knows its own network", ("classes",))
-    config, weights = trained_weights(dataclasses.replace(options.test, model_path=str(path)))
+    config, weights = trained_weights(options.test.but(model_path=str(path)))
     return _trained_cnn(dataclasses.replace(config, data=options.data or config.data), weights, 0, True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from dartsfast.data import Batches, image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
+from dartsfast.runs.detail import VERBOSE, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
+from dartsfast.train.count import network_size
 from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig, TrainCNNConfig
 from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.weights import load_weights
@@ -70,7 +73,7 @@ test_network.__test__ = False  # type: ignore[attr-defined]  # no test of pytest
 def test_cnn(config: TestCNNConfig) -> TestResult:
     """Test the network whose weights are at ``config.model_path`` on the held-out images.
 
-    Of a run's folder cell and network are its own; its data too, unless ``config.data`` names others.
+    Of a run's folder cell and network are its own; its data too, unless ``config`` was given others.
 
     Raises:
         InputError: no such weights, or not of this network.
@@ -84,7 +87,9 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
     check_images_fit(config.network, False, *image_sides(task))
     model = trained_network(config, weights, len(task.classes))
     batches = batches_of(task.test, task, config, stream="test", seed=0, device=device, cutout=None)
-    return test_network(model.to(device), batches)
+    size = network_size(model, *image_sides(task))
+    with timed(f"testing {config.model_path} on {config.data}, on {device}, {size}"):
+        return test_network(model.to(device), batches)
 
 
 test_cnn.__test__ = False  # type: ignore[attr-defined]
@@ -109,6 +114,18 @@ def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: 
     ):
         model.load_state_dict(weights)
     return model
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Where much is to be said, say what runs within, and how long it took."""
+    if detail() != VERBOSE:
+        yield
+        return
+    print(what, flush=True)
+    began = time.perf_counter()
+    yield
+    print(f"  testing {time.perf_counter() - began:.3g} s", flush=True)
 
 
 @contextmanager
@@ -141,11 +158,11 @@ def tested_run(
     if not has_checkpoint(folder):
         raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
     state = load_checkpoint(folder, kind)
-    own, defaults = restored_config(own_cls, state["config"]), type(config)
-    if given := [name for name in names if getattr(config, name) != getattr(defaults, name)]:
+    own = restored_config(own_cls, state["config"])
+    if given := [name for name in names if name in config.given]:
         raise InputError(
             f"the training in {folder} knows its own network: leave out {', '.join('--' + n for n in given)}"
         )
     network = {name: getattr(own, name) for name in names}
-    data = own.data if config.data == defaults.data else config.data
+    data = config.data if "data" in config.given else own.data
     return dataclasses.replace(config, data=data, **network), state
