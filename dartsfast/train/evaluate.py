@@ -22,8 +22,8 @@ from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.detail import VERBOSE, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
-from dartsfast.train.count import network_size
 from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig, TrainCNNConfig
+from dartsfast.train.count import network_size
 from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.weights import load_weights
 
