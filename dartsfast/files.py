@@ -73,9 +73,10 @@ def written_whole(path: Path, content: bytes) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a UTF-8 file such that it is there whole, or as it was; what UTF-8 cannot say is escaped.
 
-    Unlike :func:`written_whole` this does not wait for the disk: for what can be written again.
+    Unlike :func:`written_whole` this does not wait for the disk: for what can be written again. Several
+    processes may write it at a time.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)

@@ -14,7 +14,7 @@ WITHOUT_EFFECT: dict[tuple[str, str], dict[str, Any]] = {
     ("search", "rnn"): {
         "nonmono": int, "alpha": float, "max_seq_len_delta": int, "cuda": None, "single_gpu": None,
     },
-    ("train", "cnn"): {"model_path": str},
+    ("train", "cnn"): {"model_path": str, "parallel": None},
     ("train", "rnn"): {"cuda": None, "single_gpu": None},
     ("test", "cnn"): {
         "report_freq": int, "cutout": None, "cutout_length": int, "drop_path_prob": float, "seed": int,

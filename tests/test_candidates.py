@@ -222,6 +222,8 @@ def test_a_table_is_there_as_soon_as_one_is_done(tmp_path, monkeypatch, capsys):
     calls = interrupted(monkeypatch, at=3)
     with pytest.raises(RunStopped, match="with 2 of 3 candidates done"):
         random_cnn(config)
+    page = Page((Path(config.out) / "report.html").read_text(encoding="utf-8"))
+    assert [row[0] for row in page.table("candidates")[1:]] == ["0", "1"]
     assert len(calls) == 3 and main(["runs", str(tmp_path)]) == 0
     (listed,) = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]
     assert "2/3" in listed and "stopped" in listed

@@ -17,7 +17,7 @@ from small_data import image_folder, text_folder
 
 from dartsfast.cli import main
 from dartsfast.cnn import genotypes as cnn_genotypes
-from dartsfast.cnn.model import NetworkCIFAR
+from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
 from dartsfast.cnn.operations import OPS
 from dartsfast.errors import CheckFailedError, InputError
 from dartsfast.export import BOUND, export_network, module_cnn
@@ -133,6 +133,26 @@ def test_a_trained_network_as_a_plain_file(training, tmp_path):
     ruff = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", str(path)]
     if importlib.util.find_spec("ruff") is not None:
         assert subprocess.run(ruff, capture_output=True).returncode == 0
+
+
+def test_a_network_for_imagenet(tmp_path):
+    """Both formats of torch alone, of weights as the original's script saves them."""
+    network = NetworkImageNet(4, 3, 3, True, ALL)
+    network(torch.randn(2, 3, 224, 224))  # running statistics of its own
+    torch.save({"state_dict": network.eval().state_dict()}, tmp_path / "saved.pt")
+    sizes = {"init_channels": 4, "layers": 3, "auxiliary": True, "arch": repr(ALL)}
+    given = TestCNNConfig.of("imagenet", **sizes)
+    (program, plain), differences = written(
+        str(tmp_path / "saved.pt"), ["torch", "module"], tmp_path / "net", network=given
+    )
+    assert differences[1] == 0.0 and "NetworkImageNet" in plain.read_text()
+    images = torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        wanted, found = network(images)[0], torch.export.load(program).module()(images)
+    assert (found - wanted).abs().max() <= BOUND * wanted.abs().max()
+    small = TestCNNConfig.of("imagenet", image_size=32)
+    with pytest.raises(InputError, match="got 32x32: use --image_size 224"):
+        export_network("DARTS_V2", ["module"], network=small, out=str(tmp_path / "small"))
 
 
 def test_weights_alone_with_the_options_of_their_test(training, tmp_path):

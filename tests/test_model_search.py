@@ -11,6 +11,7 @@ from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
 from dartsfast.cnn.model_search import MixedOp, Network
 from dartsfast.cnn.operations import FactorizedReduce
+from dartsfast.cnn.utils import drop_path
 from dartsfast.errors import InputError
 from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.rnn.model import RNNModel
@@ -183,6 +184,19 @@ def test_published_cells_train(genotype):
     (logits.sum() + aux.sum()).backward()
     model.eval()
     assert model(torch.randn(2, 3, 32, 32))[1] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_paths_are_dropped_whole_and_the_others_scaled(dtype):
+    x = torch.ones(4000, 2, 1, 3, dtype=dtype)
+    dropped = drop_path(x, 0.25)
+    assert dropped is x and dropped.dtype == dtype
+    rows = dropped.flatten(1).double()
+    kept = rows[:, 0] > 0
+    assert torch.equal(
+        rows, torch.where(kept, torch.tensor(1 / 0.75, dtype=dtype).double(), 0.0)[:, None].expand(-1, 6)
+    )
+    assert abs(kept.double().mean() - 0.75) < 0.03  # four deviations
 
 
 def test_imagenet_network():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from collections import namedtuple
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from dartsfast.cnn.genotypes import DARTS_V1, DARTS_V2
 from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
 from dartsfast.data import check_fingerprint, load_images, whole
 from dartsfast.errors import InputError, RunStopped
+from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.runs.checkpoint import load_checkpoint
-from dartsfast.train import TestCNNConfig, TrainCNNConfig, test_cnn, train_cnn
+from dartsfast.train import TestCNNConfig, TrainCNNConfig, TrainRNNConfig, test_cnn, train_cnn
 from dartsfast.train.cnn import CNNTraining
 from dartsfast.train.count import network_size
 from dartsfast.train.weights import load_weights, save_weights
@@ -245,28 +247,17 @@ def test_other_test_images_are_refused(data, tmp_path):
         check_fingerprint(data, training.fingerprint, CNNTraining(config(data)).fingerprint)
 
 
-def test_a_first_step_that_float16_skips_can_be_gone_on_from(data, tmp_path, monkeypatch, undrawn):
-    def interrupted(self):
-        self.model.stem[0].weight.register_hook(lambda gradient: gradient * math.inf)
-        yield next(iterations(self))
-        self.stop.ask(signal.SIGTERM)
-        self.stop.check()
-
-    iterations = CNNTraining.iterations
-    with monkeypatch.context() as patches, pytest.raises(RunStopped):
-        patches.setattr(CNNTraining, "iterations", interrupted)
-        train_cnn(config(data, precision="float16", out=str(tmp_path / "run"), epochs=1))
-    assert load_checkpoint(tmp_path / "run", "train-cnn")["optimizer"]["state"] == {}
-    assert len(train_cnn(TrainCNNConfig(), resume=tmp_path / "run").history) == 1
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_precision_is_that_of_the_convolutions(data, precision):
-    training = CNNTraining(config(data, precision=precision))
-    seen = []
-    training.model.stem[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    next(training.iterations())
-    assert seen == [getattr(torch, precision)]
+@pytest.mark.parametrize("arch", [DARTS_V1, namedtuple("Cells", DARTS_V1._fields)(*DARTS_V1)])
+def test_a_genotype_is_taken_as_it_is(data, tmp_path, arch, undrawn):
+    """One of this package, and one of a script's own named tuple."""
+    result = train_cnn(config(data, arch=arch, epochs=1, out=str(tmp_path / "run")))
+    assert result.genotype == DARTS_V1
+    sizes = {"init_channels": 2, "layers": 3, "data": data}
+    found = test_cnn(TestCNNConfig(model_path=str(result.weights), arch=arch, **sizes))
+    assert found.acc == result.history[-1]["test_acc"]
+    with pytest.raises(InputError, match="a genotype of the other kind of network"):
+        train_cnn(config(data, arch=rnn_genotypes.DARTS_V2))
+    assert TrainRNNConfig(arch=rnn_genotypes.DARTS_V2).arch == repr(rnn_genotypes.DARTS_V2)
 
 
 def test_images_are_cut_out_augmented_and_limited_as_asked(data):
@@ -297,20 +288,6 @@ def test_a_last_batch_of_one_image_is_refused_where_a_norm_would_have_one_value(
     for batch_size in (1, 17):
         with pytest.raises(InputError, match="last batch of one image .* of 18 images, use another"):
             CNNTraining(config(data, batch_size=batch_size, auxiliary=True))
-
-
-def test_channels_last_and_compiled_networks_compute_the_same(data, monkeypatch):
-    plain = in_float64(CNNTraining(config(data)))
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
-    other = in_float64(CNNTraining(config(data, channels_last=True, compile=True)))
-    assert compiled == [other.model]
-    for training in (plain, other):
-        torch.manual_seed(0)
-        next(training.iterations())
-    assert other.model.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
-    for ours, theirs in zip(other.model.parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys):

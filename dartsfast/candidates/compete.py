@@ -30,8 +30,8 @@ from dartsfast.runs.config_file import CONFIG, load_config, read_config, write_c
 from dartsfast.runs.detail import QUIET, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.folder import LOCK, InUseError, locked, new_folder
-from dartsfast.runs.interrupts import signal_name
-from dartsfast.runs.options import HERE
+from dartsfast.runs.interrupts import signal_name, striking_signals
+from dartsfast.runs.options import HERE, here
 from dartsfast.runs.page import write_report
 from dartsfast.runs.record import CANDIDATES, cell_digits
 from dartsfast.tables import print_table
@@ -141,11 +141,11 @@ def competition(
         out = Path(os.path.expanduser(resume)).resolve()
         if not (out / CONFIG).exists():
             raise InputError(f"nothing to go on with in {out}: give the folder of `{' '.join(command)}`")
-        here = {name: getattr(config, name) for name in HERE}
+        now = here(config)
         if config.data != type(config).data:
-            here["data"] = absolute(config.data)
-            moved = ["--data", here["data"]]
-        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **here})
+            now["data"] = absolute(config.data)
+            moved = ["--data", now["data"]]
+        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **now})
         config.check()
     else:
         config.check()
@@ -181,12 +181,17 @@ def compete(
     """
     done: dict[str, Candidate] = {}
     try:
-        _round(these, measure, entrants, done)
-        if left := [name for name in entrants if name not in done]:
-            _say(f"waiting for other processes: {', '.join(left)}")
-        while len(done) < len(entrants):
-            time.sleep(PATIENCE)
+        with striking_signals():
             _round(these, measure, entrants, done)
+            if left := [name for name in entrants if name not in done]:
+                _say(f"waiting for other processes: {', '.join(left)}")
+            while len(done) < len(entrants):
+                time.sleep(PATIENCE)
+                _round(these, measure, entrants, done)
+            result = _judged(these.out, [done[name] for name in entrants], measure)
+            _write(these, measure, result.candidates)
+            draw_genotype(result.genotype, these.out / "cell")
+            write_report(these.out)
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, RunStopped) else signal.SIGINT
         raise RunStopped(
@@ -194,10 +199,6 @@ def compete(
             f"done is kept. Go on with: {these.again}",
             signum,
         ) from None
-    result = _judged(these.out, [done[name] for name in entrants], measure)
-    _write(these, measure, result.candidates)
-    draw_genotype(result.genotype, these.out / "cell")
-    write_report(these.out)
     if detail() != QUIET:
         _print(result, measure)
     return result
@@ -219,6 +220,7 @@ def _round(
             what = "diverged" if reached is None else f"{measure.name} {reached:.2f}{measure.unit}"
             _say(f"{len(done)} of {len(entrants)} candidates done: {name}, {what}")
             _write(these, measure, list(done.values()))
+            write_report(these.out)
 
 
 def _say(text: str) -> None:

@@ -38,6 +38,11 @@ class RandomCNNConfig(CNNTrainingOptions):
         super().check()
         _check_held_out(self.train_portion)
 
+    @classmethod
+    def protocol(cls, name: str) -> dict[str, Any]:
+        """Return what a protocol says of these options, all but the epochs: trainings are brief."""
+        return {option: value for option, value in super().protocol(name).items() if option != "epochs"}
+
     def training(self, arch: str, folder: str) -> TrainCNNConfig:
         """Return the options of the training of the cell ``arch`` in ``folder``."""
         return TrainCNNConfig(**{**_options(self, CNNTrainingOptions), "arch": arch, "out": folder})
@@ -70,6 +75,19 @@ class Selection(RunOptions):
     searches: int = option(4, "searches, the k-th with the seed --seed + k")
     search_config: ClassVar[Any]
     training_config: ClassVar[Any]
+    protocols: ClassVar[dict[str, dict[str, Any]]]
+    protocol_prefix: ClassVar[str] = "train_"
+
+    @classmethod
+    def protocol(cls, name: str) -> dict[str, Any]:
+        """Return what a protocol of trainings says of these options, all but the epochs: they are brief."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        given = cls.training_config.protocol(name)
+        return {
+            option if option in own else f"{cls.protocol_prefix}{option}": value
+            for option, value in given.items()
+            if option != "epochs"
+        }
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
@@ -132,6 +150,7 @@ def _selection(name: str, search_config: Any, training_config: Any, **training: 
     own = {
         "search_config": search_config,
         "training_config": training_config,
+        "protocols": training_config.protocols,
         "__module__": __name__,
         "__doc__": "Options of a selection among searches with several seeds (paper section 3.2).",
     }

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import dartsfast
-from dartsfast.cli import export, left
+from dartsfast.cli import export, left, test
+from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
-from dartsfast.parsing import METAVARS, Command, add_field
+from dartsfast.parsing import Command, add_field
 from dartsfast.runs.config_file import read_config
-from dartsfast.runs.detail import NORMAL, QUIET, VERBOSE, saying
-from dartsfast.runs.options import GROUPS
+from dartsfast.runs.detail import NORMAL, QUIET, saying
+from dartsfast.runs.options import GROUPS, HERE
 from dartsfast.search.config import CNNConfig
-from dartsfast.verbs import TESTS, VERBS, WITHOUT_EFFECT
+from dartsfast.verbs import VERBS, WITHOUT_EFFECT
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
 
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         group = command.add_subparsers(required=True, metavar="KIND")
         for kind, config in what.configs.items():
             _add_run(group, verb, kind, config)
-    _add_test(commands)
+    test.add(commands)
     left.add(commands)
     compare = commands.add_parser("compare", help="how far two backends are from each other")
     kinds = compare.add_subparsers(required=True, metavar="KIND")
@@ -156,14 +157,7 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(config):
         add_field(groups[field.metadata["group"]], field)
-    if protocols := getattr(config, "protocols", None):
-        changes = (
-            f"{name}: {' '.join(f'--{key} {value}' for key, value in options.items())}"
-            for name, options in protocols.items()
-        )
-        groups["optimisation"].add_argument(
-            "--preset", choices=protocols, help=f"options for a corpus ({'; '.join(changes)})"
-        )
+    add_preset(groups["optimisation"], config)
     if verb == "search":
         groups["optimisation"].add_argument(
             "--unrolled", action="store_const", const=2, dest="order", help="the same as --order 2"
@@ -180,38 +174,10 @@ def _add_run(kinds: Any, verb: str, kind: str, config: Any) -> None:
         "--config", dest="config_file", metavar="FILE",
         help="options from this file, such as the config.toml of a run, but for those given beside it",
     )  # fmt: skip
-    detail = run.add_mutually_exclusive_group()
-    for flag, help_ in ((QUIET, "say only errors and the last sentence"), (VERBOSE, VERBOSE_HELP)):
-        detail.add_argument(f"--{flag}", dest="detail", action="store_const", const=flag, help=help_)
+    add_detail(run, VERBOSE_HELP)
     if (verb, kind) in WITHOUT_EFFECT:
-        _add_old_flags(command, verb, kind)
+        add_old_flags(command, verb, kind)
     command.set_defaults(run=_run, verb=verb, kind=kind, config=config)
-
-
-def _add_old_flags(command: Any, verb: str, kind: str) -> None:
-    old = command.add_argument_group("old flags without effect", "accepted, as in the original")
-    for name, type_ in WITHOUT_EFFECT[verb, kind].items():
-        kwargs: dict[str, Any] = (
-            {"action": "store_true"} if type_ is None else {"type": type_, "metavar": METAVARS.get(type_)}
-        )
-        old.add_argument(f"--{name}", **kwargs)
-
-
-def _add_test(commands: Any) -> None:
-    kinds = commands.add_parser("test", help="test a trained network").add_subparsers(
-        required=True, metavar="KIND"
-    )
-    for kind, config in TESTS.items():
-        command = kinds.add_parser(
-            kind, help=f"test a trained {kind.upper()}", argument_default=argparse.SUPPRESS
-        )
-        command.add_argument("folder", nargs="?", help="the folder of a training: the same as --model_path")
-        groups = {name: command.add_argument_group(name) for name in GROUPS if name != "optimisation"}
-        for field in dataclasses.fields(config):
-            add_field(groups[field.metadata["group"]], field)
-        groups["run"].add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
-        _add_old_flags(command, "test", kind)
-        command.set_defaults(run=_test, kind=kind, config=config)
 
 
 def _add_explain(commands: Any) -> None:
@@ -233,18 +199,11 @@ def _add_explain(commands: Any) -> None:
     command.set_defaults(run=_explain)
 
 
-def _drop_old_flags(given: dict[str, Any], verb: str, kind: str) -> None:
-    for name in WITHOUT_EFFECT.get((verb, kind), {}):
-        if given.pop(name.replace("-", "_"), None) is not None:
-            noun = VERBS[verb].noun if verb in VERBS else verb
-            print(f"dartsfast: --{name} has no effect on a {noun}", file=sys.stderr)
-
-
 def _run(args: argparse.Namespace) -> None:
     given = dict(vars(args))
     verb, kind, config_cls = given.pop("verb"), given.pop("kind"), given.pop("config")
     del given["run"]
-    _drop_old_flags(given, verb, kind)
+    drop_old_flags(given, verb, kind)
     detail = given.pop("detail", NORMAL)
     cell = given.pop("cell", None)
     if cell is not None and given.setdefault("arch", cell) != cell:
@@ -262,7 +221,7 @@ def _run(args: argparse.Namespace) -> None:
     if "config_file" in given:
         base = read_config(given.pop("config_file"), (verb, kind), config_cls)
     if "preset" in given and hasattr(config_cls, "protocols"):
-        base |= config_cls.protocols[given.pop("preset")]
+        base |= config_cls.protocol(given.pop("preset"))
     given = {**base, **given}
     if "save" in given:
         saved = f"{VERBS[verb].saved_as}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -279,7 +238,7 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
     paths = [Path(place).resolve() for place in places]
     if len({path.parent if path.is_file() else path for path in paths}) > 1:
         raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
-    own = set(given) - {"out", "save", "data", "device", "checkpoint_seconds"}
+    own = set(given) - {"out", "save", "data", *HERE}
     fixed = sorted(name.removesuffix("_file") for name in own)
     if fixed:
         raise InputError(
@@ -289,7 +248,7 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
         raise InputError(
             f"--data {given['data']} is no place where the data of a run can lie now: leave it out"
         )
-    here = {name: given[name] for name in ("data", "device", "checkpoint_seconds") if name in given}
+    here = {name: given[name] for name in ("data", *HERE) if name in given}
     _begin(verb, kind, config_cls(**here), folder, detail)
 
 
@@ -331,21 +290,6 @@ def _print_places(verb: str, result: Any) -> None:
         print(f"checkpoint  {result.checkpoint}")
         print(f"log         {result.out / 'log.jsonl'}  (scalars: tensorboard --logdir {result.out})")
     print(f"report      {result.out / 'report.html'}")
-
-
-def _test(args: argparse.Namespace) -> None:
-    from dartsfast import train
-
-    given = dict(vars(args))
-    kind, config = given.pop("kind"), given.pop("config")
-    del given["run"]
-    if "gpu" in given:
-        given["device"] = f"cuda:{given.pop('gpu')}"
-    _drop_old_flags(given, "test", kind)
-    folder = given.pop("folder", None)
-    if folder is not None and given.setdefault("model_path", folder) != folder:
-        raise InputError(f"two networks to test, {folder} and {given['model_path']}: name one")
-    print(getattr(train, f"test_{kind}")(config(**given)))
 
 
 def _compare(args: argparse.Namespace) -> None:

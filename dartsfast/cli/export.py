@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 from typing import Any
 
-from dartsfast.export.names import FORMATS, NETWORK_OPTIONS
+from dartsfast.cli.flags import add_preset
+from dartsfast.export.names import FORMATS
 from dartsfast.parsing import add_field
-from dartsfast.train.config import IMAGES, TestCNNConfig
+from dartsfast.train.config import IMAGES, NETWORK_OPTIONS, TestCNNConfig
 
 WHAT = (
     "the folder of a training, or a file of weights, whose network the options describe; for the format "
@@ -48,6 +49,7 @@ def add(commands: Any) -> None:
     for field in dataclasses.fields(TestCNNConfig):
         if field.name in NETWORK_OPTIONS:
             add_field(command, field)
+    add_preset(command, TestCNNConfig, only=NETWORK_OPTIONS)
     command.set_defaults(run=_run)
 
 
@@ -56,6 +58,8 @@ def _run(args: argparse.Namespace) -> None:
 
     given = dict(vars(args))
     del given["run"]
-    network = TestCNNConfig(**{name: given.pop(name) for name in NETWORK_OPTIONS if name in given})
-    for exported in export_network(given.pop("what"), **given, network=network):
+    preset = TestCNNConfig.protocol(given.pop("preset")) if "preset" in given else {}
+    network = {name: value for name, value in {**preset, **given}.items() if name in NETWORK_OPTIONS}
+    others = {name: value for name, value in given.items() if name not in NETWORK_OPTIONS}
+    for exported in export_network(others.pop("what"), **others, network=TestCNNConfig(**network)):
         print(exported, flush=True)

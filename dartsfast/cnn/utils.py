@@ -99,7 +99,8 @@ def drop_path(x: Tensor, drop_prob: float) -> Tensor:
     """Drop samples of ``x`` [N, C, H, W] with probability ``drop_prob``, in place; scale the others."""
     if drop_prob > 0.0:
         keep_prob = 1.0 - drop_prob
-        mask = x.new_empty(x.size(0), 1, 1, 1).bernoulli_(keep_prob)
+        # Not bernoulli_: of every probability, and so in every epoch, torch.compile would make a new network.
+        mask = torch.rand(x.size(0), 1, 1, 1, device=x.device) < keep_prob
         x.div_(keep_prob)
         x.mul_(mask)
     return x

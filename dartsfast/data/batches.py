@@ -108,23 +108,39 @@ class Batches:
 
     def _begin(self, pass_: int, index: int) -> Callable[[], tuple[Tensor, Tensor]]:
         """Start reading a batch; the function returned gives it, on the device."""
+        chosen = self._chosen(pass_, index)
+        images = self.source.prepare(chosen)
+
+        def finish() -> tuple[Tensor, Tensor]:
+            drawn = self._drawn(pass_, index)
+            augmented = _crop_and_flip(images(), drawn) if self.augment else images()
+            return self._finish(augmented, chosen, drawn)
+
+        return finish
+
+    def _chosen(self, pass_: int, index: int) -> Tensor:
+        """Return which images a batch has, int64 [B]."""
         if pass_ < 0 or not 0 <= index < len(self):
             raise InputError(
                 f"no batch {index} in pass {pass_} of the {self.stream!r} stream: "
                 f"passes count from 0 and have batches 0..{len(self) - 1}"
             )
-        start = index * self.whole
-        count = min(self.whole, self.images - start)
-        begin, end = (number * count // self.ranks for number in (self.rank, self.rank + 1))
-        chosen = self._pass_order(pass_)[start + begin : start + end]
-        drawn = _Draws(self._generator(pass_, index), count, begin, end)
-        images = self.source.prepare(chosen)
-        return lambda: self._finish(images(), self.source.targets[chosen], drawn)
+        start, (_, begin, end) = index * self.whole, self._part(index)
+        return self._pass_order(pass_)[start + begin : start + end]
 
-    def _finish(self, images: Tensor, y: Tensor, drawn: _Draws) -> tuple[Tensor, Tensor]:
-        """Augment and normalise ``images``, uint8 [B, 3, H, W], and send the batch to the device."""
-        if self.augment:
-            images = _crop_and_flip(images, drawn)
+    def _part(self, index: int) -> tuple[int, int, int]:
+        """Return how many images a whole batch has, and where this rank's begin and end in it."""
+        count = min(self.whole, self.images - index * self.whole)
+        begin, end = (number * count // self.ranks for number in (self.rank, self.rank + 1))
+        return count, begin, end
+
+    def _drawn(self, pass_: int, index: int) -> _Draws:
+        """Return what is drawn for the images of a batch."""
+        return _Draws(self._generator(pass_, index), *self._part(index))
+
+    def _finish(self, images: Tensor, chosen: Tensor, drawn: _Draws) -> tuple[Tensor, Tensor]:
+        """Normalise ``images``, uint8 [B, 3, H, W], cut out, and send the batch to the device."""
+        y = self.source.targets[chosen]
         x = images.float().div_(255).sub_(self.mean).div_(self.std)
         if self.cutout_length:
             x = x.masked_fill_(_squares(x, self.cutout_length, drawn), 0.0)
@@ -144,9 +160,13 @@ class Batches:
 
     def _generator(self, *position: int) -> torch.Generator:
         """Return a generator for a (pass,), which draws its order, or for a (pass, index)."""
-        key = repr((self.seed, self.stream, *map(int, position)))
-        digest = hashlib.sha256(key.encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        return torch.Generator().manual_seed(stream_seed(self.seed, self.stream, *position))
+
+
+def stream_seed(seed: int, stream: str, *position: int) -> int:
+    """Return the seed of what is drawn at a position of a stream, such as a (pass, index): 64 bits."""
+    key = repr((seed, stream, *map(int, position)))
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
 
 
 class _Draws(NamedTuple):

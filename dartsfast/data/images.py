@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from dartsfast.data import photos
 from dartsfast.data.photos import require
-from dartsfast.data.pixels import list_images, to_rgb
+from dartsfast.data.pixels import list_images, opened, to_rgb
 from dartsfast.errors import InputError
-from dartsfast.files import check_regular
 
 SPECS = "photos, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, imagefolder:DIR"
 
@@ -132,14 +130,9 @@ class FolderImages:
     def _decode(self, path: Path) -> Tensor:
         """Return one file as uint8 [image_size, image_size, 3]."""
         size = (self.image_size, self.image_size)
-        check_regular(path)
-        try:
-            with self._pil.open(path) as image:
-                image.draft("RGB", size)  # JPEG: decode at the nearest larger power-of-two fraction
-                square = self._ops.fit(to_rgb(image), size, method=self._pil.Resampling.BILINEAR)
-        # What Pillow raises for damaged files, depending on the format and on where the damage is.
-        except (OSError, SyntaxError, ValueError, struct.error, self._pil.DecompressionBombError) as error:
-            raise InputError(f"cannot decode the image {path} ({error}): repair or remove it") from error
+        with opened(path) as image:
+            image.draft("RGB", size)  # JPEG: decode at the nearest larger power-of-two fraction
+            square = self._ops.fit(to_rgb(image), size, method=self._pil.Resampling.BILINEAR)
         return torch.from_numpy(np.array(square))
 
 
@@ -219,7 +212,8 @@ def load_images(
     - ``photos``: 32x32 crops of ten photographs that come with scikit-image and scikit-learn.
     - ``cifar10:DIR``, ``cifar100:DIR``, ``fashion-mnist:DIR``: DIR is the root of torchvision's layout.
       Fashion-MNIST is padded with zeros to 32x32 and its one channel repeated.
-    - a folder alone: CIFAR-10 in it, as the original's ``--data`` means.
+    - a folder alone, as the original's ``--data``: an ``imagefolder`` where it has a folder ``train``, else
+      CIFAR-10.
     - ``imagefolder:DIR``: DIR/train/CLASS/* and DIR/val (or valid, or test)/CLASS/*, at ``image_size``.
 
     As in the original DARTS the first floor(train_portion * N) training images are ``train`` and the
@@ -231,9 +225,7 @@ def load_images(
     outside (0, 1) or leaving a half without images, and an ``image_size`` other than 32 with data of
     32x32 pixels.
     """
-    if Path(os.path.expanduser(spec)).is_dir():
-        spec = f"cifar10:{spec}"
-    name, colon, folder = spec.partition(":")
+    name, colon, folder = _with_name(spec).partition(":")
     if name not in ("photos", "imagefolder", "fashion-mnist", *_CIFAR_STATS):
         raise InputError(f"unknown image data {spec!r}: use one of {SPECS}")
     if bool(folder) == (name == "photos") or (colon and not folder):
@@ -254,10 +246,17 @@ def load_images(
 
 def absolute_images(spec: str) -> str:
     """Return ``spec`` with the folder that it names, if any, as an absolute path."""
-    if Path(os.path.expanduser(spec)).is_dir():
-        spec = f"cifar10:{spec}"
+    spec = _with_name(spec)
     name, _, folder = spec.partition(":")
     return f"{name}:{Path(os.path.expanduser(folder)).absolute()}" if folder and "/" not in name else spec
+
+
+def _with_name(spec: str) -> str:
+    """Return ``spec`` with the name of its data set, where it is a folder alone."""
+    folder = Path(os.path.expanduser(spec))
+    if not folder.is_dir():
+        return spec
+    return f"imagefolder:{spec}" if (folder / "train").is_dir() else f"cifar10:{spec}"
 
 
 def _photos(train_portion: float) -> ImageTask:
@@ -372,6 +371,12 @@ def _class_halves(targets: Tensor, classes: list[str], train_portion: float) -> 
     counts = targets.bincount(minlength=len(classes)).tolist()
     first, rest = [], []
     for name, members in zip(classes, torch.arange(len(targets)).split(counts), strict=True):
+        if len(members) < 2:
+            found = "one training image" if len(members) else "no training images"
+            raise InputError(
+                f"imagefolder: class {name!r} has {found}, and needs two or more, to be in both halves of "
+                "the data: add images, or remove its folder"
+            )
         cut = int(train_portion * len(members))
         if not 0 < cut < len(members):
             raise InputError(

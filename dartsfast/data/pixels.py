@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dartsfast.data.photos import require
+from dartsfast.errors import InputError
 from dartsfast.files import check_regular
 
 if TYPE_CHECKING:
@@ -39,6 +43,23 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
                 if not entry.is_file():
                     check_regular(path)  # says what it is
                 yield path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Within, the image file is open; what it holds is decoded where it is asked for.
+
+    Raises:
+        InputError: it cannot be read or decoded, also within.
+    """
+    pil = require("PIL.Image")
+    check_regular(path)
+    try:
+        with pil.open(path) as image:
+            yield image
+    # What Pillow raises for damaged files, depending on the format and on where the damage is.
+    except (OSError, SyntaxError, ValueError, struct.error, pil.DecompressionBombError) as error:
+        raise InputError(f"cannot decode the image {path} ({error}): repair or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dartsfast.cnn.model import NetworkCIFAR
+from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
 from dartsfast.errors import InputError
 
 EXTRA_FILE = "dartsfast.json"  # in an archive of torch.export
@@ -21,12 +21,24 @@ SAMPLE = 2  # images that a network is followed with; with one the batch would b
 About = Mapping[str, Any]  # what the file says of the network; values that JSON has
 
 
-class Logits(NetworkCIFAR):
+class LogitsCIFAR(NetworkCIFAR):
     """The network of a cell, images to logits alone."""
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Map [N, 3, H, W] to [N, classes]."""
         return super().forward(images)[0]
+
+
+class LogitsImageNet(NetworkImageNet):
+    """The network of a cell for ImageNet, images to logits alone."""
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Map [N, 3, H, W] to [N, classes]."""
+        return super().forward(images)[0]
+
+
+Logits = LogitsCIFAR | LogitsImageNet
+LOGITS: dict[str, Any] = {"cifar": LogitsCIFAR, "imagenet": LogitsImageNet}  # as --network names them
 
 
 class Format(NamedTuple):

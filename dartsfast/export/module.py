@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dartsfast.export import module_cnn, module_rnn
+from dartsfast.export.formats import LOGITS
 from dartsfast.export.source import Source
 from dartsfast.export.text import listed, quoted, wrapped
 from dartsfast.genotypes import CNN
@@ -30,7 +31,8 @@ def module_text(source: Source) -> str:
     Where that is trained, its function ``trained`` reads the weights beside the file.
     """
     text: Any = module_cnn if source.kind == CNN else module_rnn
-    head, parts = [_docstring(source), text.IMPORTS], text.classes(source.genotype)
+    which = (source.images,) if source.kind == CNN else ()
+    head, parts = [_docstring(source), text.IMPORTS], text.classes(source.genotype, *which)
     if source.trained:
         head[1] = text.IMPORTS_OF_TRAINED
         parts.append(TRAINED.format(suffix=WEIGHTS, sizes=_sizes(source)))
@@ -46,7 +48,7 @@ def _sizes(source: Source) -> str:
 def _docstring(source: Source) -> str:
     network = f"{'Trained was' if source.trained else 'Build it as'} Network({_sizes(source)})."
     if source.kind == CNN:
-        original = "dartsfast.cnn.model.NetworkCIFAR"
+        original = f"dartsfast.cnn.model.{LOGITS[source.images].__base__.__name__}"
         lacks = (
             "No paths are dropped in training, and there is no second classifier: of weights that have one "
             "leave out the names that begin with auxiliary_head."

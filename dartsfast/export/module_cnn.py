@@ -153,7 +153,7 @@ class {name}(nn.Module):
 '''
 NETWORK = '''
 class Network(nn.Module):
-    """Images [N, 3, H, W] to logits [N, num_classes]; H and W are multiples of 4.
+    """Images [N, 3, H, W] to logits [N, num_classes]; H and W are multiples of {multiple}.
 
     C: channels of the first cells, doubled by each of the two reduction cells.
     layers: number of cells.
@@ -161,13 +161,9 @@ class Network(nn.Module):
 
     def __init__(self, C: int, num_classes: int, layers: int) -> None:
         super().__init__()
-        C_prev_prev = C_prev = 3 * C
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, C_prev, 3, padding=1, bias=False),
-            nn.BatchNorm2d(C_prev),
-        )
+{stem}
         self.cells = nn.ModuleList()
-        halved = False
+        halved = {halved}
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C = 2 * C if reduction else C
@@ -175,19 +171,56 @@ class Network(nn.Module):
             self.cells.append(cell(C_prev_prev, C_prev, C, halved))
             halved = reduction
             C_prev_prev, C_prev = C_prev, cell.multiplier * C
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.global_pooling = {pooling}
         self.classifier = nn.Linear(C_prev, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        s0 = s1 = self.stem(images)
+        {states}
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
 '''
 
 
-def classes(genotype: Genotype) -> list[str]:
-    """Return the text of the classes that the network of ``genotype`` needs, in their order in a file."""
+# What the two networks differ in.
+STEM_CIFAR = """
+        C_prev_prev = C_prev = 3 * C
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, C_prev, 3, padding=1, bias=False),
+            nn.BatchNorm2d(C_prev),
+        )
+"""
+STEM_IMAGENET = """
+        C_prev_prev = C_prev = C
+        self.stem0 = nn.Sequential(
+            nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C // 2),
+            nn.ReLU(),
+            nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C),
+        )
+        self.stem1 = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(C),
+        )
+"""
+NETWORKS = {
+    "cifar": {
+        "multiple": "4", "stem": STEM_CIFAR.strip("\n"), "halved": "False",
+        "pooling": "nn.AdaptiveAvgPool2d(1)", "states": "s0 = s1 = self.stem(images)",
+    },
+    "imagenet": {
+        "multiple": "32, from 224 to 416", "stem": STEM_IMAGENET.strip("\n"), "halved": "True",
+        "pooling": "nn.AvgPool2d(7)",
+        "states": "s0 = self.stem0(images)\n        s1 = self.stem1(s0)",
+    },
+}  # fmt: skip
+
+
+def classes(genotype: Genotype, images: str) -> list[str]:
+    """Return the text of the classes that the network of ``genotype`` for ``images``, a name of
+    :data:`NETWORKS`, needs, in their order in a file."""
     cells = (genotype.normal, genotype.reduce)
     check_known("operation", (name for cell in cells for name, _ in cell), {*OPS, "skip_connect"})
     needed = {OPS[name].needs for cell in cells for name, _ in cell if name in OPS}
@@ -196,7 +229,7 @@ def classes(genotype: Genotype) -> list[str]:
         *(text for name, text in CLASSES.items() if name in needed),
         _cell("NormalCell", "normal", genotype.normal, genotype.normal_concat),
         _cell("ReductionCell", "reduction", genotype.reduce, genotype.reduce_concat),
-        NETWORK,
+        NETWORK.format(**NETWORKS[images]),
     ]
 
 

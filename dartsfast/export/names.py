@@ -2,6 +2,3 @@
 
 # The suffix of the file that each format makes.
 FORMATS = {"torch": ".pt2", "onnx": ".onnx", "module": ".py"}
-
-# Options of a test that say which network weights are of.
-NETWORK_OPTIONS = ("arch", "init_channels", "layers", "auxiliary", "image_size")

@@ -18,7 +18,7 @@ from dartsfast.export.module import load_module, module_text, weights_path
 from dartsfast.export.names import FORMATS
 from dartsfast.export.source import Options, Source, find_source
 from dartsfast.files import written_whole
-from dartsfast.genotypes import CNN, picture_name
+from dartsfast.genotypes import CNN, as_genotype, picture_name
 from dartsfast.train.config import TestCNNConfig
 from dartsfast.train.weights import weights_content
 
@@ -42,7 +42,7 @@ def _words(difference: float) -> str:
 
 
 def export_network(
-    what: str,
+    what: Any,
     formats: Sequence[str] = ("torch",),
     *,
     out: str = "",
@@ -54,7 +54,7 @@ def export_network(
 
     Args:
         what: the folder of a training; a file of weights, whose network ``network`` describes as for a test;
-            with the format ``module`` alone also a cell, as ``dartsfast train cnn`` takes it.
+            with the format ``module`` alone also a cell, as ``dartsfast train cnn`` takes it, or a genotype.
         formats: ``torch`` (``torch.export``) and ``onnx``, of trained CNNs, for any number of images;
             ``module`` (a Python file that needs torch alone, beside it the weights of a trained network).
         out: path of the file; its suffix can be left out. Default: beside ``what``.
@@ -67,6 +67,7 @@ def export_network(
         CheckFailedError: a file computes something else than the network; it is not kept.
         OSError: it cannot be written, as on a full disk; nothing is left of it.
     """
+    what = os.fspath(what) if isinstance(what, (str, os.PathLike)) else repr(as_genotype(what))
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"unknown format {unknown[0]!r}: choose of {', '.join(FORMATS)}")
     for name in formats:

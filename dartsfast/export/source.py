@@ -13,19 +13,19 @@ from torch import Tensor
 
 import dartsfast
 from dartsfast.cnn import genotypes as cnn_genotypes
-from dartsfast.data import check_sides, image_sides, load_images
+from dartsfast.data import image_sides, load_images
 from dartsfast.errors import InputError
-from dartsfast.export.formats import Logits
-from dartsfast.export.names import NETWORK_OPTIONS
+from dartsfast.export.formats import LOGITS
 from dartsfast.genotypes import CNN, RNN, AnyGenotype, Kind, resolve_genotype
 from dartsfast.genotypes.text import looks_like_genotype
 from dartsfast.rnn import genotypes as rnn_genotypes
 from dartsfast.rnn.model import RNNModel
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.runs.config_file import CONFIG, load_config
-from dartsfast.train.config import TestCNNConfig
+from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig
 from dartsfast.train.evaluate import fitting, trained_network, trained_weights
 from dartsfast.train.evaluate_rnn import best_weights
+from dartsfast.train.network import check_images_fit
 from dartsfast.train.weights import load_weights
 
 CLASSES = 10  # of a cell alone, as CIFAR-10 has
@@ -40,11 +40,12 @@ class Source(NamedTuple):
     Attributes:
         kind: ``CNN`` or ``RNN``.
         genotype: its cell.
-        network: in evaluation mode, on the CPU; a :class:`Logits` or an :class:`RNNModel`.
+        network: in evaluation mode, on the CPU; one of ``LOGITS`` or an :class:`RNNModel`.
         sizes: what the plain file's ``Network`` takes: channels, classes and layers, or words and units.
         trained: its weights are of a training.
         about: what is said of it in files; values that JSON has.
         side: of its images, in pixels.
+        images: which network of a CNN it is, a name of ``LOGITS``.
     """
 
     kind: Kind
@@ -54,10 +55,11 @@ class Source(NamedTuple):
     trained: bool
     about: dict[str, Any]
     side: int = 0
+    images: str = ""
 
 
 class Options(NamedTuple):
-    """What is said of the network beside where it is; all at its default where the network knows itself.
+    """What is said of the network beside where it is; nothing where the network knows itself.
 
     Attributes:
         test: cell and sizes of the network, as its test takes them.
@@ -76,8 +78,8 @@ class Options(NamedTuple):
             raise InputError(f"classes must not be negative, got {self.classes}")
 
     def given(self) -> list[str]:
-        """Return the names of the options that are not at their defaults."""
-        names = [n for n in NETWORK_OPTIONS if getattr(self.test, n) != getattr(TestCNNConfig, n)]
+        """Return the names of the options that were given."""
+        names = [name for name in NETWORK_OPTIONS if name in self.test.given]
         return names + [n for n in ("data", "classes") if getattr(self, n)]
 
     def refuse(self, what: str, names: Sequence[str]) -> None:
@@ -117,7 +119,7 @@ def _rows(weights: dict[str, Tensor], name: str) -> int:
 
 def _cnn_training(path: Path, options: Options) -> Source:
     options.refuse(f"the training in {path} knows its own network", ("classes",))
-    config, weights = trained_weights(dataclasses.replace(options.test, model_path=str(path)))
+    config, weights = trained_weights(options.test.but(model_path=str(path)))
     return _trained_cnn(dataclasses.replace(config, data=options.data or config.data), weights, 0, True)
 
 
@@ -151,10 +153,11 @@ def _trained_cnn(config: TestCNNConfig, weights: dict[str, Tensor], classes: int
     kept = {name: value for name, value in tested.state_dict().items() if not name.startswith(SECOND)}
     cell = resolve_genotype(config.arch, CNN)
     sizes = (config.init_channels, tested.classifier.out_features, config.layers)
-    return _cnn(cell, sizes, side, kept, about)
+    return _cnn(config.network, cell, sizes, side, kept, about)
 
 
 def _cnn(
+    images: str,
     cell: cnn_genotypes.Genotype,
     sizes: tuple[int, int, int],
     side: int,
@@ -162,8 +165,8 @@ def _cnn(
     about: dict[str, Any],
 ) -> Source:
     channels, classes, layers = sizes
-    check_sides(side, side)
-    network = Logits(channels, classes, layers, False, cell)
+    check_images_fit(images, False, side, side)
+    network = LOGITS[images](channels, classes, layers, False, cell)
     if weights is not None:
         network.load_state_dict(weights)
     said = {
@@ -173,7 +176,7 @@ def _cnn(
         "output": "logits [N, classes]",
         **about,
     }
-    return Source(CNN, cell, network.eval(), sizes, weights is not None, said, side)
+    return Source(CNN, cell, network.eval(), sizes, weights is not None, said, side, images)
 
 
 def _said(cell: AnyGenotype) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def _cell(what: str, options: Options) -> Source:
         if isinstance(cell, cnn_genotypes.Genotype):
             options.refuse(alone, ("arch", "auxiliary", "data"))
             sizes = (options.test.init_channels, options.classes or CLASSES, options.test.layers)
-            return _cnn(cell, sizes, options.test.image_size, None, {})
+            return _cnn(options.test.network, cell, sizes, options.test.image_size, None, {})
         options.refuse(alone, options.given())
         network = RNNModel(WORDS, UNITS, UNITS, UNITS, genotype=cell).eval()
     return Source(RNN, cell, network, (WORDS, UNITS), False, _said(cell))

@@ -16,7 +16,7 @@ from dartsfast.errors import InputError
 from dartsfast.runs.checkpoint import CURRENT, has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.fit import check_pieces, check_progress, match, match_keys, restored_config
 from dartsfast.runs.folder import locked, new_folder, refuse_used
-from dartsfast.runs.options import HERE
+from dartsfast.runs.options import here
 from dartsfast.runs.run import STATE, Run
 
 
@@ -142,11 +142,11 @@ def _processes(count: int) -> str:
 
 def _run_again(run_cls: type[Run], config: Any, own: Any, folder: Path) -> Run:
     """Return a run under the configuration ``own`` of the run, but for what ``config`` says of here."""
-    here = {name: getattr(config, name) for name in HERE}
+    now = here(config)
     if config.data != type(config).data:
-        here["data"] = config.data
+        now["data"] = config.data
     try:
-        return _built(run_cls, dataclasses.replace(own, **here))
+        return _built(run_cls, dataclasses.replace(own, **now))
     except InputError as error:
         raise InputError(
             f"cannot go on with the run in {folder}: {error}. If its data lie elsewhere now, give --data"

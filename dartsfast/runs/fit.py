@@ -161,13 +161,22 @@ def check_images(batches: Any, state: dict[str, Any]) -> None:
         )
 
 
-def check_cosine(
-    scheduler: torch.optim.lr_scheduler.CosineAnnealingLR, epochs: int, state: dict[str, Any]
-) -> None:
+def check_cosine(scheduler: Any, epochs: int, state: dict[str, Any]) -> None:
     """Raise InputError unless the kept schedule, and the optimiser's rate, are those of the epoch."""
+    (first,), last = scheduler.base_lrs, scheduler.eta_min
+    planned = last + (first - last) * (1 + math.cos(math.pi * state["epoch"] / epochs)) / 2
+    _check_schedule(scheduler, planned, state)
+
+
+def check_step(scheduler: Any, state: dict[str, Any]) -> None:
+    """Raise InputError unless the kept schedule, and the optimiser's rate, are those of the epoch."""
+    (first,) = scheduler.base_lrs
+    _check_schedule(scheduler, first * scheduler.gamma ** (state["epoch"] // scheduler.step_size), state)
+
+
+def _check_schedule(scheduler: Any, planned: float, state: dict[str, Any]) -> None:
     kept, fresh, epoch = state["extra"]["scheduler"], scheduler.state_dict(), state["epoch"]
-    (lr,), (first,), last = kept["_last_lr"], fresh["base_lrs"], fresh["eta_min"]
-    planned = last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    (lr,), (first,) = kept["_last_lr"], fresh["base_lrs"]
     for rate in (lr, state["optimizer"]["param_groups"][0]["lr"]):
         if abs(rate - planned) > 1e-6 * first or rate != lr:
             raise InputError(f"the learning rate is {rate} in epoch {epoch}, planned is {planned}")

@@ -13,8 +13,10 @@ from types import FrameType
 from typing import Any
 
 from dartsfast import ranks
+from dartsfast.errors import RunStopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # those that Python, left alone, says nothing of
 TWICE = 0.3  # seconds within which a second Ctrl-C is the first one, handed on by a program around us
 
 
@@ -68,10 +70,33 @@ def stop_signals() -> Iterator[Stop]:
 
     if threading.current_thread() is threading.main_thread():
         for each in SIGNALS:
-            if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
+            if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler, _strike):
                 before[each] = signal.signal(each, handler)
     try:
         yield stop
+    finally:
+        for signum, action in before.items():
+            signal.signal(signum, action)
+
+
+def _strike(signum: int, frame: FrameType | None) -> None:
+    raise RunStopped(f"stopped by {signal_name(signum)}", signum)
+
+
+@contextmanager
+def striking_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise RunStopped at once, as Ctrl-C raises KeyboardInterrupt.
+
+    For what is between runs and has nothing to save; a run within takes them for itself while it lasts.
+    Only the main thread can have this, and only signals that nobody has handlers for.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            each: signal.signal(each, _strike) for each in ENDING if signal.getsignal(each) == signal.SIG_DFL
+        }
+    try:
+        yield
     finally:
         for signum, action in before.items():
             signal.signal(signum, action)

@@ -9,14 +9,14 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from dartsfast.errors import InputError
 
 # How the command line arranges them, in this order.
 GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
 DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
-HERE = ("device", "checkpoint_seconds")  # options of a process, not of a run
+HERE = ("device", "checkpoint_seconds", "workers")  # options of a process, not of a run
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:
@@ -24,9 +24,33 @@ def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group})
 
 
+def here(config: Any) -> dict[str, Any]:
+    """Return those options of ``config`` that are of a process, not of a run."""
+    return {name: getattr(config, name) for name in HERE if hasattr(config, name)}
+
+
 @dataclass(frozen=True)
 class Options:
-    """Options that know what cannot work."""
+    """Options that know what cannot work, and which of them were given, if only as they would be by default.
+
+    Attributes:
+        given: their names; :func:`dataclasses.replace` gives all of them, :meth:`but` those that it changes.
+    """
+
+    given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Note what is given."""
+        made = super().__new__(cls)
+        names = [field.name for field in dataclasses.fields(cls)][: len(args)]
+        object.__setattr__(made, "given", frozenset((*names, *options)))
+        return made
+
+    def but(self, **options: Any) -> Any:
+        """Return the same with ``options``, which count as given."""
+        changed = dataclasses.replace(self, **options)
+        object.__setattr__(changed, "given", self.given | options.keys())
+        return changed
 
     def __post_init__(self) -> None:
         # Checkpoints hold plain values, of one type each.

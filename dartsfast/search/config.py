@@ -59,7 +59,8 @@ class CNNConfig(SearchConfig):
         "photos",
         "photos: 32x32 crops of ten photographs that come with scikit-image and scikit-learn; cifar10:DIR, "
         "cifar100:DIR, fashion-mnist:DIR: as torchvision lays them out in DIR; imagefolder:DIR: "
-        "DIR/train/CLASS/* and DIR/val/CLASS/*; a folder alone: CIFAR-10 in it",
+        "DIR/train/CLASS/* and DIR/val/CLASS/*; a folder alone: this where it has a folder train, else "
+        "CIFAR-10",
         group=DATA,
     )
     download: bool = option(False, "let torchvision fetch the data if it is not there", group=DATA)

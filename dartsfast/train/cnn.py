@@ -1,4 +1,5 @@
-"""The training of a found CNN cell from scratch (paper section 3.2; the original's ``cnn/train.py``)."""
+"""The training of a found CNN cell from scratch (paper sections 3.2 and 3.3; the original's ``cnn/train.py``
+and ``cnn/train_imagenet.py``)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from dartsfast import ranks
 from dartsfast.bilevel.flat import average_gradients_
-from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
     Batches,
@@ -30,12 +30,13 @@ from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, AnyGenotype, resolve_genotype
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
-from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.fit import check_cosine, check_images, check_step, match
 from dartsfast.runs.report import Picture
 from dartsfast.runs.run import Iteration, Run
 from dartsfast.train.config import TrainCNNConfig
 from dartsfast.train.count import Size, network_size
 from dartsfast.train.evaluate import test_network
+from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.result import TrainResult, epochs
 from dartsfast.train.weights import WEIGHTS, save_weights
 
@@ -59,12 +60,15 @@ class CNNTraining(Run):
         self.fingerprint = image_fingerprint(task, tested=not self.held_out)
         images = limited(task.train if self.held_out else whole(task), config.max_images)
         sides = image_sides(task)
-        self._check(len(images), sides)
+        check_images_fit(config.network, config.auxiliary, *sides)
+        self._check_batches(len(images))
+        cutout = config.cutout_length if config.cutout else 0
+        self.train = self._batches(images, task, stream="train", cutout=cutout)
+        check = limited(task.valid, config.max_images) if self.held_out else task.test
+        self.check = self._batches(check, task, stream="test", cutout=None)
         self.cell = resolve_genotype(config.arch, CNN)
         torch.manual_seed(config.seed)
-        model = NetworkCIFAR(
-            config.init_channels, len(task.classes), config.layers, config.auxiliary, self.cell
-        )
+        model = build_network(config, len(task.classes), self.cell)
         if config.sync_bn:
             synchronise_(model)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -76,9 +80,10 @@ class CNNTraining(Run):
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
+        self.scheduler = self._schedule()
+        self.steps = 0  # that the optimiser has taken in this epoch
+        self.optimizer.register_step_post_hook(self._count_step)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self._stream(task, images)
         self.size: Size = network_size(model, *sides)
         self.work = len(self.train)
         self.every = config.report_freq
@@ -98,35 +103,33 @@ class CNNTraining(Run):
         """As of any run; but steps are skipped until float16's gradients have a scale."""
         return None if self.scaler.is_enabled() else super().has_stepped(state)
 
-    def _check(self, images: int, sides: tuple[int, int]) -> None:
-        """Raise InputError for what the second classifier cannot be trained on."""
+    def _check_batches(self, images: int) -> None:
+        """Raise InputError for a last batch that the second classifier of CIFAR cannot be trained on."""
         config = self.config
-        if not config.auxiliary:
-            return
-        if not all(32 <= side <= 40 for side in sides):
-            raise InputError(
-                f"the second classifier takes images of 32x32 to 40x40, got {sides[0]}x{sides[1]}: use "
-                "another --image_size, or leave --auxiliary out"
-            )
-        if images // ranks.size() % config.batch_size == 1 % config.batch_size:
+        if (
+            config.auxiliary
+            and config.network == "cifar"
+            and images // ranks.size() % config.batch_size == 1 % config.batch_size
+        ):
             raise InputError(
                 "the second classifier cannot be trained on a last batch of one image (its batch norms have "
                 f"one value a channel): of {images} images, use another batch_size than {config.batch_size}"
             )
 
-    def _stream(self, task: ImageTask, images: ImageSource) -> None:
+    def _batches(self, source: ImageSource, task: ImageTask, *, stream: str, cutout: int | None) -> Batches:
         config = self.config
-        common: dict[str, Any] = {
-            "mean": task.mean, "std": task.std, "seed": config.seed, "device": self.device,
-            "part": (ranks.rank(), ranks.size()),
-        }  # fmt: skip
-        cutout = config.cutout_length if config.cutout else 0
-        self.train = Batches(
-            images, config.batch_size, stream="train", augment=True, cutout_length=cutout, **common
+        return batches_of(
+            source, task, config, stream=stream, seed=config.seed, device=self.device, cutout=cutout
         )
-        check = limited(task.valid, config.max_images) if self.held_out else task.test
-        batch = min(config.batch_size, max(len(check) // ranks.size(), 1))
-        self.check = Batches(check, batch, stream="test", augment=False, shuffle=False, **common)
+
+    def _count_step(self, *_: Any) -> None:
+        self.steps += 1
+
+    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        config, schedulers = self.config, torch.optim.lr_scheduler
+        if config.schedule == "step":
+            return schedulers.StepLR(self.optimizer, config.decay_period, config.gamma)
+        return schedulers.CosineAnnealingLR(self.optimizer, config.epochs)
 
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch, a step of the weights an iteration."""
@@ -149,9 +152,10 @@ class CNNTraining(Run):
         dtype = getattr(torch, config.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             logits, logits_aux = self.forward(x)
-            loss = nn.functional.cross_entropy(logits, y)
+            loss = nn.functional.cross_entropy(logits, y, label_smoothing=config.label_smooth)
             if config.auxiliary:
-                loss = loss + config.auxiliary_weight * nn.functional.cross_entropy(logits_aux, y)
+                auxiliary = nn.functional.cross_entropy(logits_aux, y, label_smoothing=config.label_smooth)
+                loss = loss + config.auxiliary_weight * auxiliary
         self.scaler.scale(loss).backward()
         average_gradients_(self.model.parameters())
         self.scaler.unscale_(self.optimizer)
@@ -161,10 +165,17 @@ class CNNTraining(Run):
         return logits.detach(), loss.detach()
 
     def finish_epoch(self) -> dict[str, Any]:
-        """Test, or validate, on images as they are, and move the cosine schedule on."""
+        """Test, or validate, on images as they are, and move the schedule on."""
         lr = self.scheduler.get_last_lr()[0]
         waited, self.train.waited = self.train.waited, 0.0
         tested = test_network(self.model, self.check, self.stop.check)
+        if self.steps == 0:
+            self.say(
+                f"epoch {self.epoch + 1}: none of {self.step} steps was taken, as no gradient was finite in "
+                f"float16, scaled by {self.scaler.get_scale():g} by now: if that goes on, use --precision "
+                "bfloat16, or lower the learning rate"
+            )
+        self.steps = 0
         self.scheduler.step()
         what = "valid" if self.held_out else "test"
         return {
@@ -184,19 +195,30 @@ class CNNTraining(Run):
         return {"optimizer": self.optimizer}
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the schedule, and the scale of float16's gradients; batches follow from epoch and step."""
-        return {"scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
+        """Return the schedule, the scale of float16's gradients, and the steps taken in this epoch; batches
+        follow from epoch and step."""
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps": self.steps,
+        }
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and schedule go together."""
         match("extra", self.extra_state(), state["extra"])
         check_images(self.train, state)
-        check_cosine(self.scheduler, self.config.epochs, state)
+        if not 0 <= state["extra"]["steps"] <= state["step"]:
+            raise InputError(f"extra.steps is {state['extra']['steps']} after {state['step']} iterations")
+        if self.config.schedule == "step":
+            check_step(self.scheduler, state)
+        else:
+            check_cosine(self.scheduler, self.config.epochs, state)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back the schedule and the scale."""
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
 
     def genotype(self) -> AnyGenotype:
         """Return the cell that is trained."""
@@ -229,8 +251,9 @@ class CNNTraining(Run):
 
 def _result(cell: AnyGenotype, history: list[dict[str, Any]], out: Path, checkpoint: Path) -> TrainResult:
     row = history[-1]
-    what, accuracy = ("test", row["test_acc"]) if "test_acc" in row else ("validation", row["valid_acc"])
-    lesson = f"after {epochs(row['epoch'])}: {what} error {100 - accuracy:.2f} %"
+    what, name = ("test", "test") if "test_acc" in row else ("validation", "valid")
+    first, five = 100 - row[f"{name}_acc"], 100 - row[f"{name}_acc5"]
+    lesson = f"after {epochs(row['epoch'])}: {what} error {first:.2f} % ({five:.2f} % with five guesses)"
     return TrainResult(cell, history, out, checkpoint, out / WEIGHTS, lesson)
 
 

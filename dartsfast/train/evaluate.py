@@ -1,9 +1,10 @@
-"""The test of a trained CNN (the original's ``cnn/test.py``)."""
+"""The test of a trained CNN (the original's ``cnn/test.py`` and ``cnn/test_imagenet.py``)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast import ranks
-from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.utils import accuracy
-from dartsfast.data import Batches, load_images
+from dartsfast.data import Batches, image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, resolve_genotype
 from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
+from dartsfast.runs.detail import VERBOSE, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
-from dartsfast.train.config import TestCNNConfig, TrainCNNConfig
+from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig, TrainCNNConfig
+from dartsfast.train.count import network_size
+from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.weights import load_weights
 
 
@@ -48,7 +51,7 @@ class TestResult:
 def test_network(
     model: nn.Module, batches: Batches, between: Callable[[], None] = lambda: None
 ) -> TestResult:
-    """Test a :class:`NetworkCIFAR`, left in evaluation mode, on a pass of ``batches``.
+    """Test a network of images, left in evaluation mode, on a pass of ``batches``.
 
     ``between`` is called before every batch. Ranks with a part of each batch have the same result.
     """
@@ -74,7 +77,7 @@ test_network.__test__ = False  # type: ignore[attr-defined]  # no test of pytest
 def test_cnn(config: TestCNNConfig) -> TestResult:
     """Test the network whose weights are at ``config.model_path`` on the held-out images.
 
-    Of a run's folder cell and network are its own; its data too, unless ``config.data`` names others.
+    Of a run's folder cell and network are its own; its data too, unless ``config`` was given others.
 
     Raises:
         InputError: no such weights, or not of this network.
@@ -85,13 +88,12 @@ def test_cnn(config: TestCNNConfig) -> TestResult:
     config, weights = trained_weights(config)
     device = resolve_device(config.device)
     task = load_images(config.data, download=config.download, image_size=config.image_size)
+    check_images_fit(config.network, False, *image_sides(task))
     model = trained_network(config, weights, len(task.classes))
-    batch = min(config.batch_size, len(task.test))
-    batches = Batches(
-        task.test, batch, mean=task.mean, std=task.std, seed=0, stream="test",
-        augment=False, shuffle=False, device=device,
-    )  # fmt: skip
-    return test_network(model.to(device), batches)
+    batches = batches_of(task.test, task, config, stream="test", seed=0, device=device, cutout=None)
+    size = network_size(model, *image_sides(task))
+    with timed(f"testing {config.model_path} on {config.data}, on {device}, {size}"):
+        return test_network(model.to(device), batches)
 
 
 test_cnn.__test__ = False  # type: ignore[attr-defined]
@@ -102,20 +104,32 @@ def trained_weights(config: TestCNNConfig) -> tuple[TestCNNConfig, dict[str, Ten
     path = Path(os.path.expanduser(config.model_path))
     if not path.is_dir():
         return config, load_weights(path)
-    names = ("arch", "init_channels", "layers", "auxiliary", "image_size")
-    config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, names)
+    config, state = tested_run(config, path, "train-cnn", TrainCNNConfig, NETWORK_OPTIONS)
     return config, state["model"]
 
 
-def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: int) -> NetworkCIFAR:
+def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: int) -> Any:
     """Return the network that ``config`` describes with ``weights``; InputError where they do not fit."""
     cell = resolve_genotype(config.arch, CNN)
-    model = NetworkCIFAR(config.init_channels, classes, config.layers, config.auxiliary, cell)
+    model = build_network(config, classes, cell)
     with fitting(
-        Path(config.model_path), "--arch, --init_channels, --layers, --auxiliary and the classes of --data"
+        Path(config.model_path),
+        "--arch, --network, --init_channels, --layers, --auxiliary and the classes of --data",
     ):
         model.load_state_dict(weights)
     return model
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Where much is to be said, say what runs within, and how long it took."""
+    if detail() != VERBOSE:
+        yield
+        return
+    print(what, flush=True)
+    began = time.perf_counter()
+    yield
+    print(f"  testing {time.perf_counter() - began:.3g} s", flush=True)
 
 
 @contextmanager
@@ -148,11 +162,11 @@ def tested_run(
     if not has_checkpoint(folder):
         raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
     state = load_checkpoint(folder, kind)
-    own, defaults = restored_config(own_cls, state["config"]), type(config)
-    if given := [name for name in names if getattr(config, name) != getattr(defaults, name)]:
+    own = restored_config(own_cls, state["config"])
+    if given := [name for name in names if name in config.given]:
         raise InputError(
             f"the training in {folder} knows its own network: leave out {', '.join('--' + n for n in given)}"
         )
     network = {name: getattr(own, name) for name in names}
-    data = own.data if config.data == defaults.data else config.data
+    data = config.data if "data" in config.given else own.data
     return dataclasses.replace(config, data=data, **network), state

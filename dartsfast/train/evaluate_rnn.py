@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dartsfast.cnn.utils import count_parameters_in_MB
 from dartsfast.data import Corpus, resolve_corpus, text_fingerprint
 from dartsfast.errors import InputError
 from dartsfast.genotypes import RNN, resolve_genotype
@@ -16,7 +17,7 @@ from dartsfast.rnn.model import RNNModel
 from dartsfast.rnn.utils import batchify, perplexity, text_loss
 from dartsfast.runs.device import resolve_device
 from dartsfast.train.config import TestRNNConfig, TrainRNNConfig
-from dartsfast.train.evaluate import fitting, tested_run
+from dartsfast.train.evaluate import fitting, tested_run, timed
 from dartsfast.train.weights import load_weights
 
 TEST_BATCH_SIZE = 1
@@ -64,7 +65,7 @@ def test_rnn(config: TestRNNConfig) -> TextTestResult:
 
     As the original's last evaluation: one column, the hidden state goes through the whole text, and nothing
     is dropped. Of a run's folder, cell and network are its own, and the weights those of its best epoch; its
-    data too, unless ``config.data`` names others, which must have the same vocabulary.
+    data too, unless ``config`` was given others, which must have the same vocabulary.
 
     Raises:
         InputError: no such weights, or not of this network, or of another vocabulary.
@@ -99,7 +100,9 @@ def test_rnn(config: TestRNNConfig) -> TextTestResult:
     )  # fmt: skip
     with fitting(path, "--arch, --emsize, --nhid, --nhidlast and the vocabulary of --data"):
         model.load_state_dict(weights)
-    loss = text_loss(model.to(device), text.to(device), config)
+    size = f"{count_parameters_in_MB(model):.2f} M parameters"
+    with timed(f"testing {config.model_path} on {config.data}, on {device}, {size}"):
+        loss = text_loss(model.to(device), text.to(device), config)
     return TextTestResult(loss, perplexity(loss), len(text) - 1, config.split)
 
 

@@ -16,6 +16,7 @@ from dartsfast.files import written_whole
 from dartsfast.runs.checkpoint import one_line
 
 WEIGHTS = "weights.pt"
+PARALLEL = "module."  # what torch's DataParallel puts before names
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> Path:
@@ -37,7 +38,10 @@ def weights_content(weights: Mapping[str, Tensor]) -> bytes:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the ``state_dict`` in a file, such as the original's ``train.py`` saves; no pickled code runs.
+    """Return the ``state_dict`` in a file, such as the original's scripts save; no pickled code runs.
+
+    That of ``train.py`` is the ``state_dict``; that of ``train_imagenet.py`` holds it by this name beside
+    other things, and its ``--parallel`` put ``module.`` before the names of weights.
 
     Raises:
         InputError: it cannot be read, or holds something else.
@@ -52,10 +56,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights ({one_line(error)[:300]}). Of a model that was pickled whole, as the "
             "original's rnn/train.py saves it, save the state_dict()"
         ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
     if not isinstance(found, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
     ):
         raise InputError(f"{path} holds no weights by name, but of type {type(found).__name__}")
+    if all(name.startswith(PARALLEL) for name in found):
+        return {name.removeprefix(PARALLEL): value for name, value in found.items()}
     return found
 
 

@@ -1,0 +1,156 @@
+"""Options that are given, if at their defaults; options that go together; how much a test says."""
+
+import copy
+import pickle
+import re
+
+import pytest
+from small_data import image_folder, text_folder
+
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+
+from dartsfast.candidates import RandomRNNConfig, SelectRNNConfig
+from dartsfast.cli import _parser, main
+from dartsfast.cnn.genotypes import DARTS_V1
+from dartsfast.errors import InputError
+from dartsfast.export import export_network
+from dartsfast.runs.report import Report
+from dartsfast.train import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig, train_cnn, train_rnn
+
+pytestmark = pytest.mark.usefixtures("undrawn_module")
+
+
+@pytest.fixture(scope="module")
+def undrawn_module():
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(Report, "draw", lambda *arguments, **options: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, undrawn_module):
+    """Return the folders of a training of each kind, of one epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    images = f"imagefolder:{image_folder(folder / 'images', train=4, side=32)}"
+    small = {"init_channels": 2, "layers": 3, "batch_size": 6, "epochs": 1}
+    cnn = train_cnn(TrainCNNConfig(data=images, out=str(folder / "cnn"), **small))
+    sizes = {"emsize": 6, "nhid": 6, "nhidlast": 6, "batch_size": 4, "epochs": 1, "lr": 1.0}
+    text = str(text_folder(folder / "text"))
+    rnn = train_rnn(TrainRNNConfig(data=text, out=str(folder / "rnn"), **sizes))
+    return {"cnn": cnn.out, "rnn": rnn.out}
+
+
+def test_options_know_which_of_them_were_given():
+    given = TestCNNConfig(data="photos", layers=3)
+    assert given.given == {"data", "layers"} and TestCNNConfig().given == set()
+    assert TestCNNConfig("DARTS").given == {"arch"}
+    assert given.but(layers=4, image_size=8).given == {"data", "layers", "image_size"}
+    assert (given.but(layers=4).layers, given.layers) == (4, 3)
+    for same in (copy.copy(given), copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
+        assert same == given and same.given == given.given
+    assert TestCNNConfig(data="photos") == TestCNNConfig()
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("cnn", TestCNNConfig), ("rnn", TestRNNConfig)], ids=["cnn", "rnn"]
+)
+def test_a_test_reads_the_data_that_it_was_given(runs, capsys, kind, config):
+    """Photographs have ten classes, and the network was trained on three; the words are others, too."""
+    assert main(["test", kind, str(runs[kind])]) == 0
+    capsys.readouterr()
+    wrong = {"cnn": "are not of this network", "rnn": "the vocabulary of pydoc is not that of the training"}
+    assert main(["test", kind, str(runs[kind]), f"--data={config.data}"]) == 2
+    assert wrong[kind] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["layers", "init_channels", "image_size", "arch", "network"])
+def test_an_option_of_the_network_at_its_default_is_refused_beside_a_training(runs, capsys, option):
+    words = [f"--{option}", str(getattr(TestCNNConfig, option))]
+    for command in (["test", "cnn"], ["export"]):
+        assert main([*command, str(runs["cnn"]), *words]) == 2
+        assert f"knows its own network: leave out --{option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["arch", "emsize", "nhid", "nhidlast"])
+def test_and_beside_a_recurrent_one(runs, capsys, option):
+    words = [f"--{option}", str(getattr(TestRNNConfig, option))]
+    assert main(["test", "rnn", str(runs["rnn"]), *words]) == 2
+    assert f"knows its own network: leave out --{option}" in capsys.readouterr().err
+    if option == "arch":
+        assert main(["export", str(runs["rnn"]), "--format", "module", *words]) == 2
+        assert "knows its own network: leave out --arch" in capsys.readouterr().err
+    assert main(["export", "rnn:DARTS_V2", "--format", "module", "--layers", "20"]) == 2
+    assert "is a cell, without weights: leave out --layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["test", "cnn", "~nobody-of-this-name/run"],
+        ["test", "rnn", "~nobody-of-this-name/run"],
+        ["test", "cnn", "--model_path", "~nobody-of-this-name/weights.pt"],
+        ["export", "~nobody-of-this-name/run"],
+        ["export", "~nobody-of-this-name/weights.pt"],
+        ["export", "DARTS_V2", "--format", "module", "--out", "~nobody-of-this-name/net"],
+        ["train", "cnn", "~nobody-of-this-name/run"],
+        ["report", "~nobody-of-this-name/run"],
+    ],
+)
+def test_homes_of_nobody_are_said_in_a_line(capsys, words):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "~nobody-of-this-name" in error and error.count("\n") == 1
+
+
+def test_protocols_of_recurrent_cells_are_everywhere(capsys):
+    wt2 = {"emsize": 700, "nhid": 700, "nhidlast": 700, "dropouth": 0.15, "wdecay": 5e-7}
+    assert RandomRNNConfig.protocol("wt2") == TrainRNNConfig.protocol("wt2") == wt2
+    assert SelectRNNConfig.protocol("wt2") == {f"train_{name}": value for name, value in wt2.items()}
+    sizes = ("emsize", "nhid", "nhidlast")
+    assert TestRNNConfig.protocol("wt2") == {name: wt2[name] for name in sizes}
+    for words in (
+        ["random", "rnn", "--preset"],
+        ["test", "rnn", "--preset"],
+        ["select", "rnn", "--train_preset"],
+    ):
+        assert _parser().parse_args([*words, "wt2"]).preset == "wt2"
+    assert _parser().parse_args(["export", "x", "--preset", "imagenet"]).preset == "imagenet"
+
+
+def test_a_protocol_reaches_a_selection(tmp_path, capsys):
+    """But for options beside it; the selection itself is refused, after its options are read."""
+    words = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--train_nhid", "7"]
+    assert main(["select", "rnn", "--train_preset", "wt2", *words]) == 2
+    assert (
+        "must be equal (the decoder is tied to the embedding), got 700, 7 and 700" in capsys.readouterr().err
+    )
+
+
+def test_a_protocol_of_an_export_says_which_network(tmp_path, capsys):
+    words = ["export", "DARTS_V2", "--format", "module", "--preset", "imagenet", "--init_channels", "4"]
+    assert main([*words, "--classes", "3", "--layers", "2", "--out", str(tmp_path / "net")]) == 0
+    text = (tmp_path / "net.py").read_text()
+    assert "NetworkImageNet" in text and "Network(4, 3, 2)" in text
+
+
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_how_much_a_test_says(runs, capsys, kind):
+    said = {}
+    for much in ("--quiet", "--verbose", "--device=cpu"):
+        assert main(["test", kind, str(runs[kind]), much]) == 0
+        said[much] = capsys.readouterr().out.splitlines()
+    quiet, verbose, usual = said.values()
+    assert quiet == usual == verbose[2:] and len(usual) == 1
+    assert re.match(rf"testing {re.escape(str(runs[kind]))} on .*, on cpu, [\d.]+ M parameters", verbose[0])
+    assert re.fullmatch(r"  testing [\d.e-]+ s", verbose[1])
+
+
+def test_a_genotype_is_exported_as_it_is(tmp_path):
+    named, taken = (
+        export_network(what, ["module"], out=str(tmp_path / name))[0].path.read_text()
+        for name, what in (("named", "DARTS_V1"), ("taken", DARTS_V1))
+    )
+    assert named == taken
+    with pytest.raises(InputError, match="genotype"):
+        export_network(3, ["module"])
