@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dartsfast.data import FolderImages, ImageTask, Subset, TensorImages, load_images
+from dartsfast.data import FolderImages, ImageTask, Subset, TensorImages, absolute_images, load_images
 from dartsfast.data import photos as photos_module
 from dartsfast.errors import InputError
 
@@ -307,8 +307,14 @@ def test_bad_folders_say_what_the_layout_is(tmp_path):
     with pytest.raises(InputError, match="no images in class folders"):
         load_images(f"imagefolder:{tmp_path}")
     root = write_folder(tmp_path / "b", per_class=1)
-    with pytest.raises(InputError, match="class 'ant' into 0 and 1"):
+    with pytest.raises(InputError, match="class 'ant' has one training image, and needs two or more"):
         load_images(f"imagefolder:{root}")
+    other = write_folder(tmp_path / "d", per_class=3)
+    with pytest.raises(InputError, match="0.2 divides the 3 training images of class 'ant' into 0 and 3"):
+        load_images(f"imagefolder:{other}", train_portion=0.2)
+    (other / "train" / "bat").mkdir()
+    with pytest.raises(InputError, match="class 'bat' has no training image, .*remove its folder"):
+        load_images(f"imagefolder:{other}")
     (root / "val" / "yak").mkdir()
     with pytest.raises(InputError, match=r"without training images \(yak\)"):
         load_images(f"imagefolder:{root}")
@@ -365,7 +371,13 @@ def test_photo_test_crops_do_not_depend_on_the_portion(photos):
         load_images("photos", train_portion=0.1)
 
 
-def test_a_folder_alone_is_cifar10_as_in_the_original(tmp_path):
+def test_a_folder_alone_is_what_it_holds(tmp_path):
+    """Of the original's scripts one takes CIFAR-10's, the other ImageNet's."""
     pytest.importorskip("torchvision")
-    with pytest.raises(InputError, match=r"--download"):
-        load_images(str(tmp_path))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="cannot read cifar10 under .*--download"):
+        load_images(str(tmp_path / "none"))
+    root = write_folder(tmp_path / "images")
+    assert load_images(str(root)).classes == ["ant", "bee", "cow"]
+    assert absolute_images(str(root)) == f"imagefolder:{root}"
+    assert absolute_images(str(tmp_path / "none")) == f"cifar10:{tmp_path / 'none'}"

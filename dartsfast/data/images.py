@@ -212,8 +212,7 @@ def load_images(
     - ``photos``: 32x32 crops of ten photographs that come with scikit-image and scikit-learn.
     - ``cifar10:DIR``, ``cifar100:DIR``, ``fashion-mnist:DIR``: DIR is the root of torchvision's layout.
       Fashion-MNIST is padded with zeros to 32x32 and its one channel repeated.
-    - a folder alone, as the original's ``--data``: an ``imagefolder`` where it has a folder ``train``, else
-      CIFAR-10.
+    - a folder alone: an ``imagefolder`` where it has a folder ``train``, else CIFAR-10.
     - ``imagefolder:DIR``: DIR/train/CLASS/* and DIR/val (or valid, or test)/CLASS/*, at ``image_size``.
 
     As in the original DARTS the first floor(train_portion * N) training images are ``train`` and the
@@ -254,9 +253,8 @@ def absolute_images(spec: str) -> str:
 def _with_name(spec: str) -> str:
     """Return ``spec`` with the name of its data set, where it is a folder alone."""
     folder = Path(os.path.expanduser(spec))
-    if not folder.is_dir():
-        return spec
-    return f"imagefolder:{spec}" if (folder / "train").is_dir() else f"cifar10:{spec}"
+    name = "imagefolder" if (folder / "train").is_dir() else "cifar10"
+    return f"{name}:{spec}" if folder.is_dir() else spec
 
 
 def _photos(train_portion: float) -> ImageTask:
@@ -372,10 +370,9 @@ def _class_halves(targets: Tensor, classes: list[str], train_portion: float) -> 
     first, rest = [], []
     for name, members in zip(classes, torch.arange(len(targets)).split(counts), strict=True):
         if len(members) < 2:
-            found = "one training image" if len(members) else "no training images"
             raise InputError(
-                f"imagefolder: class {name!r} has {found}, and needs two or more, to be in both halves of "
-                "the data: add images, or remove its folder"
+                f"imagefolder: class {name!r} has {'one' if len(members) else 'no'} training image, and "
+                "needs two or more, to be in both halves of the data: add images, or remove its folder"
             )
         cut = int(train_portion * len(members))
         if not 0 < cut < len(members):
