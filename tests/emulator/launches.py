@@ -18,4 +18,5 @@ if __name__ == "__main__":
     iteration = CNN.iteration(Peer("cpu"), Size(batch=1, layers=layers), torch.float32)
     kernels = Emulated(native.LIBRARY)
     iteration.run(order)
+    assert kernels.findings() == []
     print(json.dumps({name: found["launches"] for name, found in kernels.by_kernel().items()}))
