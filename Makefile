@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 --max_images 320 --epochs 8 \
 	--arch_learning_rate 3e-3
 
-.PHONY: install search test test-oldest interpret lint gpu gpu-rehearsal sanitize sanitize-address \
-	sanitize-undefined bench
+.PHONY: install install-oldest search test test-oldest interpret lint gpu gpu-rehearsal sanitize \
+	sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
 # then built with that torch, not with a second copy in a build environment.
@@ -23,24 +23,27 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/o
 search: install
 	$(BIN)/dartsfast search cnn $(SEARCH)
 
-# The Triton kernels are compiled for GPUs in the first run, and run in Triton's interpreter in the second. Two
-# processes of one thread: most of it is Python, and tests of several threads ask for them.
-test: install lint
+# Linters and rehearsal are one process each, and run side by side. The Triton kernels are compiled for GPUs in the
+# first run of pytest, and run in Triton's interpreter in the second. Two processes of one thread: most of it is
+# Python, and tests of several threads ask for them.
+test: install
+	$(MAKE) --jobs=2 --output-sync=target lint gpu-rehearsal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) interpret
-	$(MAKE) gpu-rehearsal
 
 # The oldest torch that is supported: the kernels compile with its headers, and the library that was built with
 # today's runs there (its slow portable kernels have run with today's).
 TORCH_TARGET = $(shell sed -n 's/.*"TORCH_TARGET_VERSION", "\([^"]*\)".*/\1/p' setup.py)
 
-test-oldest: install $(OLDEST)/.installed
+test-oldest: install install-oldest
 	printf '%s\n' csrc/ops/*.cpp csrc/cpu/*.cpp | xargs -n 1 -P 2 \
 		$(CXX) -fsyntax-only -std=c++20 -fvisibility=hidden -DTORCH_TARGET_VERSION=$(TORCH_TARGET) \
 		-Icsrc/cpu -isystem $(OLDEST)/lib/python3*/site-packages/torch/include
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -k "not portable" tests/test_golden.py tests/test_native.py tests/test_ops.py tests/test_fd_hvp.py \
 		tests/test_norm_stats.py tests/test_cross_entropy.py tests/test_bilevel.py tests/test_capture.py \
 		tests/test_bench.py::test_every_case_passes_its_gate
+
+install-oldest: $(OLDEST)/.installed
 
 $(OLDEST)/.installed:
 	$(PYTHON) -m venv $(OLDEST)

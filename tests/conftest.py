@@ -1,5 +1,6 @@
 """Says at the end of a run on which instruction sets the kernels ran, and how."""
 
+import gc
 import os
 from collections import Counter
 
@@ -14,6 +15,12 @@ passed = Counter()  # tests by the name under which an instruction set ran
 def pytest_runtest_logreport(report):
     if report.when == "call" and report.passed:
         passed.update(value for name, value in report.user_properties if name == instruction_sets.RAN)
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what lives to the end: to go through torch and all tests takes minutes."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -90,7 +90,14 @@ LOCKED = (
     Locked(6, 4, 25, 33, keep=0.01),
     Locked(73, 1, 3, 48, keep=0.9, layout="transposed"),
 )
-CLASSES = (Classes(1, 1), Classes(5, 7, 30), Classes(3, 32), Classes(4, 33, 200), Classes(2, 1007))
+CLASSES = (
+    Classes(1, 1),
+    Classes(5, 7, 30),
+    Classes(3, 32),
+    Classes(4, 33, 200),
+    Classes(2, 1007),
+    Classes(300, 3),
+)
 NORMS = (
     Norms(1, 1),
     Norms(2, 16, None),

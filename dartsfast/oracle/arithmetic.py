@@ -31,7 +31,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     rounded = total.float()
     # Midway every bit but the one below float32's last is 0, subnormal or not, or the number is beyond them.
     midway = (total.view(torch.int64) & BELOW_MIDWAY == 0) & (rounded != total)
-    if midway.any():
+    if midway.any() and (midway := midway & ~total.isnan()).any():  # NaN looks as if it were
         a, b, c = (t[midway] for t in torch.broadcast_tensors(a, b, c))
         rounded[midway] = _to_odd(a * b, c).float()
     return rounded
