@@ -11,7 +11,7 @@ from dartsfast.bilevel import hvp
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
-from dartsfast.cnn.operations import OPS, SepConv
+from dartsfast.cnn.operations import OPS, ReLUConvBN, SepConv
 from dartsfast.errors import InputError
 from dartsfast.fused import cnn
 from dartsfast.fused.programs import Prepared
@@ -201,6 +201,15 @@ class Halved(nn.Module):
         return 0.5 * x[:, :, :: self.stride, :: self.stride].tanh()
 
 
+def inner(C, stride, affine):
+    """Twice as many channels between the two halves of a separable convolution, as one may build it."""
+    module = SepConv(C, C, 3, stride, 1, affine)
+    module.op[2], module.op[3] = nn.Conv2d(C, 2 * C, 1, bias=False), nn.BatchNorm2d(2 * C, affine=affine)
+    module.op[5] = nn.Conv2d(2 * C, 2 * C, 3, padding=1, groups=2 * C, bias=False)
+    module.op[6] = nn.Conv2d(2 * C, C, 1, bias=False)
+    return module
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("reduction", [False, True])
 @pytest.mark.parametrize(
@@ -212,6 +221,9 @@ class Halved(nn.Module):
         ["avg_pool_3x3", "dil_conv_5x5", "avg_pool_3x3"],
         ["skip_connect", "none"],
         ["wide", "skip_connect"],
+        ["pointwise", "dil_conv_3x3", "halved"],  # with taps and without
+        ["pointwise", "pointwise"],
+        ["sep_conv_3x3", "inner"],  # of two widths
     ],
     ids=lambda p: "+".join(p)[:40],
 )
@@ -219,6 +231,8 @@ def test_cells_of_any_primitives(monkeypatch, primitives, reduction, training):
     monkeypatch.setitem(OPS, "halved", lambda C, stride, affine: Halved(stride))
     # a kernel that the operator does not take
     monkeypatch.setitem(OPS, "wide", lambda C, stride, affine: SepConv(C, C, 17, stride, 8, affine))
+    monkeypatch.setitem(OPS, "pointwise", lambda C, stride, affine: ReLUConvBN(C, C, 1, stride, 0, affine))
+    monkeypatch.setitem(OPS, "inner", inner)
     results = []
     for backend in ("reference", "cpu"):
         torch.manual_seed(3)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.backends import native
 from dartsfast.errors import InputError
+from dartsfast.fused import cnn
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.program import Place, Program, add, copy, mixed_sum
@@ -152,6 +153,14 @@ def setting(dtype=torch.float32, storage=torch.bfloat16):
 def test_storage_in_halves_goes_with_arithmetic_in_float32():
     with pytest.raises(InputError, match="go with arithmetic in float32, got torch.float64"):
         setting(torch.float64)
+
+
+def test_what_is_kept_of_an_image_is_of_what_it_is_now():
+    x = torch.ones(1, 2, 2, 3)
+    kept = cnn._stored(x, torch.bfloat16)
+    assert cnn._stored(x, torch.bfloat16) is kept and cnn._stored(x, torch.float16).dtype == torch.float16
+    x.mul_(2)
+    assert same_bits(cnn._stored(x, torch.bfloat16), x.bfloat16()) and same_bits(kept, torch.ones_like(kept))
 
 
 def kept_and_doubled(C, stored):

@@ -117,7 +117,7 @@ def test_a_network_is_read_once(monkeypatch):
     assert len(made) == 9
     for n in range(3, 3 + cnn._MOST_KEPT):
         model._loss(torch.randn(n, 3, 8, 8), torch.zeros(n, dtype=torch.int64))
-    assert len(cnn._Reading._known[model.cells[0]]._found) < cnn._MOST_KEPT
+    assert len(cnn._Reading._known[model.cells[0]][0]._found) < cnn._MOST_KEPT
     model._loss(x, y)
     made[:] = [None] * 9
     other = copy.deepcopy(model)
@@ -134,3 +134,23 @@ def test_what_was_read_goes_with_the_network():
     del model
     gc.collect()
     assert len(cnn._Reading._known) == before
+
+
+@needs_kernels
+def test_an_evaluation_between_leaves_what_was_read():
+    model = Network(3, 4, 1, nn.CrossEntropyLoss(), 2, 2, backend="cpu")
+    x = torch.randn(2, 3, 8, 8)
+
+    def reading():
+        model(x)
+        return cnn._Reading._known[model.cells[0]][0]
+
+    trained = reading()
+    for _ in range(2):
+        model.eval()
+        evaluated = reading()
+        assert evaluated is not trained and reading() is evaluated
+        model.train()
+        assert reading() is trained
+    first(model.cells[0], nn.BatchNorm2d).eps = 1e-3
+    assert reading() not in (trained, evaluated) and len(cnn._Reading._known[model.cells[0]]) == 2

@@ -159,6 +159,8 @@ class Section {
   }
 
   static BranchConvInputs inputs(const Instruction& i, const Array& x, size_t norm) {
+    const size_t taps = i.reads[norm + 1].size(), points = i.reads[norm + 2].size();
+    check(taps == 0 || taps == points, "the program has convolutions with and without taps in one instruction");
     return {x, maybe(i.reads[norm]), i.reads[norm + 1], i.reads[norm + 2],
             {i.numbers.begin() + 2, i.numbers.end()}, i.numbers[0], i.numbers[1] != 0};
   }

@@ -28,16 +28,20 @@ from dartsfast.modules.plain import is_plain_tree
 from dartsfast.modules.recompute import applied
 from dartsfast.ops.contract import Function, eager, once_differentiable, require
 
-# What is kept of an image that lives: two cells read the outputs of one.
+# What is kept of an image that lives, and of which version: two cells read the outputs of one.
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 _MOST_KEPT = 64  # a cell whose nodes are programs of their own has half a dozen for every shape
 
 
 class _Reading:
-    """What modules were read as, and the programs made of it, until something about them changes."""
+    """What modules were read as, and the programs made of it.
 
-    _known: WeakKeyDictionary[nn.Module, _Reading] = WeakKeyDictionary()
+    The last two of an owner are known: modules that are evaluated between epochs are as they were
+    afterwards, and a recording of what ran before finds the tables that it reads.
+    """
+
+    _known: WeakKeyDictionary[nn.Module, list[_Reading]] = WeakKeyDictionary()
 
     def __init__(self, watch: Watch, altered: Sequence[bool]) -> None:
         self._watch, self.altered = watch, altered
@@ -45,14 +49,16 @@ class _Reading:
 
     @staticmethod
     def of(owner: nn.Module, roots: Sequence[nn.Module], altered: Callable[[], Sequence[bool]]) -> _Reading:
-        """Return the reading of an owner's modules, a new one if they are not as they were.
+        """Return the reading of an owner's modules, a new one if neither of the last two is of them.
 
         The owner is none of them: it is known as long as it lives, they live as long as it is known.
         """
-        reading = _Reading._known.get(owner)
-        if reading is None or not reading._watch.unchanged(roots):
-            reading = _Reading._known[owner] = _Reading(Watch(roots), altered())
-        return reading
+        known = _Reading._known.setdefault(owner, [])
+        unchanged = (reading for reading in known if reading._watch.unchanged(roots))
+        found = next(unchanged, None) or _Reading(Watch(roots), altered())
+        if known[:1] != [found]:
+            known[:] = [found, *(other for other in known[:1])]
+        return found
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what ``make`` made for ``key``, unless that was long ago: images may be of many shapes."""
@@ -326,9 +332,11 @@ def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
     """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
     if storage is None or not torch.is_grad_enabled():  # where there is none
         return x
-    copy = _copies.get(x)
-    if copy is None or copy.dtype != storage:
-        copy = _copies[x] = x.detach().to(storage)
+    version = None if x.is_inference() else x._version
+    kept, copy = _copies.get(x, (None, None))
+    if copy is None or copy.dtype != storage or kept != version:
+        copy = x.detach().to(storage)
+        _copies[x] = version, copy
     return copy
 
 

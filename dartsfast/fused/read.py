@@ -7,7 +7,8 @@ sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 
 def read(modules: Iterable[nn.Module], stride: int) -> Edge:
     """Read an edge off its modules, ``Edge.extras`` those that no operator serves."""
+    modules = list(modules)
     kinds: dict[str, list[tuple[int, Any]]] = {
         kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
     }
@@ -38,6 +40,12 @@ def read(modules: Iterable[nn.Module], stride: int) -> Edge:
             kinds["reduce"].append((k, op))
         else:
             kinds["extra"].append((k, op))
+    chains = [stages for kind in ("separable", "single") for _, stages in kinds[kind]]
+    form = max(map(_form, chains), key=itemgetter(0), default=None)
+    for kind in ("separable", "single"):
+        kinds["extra"] += [(k, modules[k]) for k, stages in kinds[kind] if _form(stages) != form]
+        kinds[kind] = [(k, stages) for k, stages in kinds[kind] if _form(stages) == form]
+    kinds["extra"].sort(key=itemgetter(0))
     return Edge(
         stride,
         tuple(k for found in kinds.values() for k, _ in found),
@@ -48,6 +56,11 @@ def read(modules: Iterable[nn.Module], stride: int) -> Edge:
         skips=len(kinds["skip"]),
         extras=[op for _, op in kinds["extra"]],
     )
+
+
+def _form(stages: Sequence[Stage]) -> tuple[int, int]:
+    """Return weights and channels of a chain's first stage: one operator takes those that are alike."""
+    return len(stages[0].weights), stages[0].weights[-1].shape[0]
 
 
 _STAGE = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
