@@ -57,7 +57,7 @@ _BRANCHES, _OWN, _POOL = 7, 8, 8  # of an input's row: how many, memory of its p
 _INPUT, _GRADIENT = grouped_conv_backward.INPUT.value, grouped_conv_backward.GRADIENT.value
 
 
-_PROGRAMS = 264  # that have memory of their own, for rows of dt: two on a multiprocessor of an H100
+_PROGRAMS = 320  # that have memory of their own, for rows of dt
 _WAITING = 1 << 24  # numbers of partial sums of weights' gradients
 
 
