@@ -12,11 +12,11 @@ from dartsfast.kernels.norm_stats import move
 from dartsfast.kernels.pool3x3 import pooled_tile
 from dartsfast.kernels.reduce import combined, divide
 
-CONV = 12
+CONV = tl.constexpr(12)
 """Entries of a row of :func:`grouped_conv_kernel`: x, norm, z, partial, depthwise, pointwise, K, D."""
-POOL = 10
+POOL = tl.constexpr(10)
 """Entries of a row of :func:`grouped_pool_kernel`: x, partial of both halves, average and place."""
-NORM = 10
+NORM = tl.constexpr(10)
 """Entries of a row of :func:`grouped_norms_kernel`: partial, norm, its parts, pixels of a part and of all,
 running mean and variance, batches."""
 
@@ -32,7 +32,7 @@ def grouped_conv_kernel(
     """Fill z of every branch, and its partial [tiles, 2, channels]; grid (tiles * branches, blocks of Co)."""
     Ci, Co, strides, norm_stride = Ci * UI, Co * UO, scaled(strides, UI), norm_stride * UI
     z_pitch, part_row = z_pitch * UO, part_row * UO
-    at = table + start + tl.program_id(0) % branches * 12
+    at = table + start + tl.program_id(0) % branches * CONV
     tile = tl.program_id(0) // branches
     norm, depthwise, K, D = None, None, 1, 1
     if NORMED:
@@ -60,7 +60,7 @@ def grouped_pool_kernel(
     ``AGAIN``: for the gradient, the averages and the taps that the maxima came from, bytes, instead.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 10
+    at = table + start + tl.program_id(2) * POOL
     tile = tl.program_id(0)
     mean, places, of_most, of_mean = None, None, None, None
     if AGAIN:
@@ -85,7 +85,7 @@ def grouped_norms_kernel(
     ``OWN``: from the batch, whose partial [parts, 2, C] is combined; else from the running statistics.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(0) * 10
+    at = table + start + tl.program_id(0) * NORM
     partial, norm = place(bases, halves, at, False, UNIT), place(bases, halves, at + 2, False, UNIT)
     parts, tile = tl.load(at + 4).to(tl.int32), tl.load(at + 5).to(tl.int32)
     pixels = tl.load(at + 6).to(tl.int32)

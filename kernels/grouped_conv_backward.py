@@ -11,15 +11,15 @@ from dartsfast.kernels.images import offset, position, scaled
 from dartsfast.kernels.pool3x3 import coefficients, pool_gradient
 from dartsfast.kernels.reduce import added
 
-GRADIENT = 16
+GRADIENT = tl.constexpr(16)
 """Entries of a branch's row: g, z, coef, partial of the pointwise and of the depthwise weight, pointwise,
-depthwise, K, D, its input."""
-INPUT = 32
+depthwise, K, D, its input, the pitch of g."""
+INPUT = tl.constexpr(32)
 """Entries of an input's row: x, norm, base, onto, dx, partial, first branch, branches, memory of programs,
 and those of a pool's that stands for base, but dx."""
-POOL = 18
+POOL = tl.constexpr(18)
 """Entries of a pool's row: place, g, x, average, coef of both halves, base, weight of g, dx."""
-WEIGHT = 6
+WEIGHT = tl.constexpr(6)
 """Entries of a weight's row: partial, out, size in units, parts."""
 
 
@@ -66,12 +66,18 @@ def dense(bases, halves, at, p, c, inside, Ci, UI: tl.constexpr):
 
 
 @triton.jit
-def arrive(
-    s, base, bases, halves, at, x, x_strides, norm, norm_stride, onto_strides, dx_strides, tile, p, H, W,
-    inside, c, Ci, RELU: tl.constexpr, UI: tl.constexpr, ACC: tl.constexpr,
+def numbered(one, Ho, Wo, UO: tl.constexpr):
+    """Return the strides of g of a branch's row, whose pixels are numbered through."""
+    pitch = tl.load(one + 15).to(tl.int32) * UO
+    return Ho * Wo * pitch, Wo * pitch, pitch
+
+
+@triton.jit
+def through_norm_and_relu(
+    s, bases, halves, at, x, x_strides, norm, norm_stride, tile, n, y, column, inside, c, Ci,
+    RELU: tl.constexpr, UI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Fill a tile of an input's dx = onto + (base + what relu and norm leave of s [BP, BC])."""
-    n, y, column = pixel(p, H, W)
+    """Return what relu leaves of s [BP, BC], and fill an input's partial if it has a norm."""
     if RELU or norm is not None:
         partial = None
         if norm is not None:
@@ -79,7 +85,12 @@ def arrive(
         s = through_source(
             s, x, x_strides, norm, norm_stride, partial, n, y, column, inside, c, Ci, RELU, ACC
         )
-    s = base + s
+    return s
+
+
+@triton.jit
+def arrive(s, bases, halves, at, onto_strides, dx_strides, n, y, column, inside, c, UI: tl.constexpr):
+    """Fill a tile of an input's dx = onto + s [BP, BC]."""
     to = (n * onto_strides[0] + y * onto_strides[1] + column * onto_strides[2])[:, None] + c[None, :]
     s = tl.load(place(bases, halves, at + 6, False, UI) + to, inside & there(at + 6), 0.0) + s
     to = (n * dx_strides[0] + y * dx_strides[1] + column * dx_strides[2])[:, None] + c[None, :]
@@ -88,7 +99,7 @@ def arrive(
 
 @triton.jit(do_not_specialize=["start", "branches", "Ci", "Co"])
 def grouped_input_gradient_kernel(
-    table, addresses, bases, halves, start, branches, g_strides, z_strides, coef_row, x_strides, norm_stride,
+    table, addresses, bases, halves, start, branches, z_strides, coef_row, x_strides, norm_stride,
     onto_strides, dx_strides, pixels, H, W, Ho, Wo, Ci, Co,
     IN_PLACE: tl.constexpr, NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
     STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
@@ -100,24 +111,24 @@ def grouped_input_gradient_kernel(
     first branch's first entry, from ``start`` on; base is dense. ``IN_PLACE``: dx is onto, there is no base,
     and pixels that a stride skips stay as they are.
     """
-    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    Ci, Co, z_strides = Ci * UI, Co * UO, scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
     onto_strides, dx_strides = scaled(onto_strides, UI), scaled(dx_strides, UI)
-    at = table + start + tl.program_id(2) * 32
+    at = table + start + tl.program_id(2) * INPUT
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     here = p < pixels
     n, y, column = pixel(p, H, W)
     s = tl.zeros([BP, BC], ACC)
-    first = table + start + branches + tl.load(at + 12) * 16
+    first = table + start + branches + tl.load(at + 12) * GRADIENT
     for b in range(tl.load(at + 13).to(tl.int32)):
-        one = first + b * 16
+        one = first + b * GRADIENT
         taken = here & (y % STRIDE == 0) & (column % STRIDE == 0)
         part = pointwise_adjoint(
-            place(bases, halves, one, False, UO), g_strides, place(bases, halves, one + 2, Z_HALF, UO),
-            z_strides, place(bases, halves, one + 4, False, UO), coef_row * UO,
-            given(addresses, one + 10, ACC), n, y // STRIDE, column // STRIDE, taken, c, Ci, Co,
-            PRECISION, BO, ACC,
+            place(bases, halves, one, False, UO), numbered(one, Ho, Wo, UO),
+            place(bases, halves, one + 2, Z_HALF, UO), z_strides,
+            place(bases, halves, one + 4, False, UO), coef_row * UO, given(addresses, one + 10, ACC),
+            n, y // STRIDE, column // STRIDE, taken, c, Ci, Co, PRECISION, BO, ACC,
         )  # fmt: skip
         if STRIDE > 1:  # a weight that is not finite has no part in pixels that a stride skips
             part = tl.where(taken[:, None], part, 0.0)
@@ -128,16 +139,17 @@ def grouped_input_gradient_kernel(
     if IN_PLACE:
         here &= (y % STRIDE == 0) & (column % STRIDE == 0)
     inside = here[:, None] & (c < Ci)[None, :]
-    arrive(
-        s, dense(bases, halves, at + 4, p, c, inside, Ci, UI), bases, halves, at,
-        place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride, onto_strides, dx_strides,
-        tl.program_id(0), p, H, W, inside, c, Ci, RELU, UI, ACC,
+    s = through_norm_and_relu(
+        s, bases, halves, at, place(bases, halves, at, X_HALF, UI), x_strides, norm, norm_stride,
+        tl.program_id(0), n, y, column, inside, c, Ci, RELU, UI, ACC,
     )  # fmt: skip
+    s = dense(bases, halves, at + 4, p, c, inside, Ci, UI) + s
+    arrive(s, bases, halves, at, onto_strides, dx_strides, n, y, column, inside, c, UI)
 
 
 @triton.jit(do_not_specialize=["start", "inputs", "branches"])
 def grouped_pointwise_gradient_kernel(
-    table, addresses, bases, halves, start, inputs, branches, g_strides, z_strides, coef_row, x_strides,
+    table, addresses, bases, halves, start, inputs, branches, z_strides, coef_row, x_strides,
     norm_stride, pixels, span, H, W, Ho, Wo, Ci, Co,
     NORMED: tl.constexpr, X_HALF: tl.constexpr, Z_HALF: tl.constexpr,
     STRIDE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, UI: tl.constexpr, UO: tl.constexpr,
@@ -148,10 +160,10 @@ def grouped_pointwise_gradient_kernel(
     Grid (splits * branches, blocks of Co, blocks of Ci); ``inputs`` is the number of the first input's first
     entry, from ``start`` on.
     """
-    Ci, Co, g_strides, z_strides = Ci * UI, Co * UO, scaled(g_strides, UO), scaled(z_strides, UO)
+    Ci, Co, z_strides = Ci * UI, Co * UO, scaled(z_strides, UO)
     x_strides, norm_stride = scaled(x_strides, UI), norm_stride * UI
-    at = table + start + tl.program_id(0) % branches * 16
-    source = table + start + inputs + tl.load(at + 14) * 32
+    at = table + start + tl.program_id(0) % branches * GRADIENT
+    source = table + start + inputs + tl.load(at + 14) * INPUT
     split = tl.program_id(0) // branches
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     c = tl.program_id(2) * BC + tl.arange(0, BC)
@@ -159,7 +171,7 @@ def grouped_pointwise_gradient_kernel(
     if NORMED:
         norm = place(bases, halves, source + 2, False, UI)
     total = pointwise_gradient(
-        tl.zeros([BO, BC], ACC), place(bases, halves, at, False, UO), g_strides,
+        tl.zeros([BO, BC], ACC), place(bases, halves, at, False, UO), numbered(at, Ho, Wo, UO),
         place(bases, halves, at + 2, Z_HALF, UO), z_strides, place(bases, halves, at + 4, False, UO),
         coef_row * UO, place(bases, halves, source, X_HALF, UI), x_strides, norm, norm_stride, None, 1, 1,
         split * span, tl.minimum(split * span + span, pixels), H, W, Ho, Wo, o, c, Ci, Co,
@@ -175,7 +187,7 @@ def grouped_weight_sums_kernel(
     PARTS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Add every partial [parts, size] over its parts; grid (blocks of the largest, weights)."""
-    at = table + start + tl.program_id(1) * 6
+    at = table + start + tl.program_id(1) * WEIGHT
     size, parts = tl.load(at + 4).to(tl.int32) * UNIT, tl.load(at + 5).to(tl.int32)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = added(place(bases, halves, at, False, UNIT), size, parts, c, size, PARTS, COLUMNS, ACC)
@@ -190,7 +202,7 @@ def grouped_pool_gradient_kernel(
 ):  # fmt: skip
     """Fill dx of every image on top of base, dense both; grid (tiles, blocks of C, images)."""
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 18
+    at = table + start + tl.program_id(2) * POOL
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]

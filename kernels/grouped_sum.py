@@ -8,23 +8,23 @@ from dartsfast.kernels.grouped import loaded, place, there
 from dartsfast.kernels.pool3x3 import windows
 from dartsfast.kernels.reduce import added, divide
 
-SUM = 12
-"""Entries of a row of :func:`grouped_sum_kernel`: out, base, pitch of base, first branch, branches, a part of
-an image that is the same, its pitch, and the same in half precision."""
-BRANCH = 16
+SUM = tl.constexpr(10)
+"""Entries of a row of :func:`grouped_sum_kernel`: out, its pitch, base, its pitch, first branch, branches,
+out in half precision, dense."""
+BRANCH = tl.constexpr(16)
 """Entries of a branch's row: z, its pitch, norm, weight, kind. Of a maximum, kind 1, or average, kind 2, of
 windows z is the image that they are of; its strides, its rows and columns, those of windows, and their stride
 follow."""
-SUMS = 12
+SUMS = tl.constexpr(12)
 """Entries of a row of :func:`grouped_sum_backward_kernel`: g, its pitch, partial, its pitch, whether it has
 the sum of g, number of the first branch in partial, first branch, branches, number of one that is of windows
 from 0 on, else -1; all that are have the same."""
-MEANS = 18
+MEANS = tl.constexpr(18)
 """Entries of a row of :func:`grouped_means_kernel`: the sums of g and of g * zhat by parts, their pitch,
 parts, divisor, norm, weight, own, coef, d_weight, row of coef."""
-ADD = 8
+ADD = tl.constexpr(8)
 """Entries of a row of :func:`grouped_add_kernel`: a, its pitch, b, out."""
-COPY = 6
+COPY = tl.constexpr(6)
 """Entries of a row of :func:`grouped_copy_kernel`: x, its pitch, out, its pitch."""
 
 
@@ -53,15 +53,15 @@ def grouped_sum_kernel(
     ``branches`` is the number of the first branch's first entry, from ``start`` on.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 12
+    at = table + start + tl.program_id(2) * SUM
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    offsets = (p * (tl.load(at + 4).to(tl.int32) * UNIT))[:, None] + c[None, :]
-    acc = tl.load(place(bases, halves, at + 2, False, UNIT) + offsets, inside & there(at + 2), 0.0).to(ACC)
-    first = table + start + branches + tl.load(at + 5) * 16
-    for b in range(tl.load(at + 6).to(tl.int32)):
-        one = first + b * 16
+    offsets = (p * (tl.load(at + 5).to(tl.int32) * UNIT))[:, None] + c[None, :]
+    acc = tl.load(place(bases, halves, at + 3, False, UNIT) + offsets, inside & there(at + 3), 0.0).to(ACC)
+    first = table + start + branches + tl.load(at + 6) * BRANCH
+    for b in range(tl.load(at + 7).to(tl.int32)):
+        one = first + b * BRANCH
         kind = tl.load(one + 7)
         if POOLED and kind > 0:
             most, mean = pools(bases, halves, one, p, c, pixels, C, X_HALF, UNIT, ACC)
@@ -74,13 +74,12 @@ def grouped_sum_kernel(
         r = tl.load(norm + C + c, c < C, 0.0)
         w = tl.load(place(bases, halves, one + 5, False, 1))
         acc = tl.fma(w, (v - mu[None, :]) * r[None, :], acc)
-    offsets = (p * C)[:, None] + c[None, :]
+    offsets = (p * (tl.load(at + 2).to(tl.int32) * UNIT))[:, None] + c[None, :]
     tl.store(place(bases, halves, at, False, UNIT) + offsets, acc, inside & there(at))
     if HALVED:
-        half = place(bases, halves, at + 10, True, UNIT)
-        tl.store(half + offsets, acc.to(half.dtype.element_ty), inside & there(at + 10))
-    offsets = (p * (tl.load(at + 9).to(tl.int32) * UNIT))[:, None] + c[None, :]
-    tl.store(place(bases, halves, at + 7, False, UNIT) + offsets, acc, inside & there(at + 7))
+        half = place(bases, halves, at + 8, True, UNIT)
+        offsets = (p * C)[:, None] + c[None, :]
+        tl.store(half + offsets, acc.to(half.dtype.element_ty), inside & there(at + 8))
 
 
 @triton.jit(do_not_specialize=["start", "branches"])
@@ -94,11 +93,11 @@ def grouped_sum_backward_kernel(
     Grid (programs, rows, blocks of C); partial [programs, 1 + branches, C], row 0 the sum of g.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(1) * 12
+    at = table + start + tl.program_id(1) * SUMS
     c = tl.program_id(2) * BC + tl.arange(0, BC)
     g, pitch = place(bases, halves, at, False, UNIT), tl.load(at + 2).to(tl.int32) * UNIT
     count = tl.load(at + 9).to(tl.int32)
-    first = table + start + branches + tl.load(at + 8) * 16
+    first = table + start + branches + tl.load(at + 8) * BRANCH
     g_sum = tl.zeros([BP, BC], ACC)
     sums = (tl.zeros([BP, BC], ACC),) * SIZE
     for begin in range(tl.program_id(0) * BP, pixels, tl.num_programs(0) * BP):
@@ -110,10 +109,10 @@ def grouped_sum_backward_kernel(
         most = tl.zeros([BP, BC], ACC)
         mean = most
         if POOLED and tl.load(at + 10) >= 0:
-            one = first + tl.load(at + 10) * 16
+            one = first + tl.load(at + 10) * BRANCH
             most, mean = pools(bases, halves, one, p, c, pixels, C, X_HALF, UNIT, ACC)
         for b in tl.static_range(SIZE):
-            one = first + tl.minimum(b, count - 1) * 16
+            one = first + tl.minimum(b, count - 1) * BRANCH
             kind = tl.load(one + 7)
             offsets = (p * (tl.load(one + 2).to(tl.int32) * UNIT))[:, None] + c[None, :]
             v = loaded(bases, halves, one, offsets, inside & (b < count) & (kind == 0), UNIT, ACC)
@@ -142,7 +141,7 @@ def grouped_means_kernel(
     A weight, coef or d_weight may be missing: then it is 1, or not asked for.
     """
     C = units * UNIT
-    at = table + start + tl.program_id(0) * 18
+    at = table + start + tl.program_id(0) * MEANS
     parts, pitch = tl.load(at + 5).to(tl.int32), tl.load(at + 4).to(tl.int32) * UNIT
     divisor = tl.load(at + 6).to(ACC)
     norm = place(bases, halves, at + 7, False, UNIT)
@@ -172,7 +171,7 @@ def grouped_add_kernel(
 ):  # fmt: skip
     """Fill out = a + b, tiles [BP, BC] of every row; grid (tiles, blocks of C, rows)."""
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 8
+    at = table + start + tl.program_id(2) * ADD
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
@@ -189,7 +188,7 @@ def grouped_copy_kernel(
 ):  # fmt: skip
     """Fill out = x, in halves with ``HALF``; grid (tiles, blocks of C, rows)."""
     C = units * UNIT
-    at = table + start + tl.program_id(2) * 6
+    at = table + start + tl.program_id(2) * COPY
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (p < pixels)[:, None] & (c < C)[None, :]

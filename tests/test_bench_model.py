@@ -68,6 +68,15 @@ def test_kernels_of_a_tiny_network():
     assert half[1] < kept and sum(x.bytes for x in half[0]) < sum(x.bytes for x in launches)
 
 
+@pytest.mark.parametrize(
+    ("peer", "order", "launched", "gigabytes"),
+    [("triton store", 1, 1500, 24), ("triton store bf16", 1, 1500, 16), ("triton store", 2, 4500, 65)],
+)
+def test_the_published_search_stays_within_its_launches_and_bytes(peer, order, launched, gigabytes):
+    launches, _ = model.count(CNN, peer, order, CNN.size)
+    assert len(launches) <= launched and sum(one.bytes for one in launches) <= gigabytes * 1e9
+
+
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
 def test_launches_are_those_that_are_explained(capsys, kept):
     peer = "triton store" if kept == "float32" else "triton store bf16"

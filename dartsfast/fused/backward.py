@@ -55,7 +55,7 @@ class Backward:
         slots, given = list(made.program.slots), list(made.program.given)
         tensors = list(made.tensors)
         (out,) = made.program.returned
-        if forward.result is not None:
+        if forward.keeps_result:
             slots[out] = slots[out]._replace(place=Place.GIVEN)
             given.append(out)
             tensors.append(None)
@@ -102,16 +102,15 @@ class Backward:
     def _share_out(self, g: Ref) -> list[Instruction]:
         """Give every node of the result its part of the gradient.
 
-        Return what makes a dense image of one that no edge reads.
+        Return what makes a dense image of one that no edge reads, where kernels do not take it as it lies.
         """
         forward, start, section = self.forward, 0, list[Instruction]()
-        returned = forward.returned
-        readers = {placed.source for node in forward.placed for placed in node}
+        returned, lies = forward.returned, forward.setting.runner == "triton"
         for k in range(len(forward.states) - returned, len(forward.states)):
             C = forward.states[k].shape[-1]
             part = g if returned == 1 else g.channels(start, start + C)
             start += C
-            if returned > 1 and k not in readers:
+            if returned > 1 and k not in forward.read and not lies:
                 dense = self.program.new(part.shape, Place.TEMPORARY)
                 section.append(copy(part, dense))
                 part = dense

@@ -19,7 +19,7 @@ from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenat
 from dartsfast.ops.contract import require
 
 NATIVE = ("cpu", "cuda")
-"""Runners in C++, whose images may lie in larger ones."""
+"""Runners in C++."""
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Forward:
         builder: the program and its tensors.
         states: the inputs, then one image a node.
         stored: the same as they are kept for the backward.
+        read: numbers of the states that edges leave.
         placed: the edges of each node that have operations.
         weights: the mixing weights [edges, ops].
         result: where nodes that are side by side in the result are written; None where they are copied there.
@@ -113,15 +114,10 @@ class Forward:
         self.differentiable = len(self.builder.tensors)
         self.stored = self._inputs(setting.kept_as) if setting.kept_as else list(self.states)
         self._begun = 0  # states whose edges are computed
-        readers = {placed.source for node in self.placed for placed in node}
+        self.read = {placed.source for node in self.placed for placed in node}
         self.result: Ref | None = None
         for first, last in self.apart:
-            places = []
-            for k in range(first, last):
-                inner = self.kept if len(setting.inputs) + k in readers else Place.TEMPORARY
-                direct = k >= len(self.placed) - returned and (returned == 1 or setting.runner in NATIVE)
-                places.append(Place.RETURNED if direct else inner)
-            self._run(self.placed[first:last], places)
+            self._run(first, last)
         if returned > 1 and self.result is None:
             images = self.states[-returned:]
             for image in images:
@@ -130,6 +126,11 @@ class Forward:
             out = self.builder.program.new(shape, Place.RETURNED)
             self.builder.program.section([concatenate(images, out)])
         self.builder.program.prune()
+
+    @property
+    def keeps_result(self) -> bool:
+        """Whether the backward reads states that are parts of the result."""
+        return self.result is not None and any(self.stored[k].slot == self.result.slot for k in self.read)
 
     def _inputs(self, dtype: torch.dtype | None = None) -> list[Ref]:
         return [self.builder.given(None, shape, dtype) for shape in reversed(self.setting.inputs)][::-1]
@@ -163,25 +164,33 @@ class Forward:
             seen |= sources
         return [*found, (begin, len(self.placed))]
 
-    def _run(self, nodes: list[list[Placed]], places: list[Place]) -> None:
+    def _run(self, first: int, last: int) -> None:
         """Add nodes: all edges together, or one after the other where their images are not kept."""
-        program, kept_as = self.builder.program, self.setting.kept_as
+        program, nodes = self.builder.program, self.placed[first:last]
         if self.setting.memory == "store":
             self._edges(self._next(nodes))
         sums, copies = [], []
-        for node, place in zip(nodes, places, strict=True):
-            halved = kept_as is not None and place == Place.KEPT
-            place = Place.TEMPORARY if halved else place
+        for k, node in enumerate(nodes, first):
+            place, halved = self._kept(k)
             if self.setting.memory == "store":
                 out = self._out(node, place)
                 sums.append(self._sum(node, None, out))
             else:
                 out = self._one_by_one(node, place)
             self.states.append(out)
-            self.stored.append(program.new(out.shape, Place.KEPT, kept_as) if halved else out)
-            copies += [copy(out, self.stored[-1])] if halved else []
+            self.stored.append(out if halved is None else program.new(out.shape, Place.KEPT, halved))
+            copies += [] if halved is None else [copy(out, self.stored[-1])]
         program.section(sums)
         program.section(copies)
+
+    def _kept(self, k: int) -> tuple[Place, torch.dtype | None]:
+        """Return where node k is written, and the dtype of the copy that is kept of it, if there is one."""
+        setting, read = self.setting, len(self.setting.inputs) + k in self.read
+        direct = k >= len(self.placed) - self.returned and (self.returned == 1 or setting.runner != "walk")
+        halved = setting.kept_as if read and not (direct and setting.runner in NATIVE) else None
+        if direct:
+            return Place.RETURNED, halved
+        return self.kept if read and halved is None else Place.TEMPORARY, halved
 
     def _next(self, nodes: list[list[Placed]]) -> list[Placed]:
         """Return the edges to compute before nodes: theirs.

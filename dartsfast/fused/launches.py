@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import prod
 from typing import Any, NamedTuple
@@ -39,13 +40,45 @@ class Region(NamedTuple):
     row: int  # numbers
 
 
-def side_by_side(i: Instruction) -> list[tuple[Ref, Ref]]:
-    """Return the images that are put side by side, and where each goes."""
-    start, found, (out,) = 0, list[tuple[Ref, Ref]](), i.writes[0]
-    for image in i.reads[0]:
-        found.append((image, out.channels(start, start + image.shape[-1])))
-        start += image.shape[-1]
-    return found
+def in_place(i: Instruction) -> bool:
+    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
+    if i.op != "branch_conv_backward":
+        return False
+    depthwise, base, onto = i.reads[5], *i.reads[7:]
+    return bool(onto) and onto == i.writes[0] and not base and not depthwise
+
+
+def together(program: Program) -> tuple[Program, dict[Instruction, list[Instruction]]]:
+    """Let a convolution with taps make what comes after it on an edge that reduces, and the edge's arrival.
+
+    Return the program in which it does, and the halves of factorized reductions, in order, by the
+    convolution that makes their gradients of the source.
+    """
+    sections = [list(section) for section in program.sections]
+    later = [i for section in sections for i in section if in_place(i) or i.op == "add"]
+    found: dict[Instruction, list[Instruction]] = {}
+    gone: set[Instruction] = set()
+    for section in sections:
+        for k, conv in enumerate(section):
+            dx = conv.writes[0]
+            halves = [i for i in later if in_place(i) and dx and i.writes[0][0].slot == dx[0].slot]
+            if conv.op != "branch_conv_backward" or not conv.reads[5] or conv.reads[8] or not halves:
+                continue
+            onto: tuple[Ref, ...] = ()
+            for arrival in (i for i in later if i.op == "add" and i.reads[1] == dx):
+                onto, dx = arrival.reads[0], arrival.writes[0]
+                gone.add(arrival)
+            gone.update(halves)
+            section[k] = replace(conv, reads=(*conv.reads[:8], onto), writes=(dx, *conv.writes[1:]))
+            found[section[k]] = halves
+            section += [_of_weights(half) for half in halves if half.writes[2]]
+    kept = [[i for i in section if i not in gone] for section in sections]
+    return replace(program, sections=[section for section in kept if section]), found
+
+
+def _of_weights(conv: Instruction) -> Instruction:
+    """Return what a convolution does without the gradient of its source."""
+    return replace(conv, reads=(*conv.reads[:7], (), ()), writes=((), *conv.writes[1:]))
 
 
 class Launches:
@@ -60,18 +93,20 @@ class Launches:
         zeroed: returned slots that are zero where nothing is written.
         summed: returned slots that are gradients of convolutions' weights.
         sums: rows of the partial sums of those that are not yet added up.
+        reduced: halves of factorized reductions, by the convolution that makes what they add to its gradient.
         pooled: image, half and stride of maxima, 0, and averages, 1, of windows, by their slot.
         counted: slots of means and variances that norms of this program read.
         places: where the taps are that maxima came from, by the slot of the maxima.
-        parts: where else a sum is written, side by side with others, by its slot.
-        narrowed: the same in half precision.
+        narrowed: where else a sum is written, in half precision.
         bases: pools by the slot of a gradient that nothing else reads than a convolution with taps: it makes
             that itself. Not in float64, for which registers would not do.
         skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
     """
 
     def __init__(self, program: Program, setting: Setting) -> None:
-        self.program, self.setting = program, setting
+        # Not in float64, for which registers would not do.
+        self.program, self.reduced = (program, {}) if setting.dtype == torch.float64 else together(program)
+        self.setting = setting
         self.slots = list(program.slots)
         self.itemsize = torch.finfo(setting.dtype).bits // 8
         self.sizes: dict[int, int] = {}
@@ -88,9 +123,9 @@ class Launches:
             for half, z in enumerate(i.writes[0])
         }
         self.counted = {ref.slot for i in self._all("norm_stats") for ref in i.reads[0]}
-        self.parts = self._of_sums([p for i in self._all("concatenate") for p in side_by_side(i)])
+        sums = Counter(i.writes[0][0] for i in self._all("mixed_sum"))  # edge by edge they are not the last
         copies = [(i.reads[0][0], i.writes[0][0]) for i in self._all("copy")]
-        self.narrowed = self._of_sums([pair for pair in copies if self.half(pair[1])])
+        self.narrowed = {image: to for image, to in copies if sums[image] == 1 and self.half(to)}
         pools = {pool.writes[0][0]: pool for pool in self.pools if self.itemsize < 8}
         self.bases = {dx.slot: pool for dx, pool in pools.items() if self._made_with_convolution(dx)}
         self.skips: dict[int, Ref] = {}
@@ -102,11 +137,6 @@ class Launches:
 
     def _all(self, op: str) -> list[Instruction]:
         return [i for section in self.program.sections for i in section if i.op == op]
-
-    def _of_sums(self, copies: Sequence[tuple[Ref, Ref]]) -> dict[int, Ref]:
-        """Return copies of what a sum, and only one, writes."""
-        sums = Counter(i.writes[0][0].slot for i in self._all("mixed_sum"))
-        return {image.slot: to for image, to in copies if sums[image.slot] == 1}
 
     def _made_with_convolution(self, dx: Ref) -> bool:
         """Whether a convolution with taps adds to the gradient of a pool, which no one else reads."""
@@ -134,7 +164,7 @@ class Launches:
 
     def bytes_of(self, slot: int) -> int:
         """Return the bytes of a number of a slot."""
-        return 2 if self.halved(slot) else self.itemsize
+        return (self.slots[slot].dtype or self.setting.dtype).itemsize
 
     def add(self, work: Any, touched: Sequence[Any] | None = None) -> None:
         """Add a launch; slots that its rows name live at least until this section.

@@ -105,7 +105,7 @@ class _Run(Function):
             (out,), kept = prepared.runner.run([*given, *rest], ())
         if stored:
             given[: len(stored)] = stored
-        result = [out] if prepared.forward.result is not None else []  # of which states are a part
+        result = [out] if prepared.forward.keeps_result else []  # of which states are a part
         ctx.save_for_backward(*given, *result, *kept)
         ctx.prepared, ctx.rest, ctx.given = prepared, rest, (len(given), len(given) + len(result))
         return out

@@ -21,6 +21,7 @@ import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.backends import triton as triton_backend
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
+from dartsfast.ops import gemm
 from dartsfast.ops.contract import Function, eager, nothing_to_record, once_differentiable
 from dartsfast.ops.rnn_node import weight_parts
 
@@ -105,7 +106,7 @@ def _unchecked(device: torch.device) -> Any:
 
     names = "rnn_node_", "rnn_node_backward_"
     fill = {name: functools.partial(OPERATORS[name], None) for name in names}
-    return SimpleNamespace(gemm_=kernels.gemm_.default, **fill)
+    return SimpleNamespace(gemm_=gemm.unchecked, **fill)
 
 
 class _Cell:
@@ -316,12 +317,12 @@ class _Recurrence(Function):
                     cell.masked(states[at, :-1], cell.inputs[:-1])
                 step = states[at], first[at], gates[at], stats[t]
                 cell.backward(g[t], h, ctx.own, *step, d_weights, d_Ws)
-                cell.kernels = _unchecked(x.device)
                 if d_x is not None:
-                    kernels.gemm_(d_x[t], cell.d_first, cell.Wx.T, False)
+                    cell.kernels.gemm_(d_x[t], cell.d_first, cell.Wx.T, False)
                 if d_W0 is not None:
-                    kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, cell.d_first, True)
-                    kernels.gemm_(d_W0[len(cell.Wx) :], before.T, cell.d_first, True)
+                    cell.kernels.gemm_(d_W0[: len(cell.Wx)], x[t].T, cell.d_first, True)
+                    cell.kernels.gemm_(d_W0[len(cell.Wx) :], before.T, cell.d_first, True)
+                cell.kernels = _unchecked(x.device)
             d_h, through = cell.arriving
             d_hidden = d_h + cell.masked(through, through) if of_hidden else None
         d_mixing = parts[:, 1:].sum(0).to(weights.dtype)

@@ -61,6 +61,11 @@ def _library(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
     first, end = _span(out)
     for start, stop in (_span(a), _span(b)):
         require(stop <= first or end <= start, "out must not overlap with the other tensors")
+    unchecked(out, a, b, accumulate)
+
+
+def unchecked(out: Tensor, a: Tensor, b: Tensor, accumulate: bool) -> None:
+    """Do the same with the library's product, for arguments that were checked before."""
     if accumulate:
         out.addmm_(a, b)
     else:

@@ -18,7 +18,7 @@ TARGETS = {
 CHOSEN = (
     *("BP", "BC", "BO", "BT", "BB", "BH", "BLOCK", "COLUMNS", "LANES", "PARTS", "ROWS", "STEPS"),
     *("maxnreg", "num_stages", "num_warps"),
-    *("AGAIN", "BY_INPUT", "BY_WEIGHTS", "IN_PLACE", "POOLED", "NORMED"),
+    *("AGAIN", "BY_INPUT", "BY_WEIGHTS", "HALVES", "IN_PLACE", "POOLED", "NORMED", "SUMMED"),
 )
 """Arguments of launches that heuristics choose, or that leave out so much that all of them are compiled; the
 others say what is computed."""

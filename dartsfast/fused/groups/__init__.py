@@ -19,6 +19,5 @@ PLANS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "add": (sums.by_shape, sums.add),
     "zero": (sums.by_shape, sums.zero),
     "copy": (sums.copy_alike, sums.copy),
-    "concatenate": (sums.by_shape, sums.concatenate),
 }
 """For every operator: what must be equal within a launch, and a function that adds the launches to a plan."""

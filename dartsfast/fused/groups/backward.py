@@ -9,8 +9,19 @@ from typing import Any
 
 from triton import cdiv
 
-from dartsfast.fused.groups.places import Group, alike, at, dense, maybe, pixels_of, sampled, scaled, steps
-from dartsfast.fused.launches import Address, At, Launches, Region
+from dartsfast.fused.groups.places import (
+    Group,
+    alike,
+    at,
+    dense,
+    maybe,
+    pitch,
+    pixels_of,
+    sampled,
+    scaled,
+    steps,
+)
+from dartsfast.fused.launches import Address, At, Launches, Region, in_place
 from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import (
     branch_conv,
@@ -27,18 +38,12 @@ def conv_alike(plan: Launches, i: Instruction) -> Any:
     """Return what branch_conv_backward must share."""
     g, z, coef, (x,), norm, depthwise, _, _, onto = i.reads
     dx, _, d_pointwise, means = i.writes
-    outputs = g[0].shape, alike(g), alike(z), plan.half(z[0]), coef[0].stride
+    outputs = g[0].shape, alike(z), plan.half(z[0]), coef[0].stride, len(plan.reduced.get(i, ()))
     inputs = x.shape, steps(x), plan.half(x), norm[0].stride if norm else None, bool(means)
-    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs), _in_place(i)
+    to = tuple(steps(refs[0]) for refs in (onto, dx) if refs), in_place(i)
     pool = _pooled(plan, i)
     base = pool and tuple(steps(pool.reads[k][0]) for k in (0, 3))
     return outputs, inputs, bool(depthwise), i.numbers[:2], bool(dx), bool(d_pointwise), to, base
-
-
-def _in_place(i: Instruction) -> bool:
-    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
-    depthwise, base, onto = i.reads[5], *i.reads[7:]
-    return bool(onto) and onto == i.writes[0] and not base and not depthwise
 
 
 def _pooled(plan: Launches, i: Instruction) -> Instruction | None:
@@ -49,7 +54,7 @@ def _pooled(plan: Launches, i: Instruction) -> Instruction | None:
 
 _G, _Z, _COEF, _BY_POINTWISE, _BY_DEPTHWISE, _POINTWISE, _DEPTHWISE, _K, _D = range(9)  # of a branch's row
 _BRANCHES, _OWN, _POOL = 7, 8, 8  # of an input's row: how many, memory of its programs, entries for a pool
-_INPUT = grouped_conv_backward.INPUT
+_INPUT, _GRADIENT = grouped_conv_backward.INPUT.value, grouped_conv_backward.GRADIENT.value
 
 
 _PROGRAMS = 320  # that have memory of their own, for rows of dt
@@ -74,14 +79,13 @@ class _Conv:
         self.pools = [pool for i in group if (pool := _pooled(plan, i))]
         sources += [ref for pool in self.pools for ref in _refs(pool)]
         self.ui = units(self.Ci, *(n for ref in sources for n in (ref.offset, *steps(ref))))
-        outputs = [ref for i in group for part in i.reads[:3] for ref in part]
+        self.reduced = [half for i in group for half in plan.reduced.get(i, ())]
+        outputs = [ref for i in (*group, *self.reduced) for part in i.reads[:3] for ref in part]
         self.uo = units(self.Co, *(n for ref in outputs for n in (ref.offset, *steps(ref))))
-        self.dz = (
-            scaled(steps(g[0]), self.uo), scaled(steps(z[0]), self.uo), coef[0].stride[0] // self.uo
-        )  # fmt: skip
+        self.dz = scaled(steps(z[0]), self.uo), coef[0].stride[0] // self.uo
         self.source = scaled(steps(x), self.ui), norm[0].stride[0] // self.ui if norm else 0
         self.normed = bool(norm)
-        self.in_place = _in_place(group[0])
+        self.in_place = in_place(group[0])
         self.onto = [scaled(steps(part[0]), self.ui) if part else (0, 0, 0) for part in (onto, dx)]
         self.tile = branch_conv.tile(self.Ci, self.Co, self.tapped, plan.itemsize == 8)
         self.tap_tile = {
@@ -92,6 +96,7 @@ class _Conv:
         self.blocks = cdiv(self.Ci, self.tile["BC"])
         self.span = branch_conv_backward.span_of(self.pixels, self.tile["BP"], self.Ci, self.Co)
         self.splits = cdiv(self.pixels, self.span)
+        self.by_half = [self._row(half, 0, 0, [None, None]) for half in self.reduced]
         self.by_branch, self.by_input = self._rows()
 
     def _rows(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -102,7 +107,7 @@ class _Conv:
         shape = self.tap_tile if self.tapped else self.tile
         tiles = cdiv(self.inputs, shape["BP"])
         for k, i in enumerate(self.group):
-            g, z, coef, (x,), norm, depthwise, pointwise, base, onto = i.reads
+            g, _, _, (x,), norm, *_, base, onto = i.reads
             dx, d_depthwise, d_pointwise, means = i.writes
             partial = None
             if means and dx:
@@ -114,18 +119,22 @@ class _Conv:
             inputs.append((
                 images[0], maybe(norm, self.ui),
                 None if self.pools else maybe([dense(b) for b in base], self.ui),
-                *images[1:], partial, len(branches), len(g), None,
+                *images[1:], partial, len(self.reduced) + len(branches), len(g), None,
                 *(_pool_row(plan, self.pools[k], self.ui) if self.pools else [None] * _POOL),
             ))  # fmt: skip
             for b in range(len(g)):
                 partials = [self._partial(refs[b : b + 1]) for refs in (d_pointwise, d_depthwise)]
-                taps = depthwise[b] if self.tapped else None
-                branches.append((
-                    at(g[b], self.uo), at(z[b], self.uo), at(coef[b], self.uo), *partials,
-                    Address(pointwise[b].slot), Address(taps.slot) if taps else 0,
-                    taps.shape[-1] if taps else 1, i.numbers[2 + b] if taps else 1, k, 0,
-                ))  # fmt: skip
+                branches.append(self._row(i, b, k, partials))
         return branches, inputs
+
+    def _row(self, i: Instruction, b: int, source: int, partials: Sequence[At | None]) -> tuple[Any, ...]:
+        """Return the row of a branch."""
+        g, z, coef, _, _, depthwise, pointwise, *_ = (refs[b : b + 1] for refs in i.reads)
+        return (
+            *(at(refs[0], self.uo) for refs in (g, z, coef)), *partials, Address(pointwise[0].slot),
+            Address(depthwise[0].slot) if depthwise else 0, depthwise[0].shape[-1] if depthwise else 1,
+            i.numbers[2 + b] if depthwise else 1, source, pitch(g[0]) // self.uo,
+        )  # fmt: skip
 
     def _partial(self, out: Sequence[Any]) -> At | None:
         """Return the place of a weight gradient's partial sums."""
@@ -146,6 +155,9 @@ class _Conv:
     def _products(self) -> int:
         return 2 * self.pixels * self.Ci * self.Co * len(self.by_branch)
 
+    def _of_halves(self) -> int:
+        return len(self.reduced) * self.pixels * self.Ci * self.Co  # each makes half of the channels
+
     def _tap_operations(self) -> int:
         if not self.tapped:
             return 0
@@ -165,8 +177,10 @@ class _Conv:
         windows, shared = (
             _rows_reached(pixels, span, chunk, *self.sizes, self.stride, 1) if pooled else (0, 0)
         )
+        summed = pooled or (by_input and len(self.by_branch) > len(self.group))
         itemsize = self.plan.itemsize  # a window's tap is a byte more
-        room = cdiv((chunk + max(most, cdiv(windows * (itemsize + 1), itemsize))) * self.tile["BC"], 16)
+        most_rows = max(most, cdiv(windows * (itemsize + 1), itemsize))
+        room = cdiv((summed * chunk + most_rows) * self.tile["BC"], 16)
         programs = max(1, min(splits, _PROGRAMS // (self.blocks * len(self.group))))
         programs = cdiv(splits, cdiv(splits, programs))
         inputs = [
@@ -175,21 +189,24 @@ class _Conv:
         ]
         entries = (*range(6), *range(_OWN, _OWN + 1 + _POOL)) if by_input else (0, 1, _OWN)
         touched = [row[k] for row in inputs for k in entries]
+        if by_input:
+            touched += [row[k] for row in self.by_half for k in (_G, _Z, _COEF, _POINTWISE)]
         weights = (_BY_POINTWISE, _BY_DEPTHWISE) if by_weights else ()
         self.plan.add(
             Work(
                 grouped_stage_backward.grouped_stage_backward_kernel,
                 (programs * len(self.group), self.blocks),
-                inputs + self.by_branch,
+                inputs + self.by_half + self.by_branch,
                 (
                     _INPUT * len(inputs), len(inputs), splits, span, room, pixels, *self.dz, *self.source,
                     *self.onto, self._pool_strides(), *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
                 dict(
-                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, POOLED=pooled, CHUNK=chunk, TP=TP,
-                    BT=self.taps, **self._options(),
+                    BY_INPUT=by_input, BY_WEIGHTS=by_weights, SUMMED=summed, POOLED=pooled,
+                    HALVES=by_input * len(self.reduced) // len(self.group), CHUNK=chunk, TP=TP, BT=self.taps,
+                    **self._options(),
                 ),
-                2 * made * self.Ci * self.Co + by_input * self._tap_operations()
+                2 * made * self.Ci * self.Co + by_input * (self._tap_operations() + self._of_halves())
                 + pooled * len(inputs) * self.Ci * (25 * shared + 6 * self.inputs * _reach(self.stride) ** 2)
                 + by_weights * (self._products() + 2 * self._tap_operations()),
                 self._rounds(cdiv(splits, programs) * cdiv(span, chunk), most, windows, by_input, by_weights),
@@ -241,8 +258,8 @@ class _Conv:
                 (self.splits * branches, cdiv(self.Co, self.tile["BO"]), self.blocks),
                 self.by_branch + self.by_input,
                 (
-                    16 * branches, branches, *self.dz, *self.source, self.pixels, self.span, *self.sizes,
-                    self.Ci // self.ui, self.Co // self.uo,
+                    _GRADIENT * branches, branches, *self.dz, *self.source, self.pixels, self.span,
+                    *self.sizes, self.Ci // self.ui, self.Co // self.uo,
                 ),
                 self._options(),
                 self._products(),

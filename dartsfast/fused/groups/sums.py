@@ -18,7 +18,8 @@ from dartsfast.fused.groups.places import (
     scaled,
     steps,
 )
-from dartsfast.fused.launches import At, Launches, Region, side_by_side
+from dartsfast.fused.launches import At, Launches, Region
+from dartsfast.fused.memory import refs
 from dartsfast.fused.program import Instruction, Place, Ref
 from dartsfast.kernels import grouped_sum, mixed_sum, reduce
 from dartsfast.kernels.grouped import Work, units
@@ -78,17 +79,16 @@ def mixed(plan: Launches, group: Group) -> None:
     C, pixels, rows = outs[0].shape[-1], pixels_of(outs[0]), []
     images = [ref for i in group for ref in i.reads[0]]
     refs = [ref for i in group for part in (i.reads[1], i.reads[3], i.writes[0]) for ref in part]
-    refs += [copies[out.slot] for copies in (plan.parts, plan.narrowed) for out in outs if out.slot in copies]
+    refs += [plan.narrowed[out] for out in outs if out in plan.narrowed]
     u = units(C, *(n for ref in (*refs, *_sources(plan, images)) for n in (ref.offset, *steps(ref))))
     branches: list[tuple[Any, ...]] = []
     for i in group:
         base, (image,) = i.reads[3], i.writes[0]
-        part, half = plan.parts.get(image.slot), plan.narrowed.get(image.slot)
+        half = plan.narrowed.get(image)
         rows.append((
-            at(dense(image), u) if _read(plan, image) else None,
+            at(image, u) if half is None or _read(plan, image) else None, pitch(image) // u,
             maybe(base, u), pitch(base[0]) // u if base else 0,
-            len(branches), len(i.reads[0]), at(part, u) if part else None, pitch(part) // u if part else 0,
-            at(dense(half), u) if half else None,
+            len(branches), len(i.reads[0]), at(dense(half), u) if half else None,
         ))  # fmt: skip
         branches += _branches(plan, i, u, weighted=True)
     BP, BC = tile_of(C, narrowest(plan, _sources(plan, images)))
@@ -98,7 +98,7 @@ def mixed(plan: Launches, group: Group) -> None:
             grouped_sum.grouped_sum_kernel,
             (cdiv(pixels, BP), cdiv(C, BC), len(rows)),
             rows + branches,
-            (12 * len(rows), pixels, C // u),
+            (grouped_sum.SUM.value * len(rows), pixels, C // u),
             dict(
                 HALVED=any(row[-1] for row in rows), UNIT=u, BP=BP, BC=BC, num_warps=4,
                 **_pool_options(plan, images),
@@ -109,17 +109,10 @@ def mixed(plan: Launches, group: Group) -> None:
 
 
 def _read(plan: Launches, out: Ref) -> bool:
-    """Whether a sum is more than what is copied from it at once."""
-    copies = (plan.parts, "concatenate"), (plan.narrowed, "copy")
-    done = {op for of, op in copies if out.slot in of}
-    sections = plan.program.sections
+    """Whether a sum is more than what is stored of it in half precision."""
+    instructions = [i for section in plan.program.sections for i in section if i.op != "copy"]
     return plan.slots[out.slot].place != Place.TEMPORARY or any(
-        ref.slot == out.slot
-        for s in sections
-        for i in s
-        if i.op not in done
-        for part in i.reads
-        for ref in part
+        ref.slot == out.slot for i in instructions for ref in refs(i.reads)
     )
 
 
@@ -155,7 +148,7 @@ def mixed_backward(plan: Launches, group: Group) -> None:
             grouped_sum.grouped_sum_backward_kernel,
             (programs, len(rows), cdiv(C, BC)),
             rows + branches,
-            (12 * len(rows), pixels, C // u),
+            (grouped_sum.SUMS.value * len(rows), pixels, C // u),
             dict(SIZE=SIZE, UNIT=u, BP=BP, BC=BC, num_warps=4, **_pool_options(plan, images)),
             pixels * C * (5 * len(branches) + _pool_operations(plan, images)),
             cdiv(pixels, BP * programs),
@@ -268,7 +261,10 @@ def copy_alike(plan: Launches, i: Instruction) -> Any:
     return i.reads[0][0].shape, plan.half(i.writes[0][0])
 
 
-def _copies(plan: Launches, pairs: Sequence[tuple[Ref, Ref]]) -> None:
+def copy(plan: Launches, group: Group) -> None:
+    """Add the copies of a group, but those that sums make."""
+    found = [(i.reads[0][0], i.writes[0][0]) for i in group]
+    pairs = [(image, to) for image, to in found if plan.narrowed.get(image) != to]
     if not pairs:
         return
     u = units(*(n for pair in pairs for ref in pair for n in (ref.shape[-1], ref.offset, *steps(ref))))
@@ -277,20 +273,6 @@ def _copies(plan: Launches, pairs: Sequence[tuple[Ref, Ref]]) -> None:
     _elementwise(
         plan, grouped_sum.grouped_copy_kernel, pairs[0][0], rows, u, narrowest(plan, pairs[0]), HALF=half
     )
-
-
-def copy(plan: Launches, group: Group) -> None:
-    """Add the copies of a group, but those that sums make."""
-    pairs = [(i.reads[0][0], i.writes[0][0]) for i in group]
-    _copies(plan, [(image, to) for image, to in pairs if plan.narrowed.get(image.slot) != to])
-
-
-def concatenate(plan: Launches, group: Group) -> None:
-    """Add the copies of images side by side, but those that sums make."""
-    for i in group:
-        pairs = [(image, to) for image, to in side_by_side(i) if plan.parts.get(image.slot) != to]
-        for C in sorted({image.shape[-1] for image, _ in pairs}):
-            _copies(plan, [pair for pair in pairs if pair[0].shape[-1] == C])
 
 
 def zero(plan: Launches, group: Group) -> None:
