@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from dartsfast.errors import InputError
 
@@ -29,22 +29,33 @@ def here(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in HERE if hasattr(config, name)}
 
 
+class _Given:
+    """Notes what its constructor is given; not among ``vars``, which a script may make another one of."""
+
+    __slots__ = ("given",)
+    given: frozenset[str]
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        made = super().__new__(cls)
+        names = [field.name for field in dataclasses.fields(cls)][: len(args)]  # type: ignore[arg-type]
+        object.__setattr__(made, "given", frozenset((*names, *options)))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "given": self.given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(_Given):
     """Options that know what cannot work, and which of them were given, if only as they would be by default.
 
     Attributes:
         given: their names; :func:`dataclasses.replace` gives all of them, :meth:`but` those that it changes.
     """
-
-    given: ClassVar[frozenset[str]] = frozenset()
-
-    def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Note what is given."""
-        made = super().__new__(cls)
-        names = [field.name for field in dataclasses.fields(cls)][: len(args)]
-        object.__setattr__(made, "given", frozenset((*names, *options)))
-        return made
 
     def but(self, **options: Any) -> Any:
         """Return the same with ``options``, which count as given."""
