@@ -14,8 +14,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOT = Path(__file__).parent
-
+ROOT = Path(__file__).resolve().parent  # some setuptools call this file setup.py, and ninja runs elsewhere
 
 WANTED = ("auto", "none", "cpu", "cuda")
 ARCHITECTURES = "8.0;9.0+PTX"  # of GPUs, where none is at hand to ask

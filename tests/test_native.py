@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,9 @@ def test_memory_of_any_sizes_stays_apart_and_within_the_most_in_use():
 def resident():
     """Return the bytes of this process's memory that are resident."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_build_finds_its_headers_from_anywhere(monkeypatch):
+    """Older setuptools run this file as ``setup.py``, and the compiler runs in another folder."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert runpy.run_path("setup.py")["ROOT"] == Path.cwd()
