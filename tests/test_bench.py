@@ -372,7 +372,7 @@ def test_list_and_bad_input(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert "cnn_step" in capsys.readouterr().out
     for argv, message in (
-        (["nothing"], "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, hvp"),
+        (["nothing"], "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, train_step, hvp"),
         (["ops", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["rnn_step", "--batch", "1"], "batch norm needs a batch of at least 2, got 1"),
         (["report", str(tmp_path)], "no results in"),
