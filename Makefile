@@ -60,9 +60,9 @@ interpret: install
 gpu:
 	$(PYTHON) bench/gpu_check.py
 
-# Every stage of it without a GPU.
+# Every stage of it without a GPU, with threads that leave the cores to what runs beside.
 gpu-rehearsal: install
-	$(BIN)/python bench/gpu_check.py --rehearse --out runs/gpu-rehearsal
+	OMP_WAIT_POLICY=passive $(BIN)/python bench/gpu_check.py --rehearse --out runs/gpu-rehearsal
 
 lint: install
 	$(BIN)/ruff check .
