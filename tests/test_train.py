@@ -16,6 +16,8 @@ from torch.nn.functional import log_softmax
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
+from small_training import config, in_float64
+
 from dartsfast.cli import main
 from dartsfast.cnn.genotypes import DARTS_V1, DARTS_V2
 from dartsfast.cnn.model import NetworkCIFAR, NetworkImageNet
@@ -33,11 +35,6 @@ from dartsfast.train.weights import load_weights, save_weights
 def data(tmp_path):
     """Six images of 32x32 a class in training, two held out."""
     return f"imagefolder:{image_folder(tmp_path / 'images', train=6, side=32)}"
-
-
-def config(data, **options):
-    sizes = {"init_channels": 2, "layers": 3, "batch_size": 4, "epochs": 2, "learning_rate": 0.05}
-    return TrainCNNConfig(data=data, report_freq=1, **{**sizes, **options})
 
 
 def test_sizes_are_those_of_the_paper():
@@ -78,12 +75,6 @@ def test_all_photographs_are_trained_on():
     images = whole(task)
     assert len(images) == len(task.train) + len(task.valid)
     assert torch.equal(images.gather(torch.tensor([0, len(images) - 1]))[1], task.valid.images[-1])
-
-
-def in_float64(training):
-    training.model.double()
-    training.model.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    return training
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])

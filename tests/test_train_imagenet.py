@@ -18,6 +18,7 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
 
+from small_training import in_float64
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -113,12 +114,6 @@ def test_batches_are_the_same_from_any_workers_and_anywhere(data):
     assert all(torch.equal(a, b) for a, b in zip(stream.batch(1, 1), here[1], strict=True))
     with pytest.raises(InputError, match="no batch 2 in pass 0"):
         stream.batch(0, 2)
-
-
-def in_float64(training):
-    training.model.double()
-    training.model.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    return training
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])

@@ -11,6 +11,8 @@ from small_data import image_folder
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
+from small_training import config, in_float64
+
 from dartsfast.errors import RunStopped
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.runs.interrupts import StopAsked
@@ -22,17 +24,6 @@ from dartsfast.train.cnn import CNNTraining
 def data(tmp_path):
     """Six images of 32x32 a class in training, two held out."""
     return f"imagefolder:{image_folder(tmp_path / 'images', train=6, side=32)}"
-
-
-def config(data, **options):
-    sizes = {"init_channels": 2, "layers": 3, "batch_size": 4, "epochs": 2, "learning_rate": 0.05}
-    return TrainCNNConfig(data=data, report_freq=1, **{**sizes, **options})
-
-
-def in_float64(training):
-    training.model.double()
-    training.model.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    return training
 
 
 def test_a_first_step_that_float16_skips_can_be_gone_on_from(data, tmp_path, monkeypatch, undrawn):
