@@ -127,8 +127,8 @@ CONFLICTS = {
     "resident_kernel": (0.26, "norms' sums, once an image; taps two rows apart, for their gradients"),
     "branch_conv_tile_kernel": (0.12, "weights on their way into shared memory, once a block"),
     "branch_conv_kernel": (0.10, "weights on their way into shared memory, once a block and slice"),
-    "pointwise_adjoint_kernel": (0.15, "dz on its way into shared memory, once a slice: two pixels meet"),
-    "pool3x3_backward_kernel": (0.17, "gathers of windows, which lie where the image's shape has them"),
+    "pointwise_adjoint_kernel": (0.19, "dz on its way into shared memory, once a slice: two pixels meet"),
+    "pool3x3_backward_kernel": (0.20, "gathers of windows, which lie where the image's shape has them"),
 }
 """Further passes of an access to shared memory, on average, and why there are any; of other kernels none."""
 
