@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,13 +13,15 @@ import sys
 import time
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dartsfast import ranks
+from dartsfast import candidates, ranks
+from dartsfast.candidates.draw import draw_cnn
 from dartsfast.data.batches import Batches
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
 from dartsfast.runs.report import Report, Unseen
@@ -27,6 +30,9 @@ from dartsfast.search import CNNConfig, RNNConfig, search_cnn, search_rnn
 from dartsfast.train import TrainCNNConfig, TrainRNNConfig, train_cnn, train_rnn
 from dartsfast.train.cnn import CNNTraining
 
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dartsfast",
+]  # fmt: skip
 IMAGES = {"image_size": 8, "init_channels": 2, "layers": 1, "report_freq": 1}
 TEXT = {"emsize": 8, "nhid": 8, "nhidlast": 8, "bptt": 12, "log_interval": 1}
 SECOND = {
@@ -34,6 +40,13 @@ SECOND = {
     "cutout_length": 3,
 }  # fmt: skip
 DROPS = ("dropout", "dropouth", "dropoutx", "dropouti", "dropoute")
+
+
+def parts(options):
+    """Return options of searches and trainings as a selection calls them."""
+    return {f"{part}_{name}": value for part in ("search", "train") for name, value in options.items()}
+
+
 # Of two ranks each has so much of a batch. Networks of one cell have alphas without a gradient.
 RUNS = {
     "cnn-1": (search_cnn, CNNConfig, {**IMAGES, "batch_size": 3, "epochs": 2}),
@@ -42,6 +55,18 @@ RUNS = {
     "train-cnn": (train_cnn, TrainCNNConfig, {**IMAGES, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
     "train-rnn": (train_rnn, TrainRNNConfig, {**TEXT, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
 }
+
+SHORT_TEXT = {**TEXT, "batch_size": 4, "epochs": 1}
+SHORT_IMAGES = {**IMAGES, "batch_size": 3, "epochs": 1}
+SHORT_IMAGES_ALONE = {name: value for name, value in SHORT_IMAGES.items() if name != "image_size"}
+COMPETITIONS = {
+    "random-cnn": (candidates.RandomCNNConfig, {**SHORT_IMAGES, "candidates": 2}),
+    "random-rnn": (candidates.RandomRNNConfig, {**SHORT_TEXT, "candidates": 2}),
+    "select-cnn": (
+        candidates.SelectCNNConfig, {**parts(SHORT_IMAGES_ALONE), "image_size": 8, "searches": 2},
+    ),
+    "select-rnn": (candidates.SelectRNNConfig, {**parts(SHORT_TEXT), "searches": 2}),
+}  # fmt: skip
 
 
 def config(name, folder, **changes):
@@ -116,6 +141,42 @@ def bits(folder):
         run("cnn-1", CNNConfig(device="cpu"), resume=folder / "alone")
     said = [str(one.message) for one in caught if "process" in str(one.message)]
     (folder / f"bits-{ranks.rank()}.json").write_text(json.dumps({"digests": digests, "said": said}))
+
+
+def compete(name, folder, out, resume=False):
+    cls, options = COMPETITIONS[name]
+    data = folder / "text" if name.endswith("rnn") else f"imagefolder:{folder / 'images'}"
+    own = {} if resume else {"data": str(data), "out": str(out), **options}
+    return getattr(candidates, name.replace("-", "_"))(
+        cls(device="cpu", **own), resume=out if resume else None
+    )
+
+
+def competitions(folder):
+    """Run all four without a stop, a candidate's training by itself, and two with a signal to rank 1."""
+    for name in COMPETITIONS:
+        compete(name, folder, folder / name / "whole")
+    arch = repr(draw_cnn(candidates.RandomCNNConfig.seed + 1))
+    train_portion = candidates.RandomCNNConfig.train_portion
+    train_cnn(
+        config("train-cnn", folder, **SHORT_IMAGES, arch=arch, train_portion=train_portion, out=folder / "1")
+    )
+    for name, place in (("random-rnn", "1"), ("select-cnn", "1/search")):
+        out = folder / name / "stopped"
+        try:
+            with watched(partial(_stop_in, out / place)):
+                compete(name, folder, out)
+            raise AssertionError("it was not stopped")
+        except RunStopped as stopped:
+            said = ranks.gathered(str(stopped))
+        compete(name, folder, out, resume=True)
+        if ranks.first():
+            (folder / f"{name}-said.json").write_text(json.dumps(said))
+
+
+def _stop_in(place, run):
+    if ranks.from_first(lambda: (place / "run.json").exists()) and ranks.rank() == 1:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def halves(folder):
@@ -203,9 +264,34 @@ def start(name, folder, count=2):
     assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
 
+def kill_a_rank(command, when):
+    """Kill rank 1 of what torchrun starts at the first line ``when`` says so; see that the others end."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if when(line):
+            os.kill(_rank_of(process.pid, 1), signal.SIGKILL)
+            break
+    began = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode != 0
+    assert re.search("^dartsfast: another rank has ended", error, re.M), error
+
+
+def _rank_of(torchrun, rank):
+    """Return the process of ``rank`` among the children of ``torchrun``."""
+    for task in Path(f"/proc/{torchrun}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
+    raise AssertionError(f"no rank {rank}")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "exchanges":
         ranks.TIMEOUT = timedelta(seconds=3)
     with ranks.joined("cpu"), mock.patch.object(Report, "draw", lambda *arguments, **options: None):
-        {"bits": bits, "halves": halves, "exchanges": exchanges}[sys.argv[1]](Path(sys.argv[2]))
+        {"bits": bits, "competitions": competitions, "halves": halves, "exchanges": exchanges}[sys.argv[1]](
+            Path(sys.argv[2])
+        )

@@ -1,14 +1,9 @@
 """Several processes that compute one run: the same bits on all, those of one process, and none that waits."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import rank_scripts
@@ -23,7 +18,6 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("torch without gloo", allow_module_level=True)
 
 from dartsfast import ranks
-from dartsfast.cli import main
 from dartsfast.errors import InputError
 from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from dartsfast.search import CNNConfig, RNNConfig, search_rnn
@@ -122,21 +116,11 @@ def test_a_rank_that_is_killed(folder, bits, tmp_path):
     out = tmp_path / "run"
     options = rank_scripts.RUNS["rnn-2"][2]
     given = [f"--{name}={value}" for name, value in options.items()]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, "-m", "dartsfast", "search", "rnn", "--device=cpu", "--checkpoint_seconds=0"]
-    process = subprocess.Popen(
+    command = [*rank_scripts.TORCHRUN, "search", "rnn", "--device=cpu", "--checkpoint_seconds=0"]
+    rank_scripts.kill_a_rank(
         [*command, f"--data={folder / 'text'}", f"--out={out}", *given],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if re.match(r"epoch 1/2  \d+/\d+", line):
-            os.kill(_rank_of(process.pid, 1), signal.SIGKILL)
-            break
-    began = time.monotonic()
-    _, error = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    assert process.returncode != 0
-    assert re.search("^dartsfast: another rank has ended", error, re.M), error
+        when=lambda line: re.match(r"epoch 1/2  \d+/\d+", line),
+    )
     shutil.copytree(out, tmp_path / "alone")
     subprocess.run([*command, f"--resume={out}"], check=True, capture_output=True)
     found, expected = load_checkpoint(out, "rnn"), load_checkpoint(folder / "rnn-2" / "whole", "rnn")
@@ -147,15 +131,6 @@ def test_a_rank_that_is_killed(folder, bits, tmp_path):
     last = json.loads((tmp_path / "alone" / "run.json").read_text())["processes"][-1]
     assert last["environment"]["trajectory"] == "neither that of 2 nor of 1 processes"
     assert "ranks" not in load_checkpoint(tmp_path / "alone", "rnn")
-
-
-def _rank_of(torchrun, rank):
-    """Return the process of ``rank`` among the children of ``torchrun``."""
-    for task in Path(f"/proc/{torchrun}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-                return int(child)
-    raise AssertionError(f"no rank {rank}")
 
 
 @pytest.fixture
@@ -170,14 +145,6 @@ def launched(monkeypatch):
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize("verb", ["random", "select"])
-def test_competitions_are_not_torchrun_s(launched, verb, capsys):
-    assert main([verb, "cnn"]) == 2
-    assert capsys.readouterr().err.startswith(
-        f"dartsfast: rank 1: the candidates of `{verb}` are computed by"
-    )
 
 
 def test_every_rank_takes_its_own_gpu(launched, monkeypatch):

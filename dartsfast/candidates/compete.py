@@ -3,6 +3,8 @@
 The folder of a competition holds its options, and of what is done only what its candidates' folders hold:
 whoever goes on with it takes the next candidate that is neither done nor held by another process, so that
 several processes, of any machine that sees the folder, share the work. Each waits for the others at the end.
+Ranks (:mod:`dartsfast.ranks`) are together one of these processes: they compute a candidate after the other,
+and the first of them alone sees the folder.
 """
 
 from __future__ import annotations
@@ -22,18 +24,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from dartsfast import ranks
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import DivergedError, InputError, RunStopped
 from dartsfast.genotypes import AnyGenotype, as_genotype, genotype_to_json
 from dartsfast.runs.checkpoint import has_checkpoint
-from dartsfast.runs.config_file import CONFIG, load_config, read_config, write_config
+from dartsfast.runs.config_file import CONFIG, load_config, program, read_config, write_config
 from dartsfast.runs.detail import QUIET, detail
 from dartsfast.runs.device import resolve_device
-from dartsfast.runs.folder import LOCK, InUseError, locked, new_folder
+from dartsfast.runs.folder import LOCK, InUseError, UsedError, locked, new_folder
 from dartsfast.runs.interrupts import signal_name, striking_signals
 from dartsfast.runs.options import HERE, here
 from dartsfast.runs.page import write_report
-from dartsfast.runs.record import CANDIDATES, cell_digits
+from dartsfast.runs.record import CANDIDATES, cell_digits, rank_count, read_processes
 from dartsfast.tables import print_table
 
 PATIENCE = 5.0  # seconds between two looks at what other processes do
@@ -138,31 +141,44 @@ def competition(
     """
     moved = []
     if resume is not None:
-        out = Path(os.path.expanduser(resume)).resolve()
-        if not (out / CONFIG).exists():
-            raise InputError(f"nothing to go on with in {out}: give the folder of `{' '.join(command)}`")
+        out, own = ranks.from_first(lambda: _left_in(resume, command, type(config)))
         now = here(config)
         if config.data != type(config).data:
             now["data"] = absolute(config.data)
             moved = ["--data", now["data"]]
-        config = type(config)(**{**read_config(out / CONFIG, command, type(config)), **now})
+        config = type(config)(**{**own, **now})
         config.check()
     else:
         config.check()
         config = dataclasses.replace(config, data=absolute(config.data))
         resolve_device(config.device)
-        out = Path(config.out).resolve() if config.out else new_folder("-".join(command)).resolve()
-        with locked(out):
-            # Where nothing has been computed yet, as after an option that could not work, it begins anew.
-            if has_checkpoint(out) or any(has_checkpoint(lock.parent) for lock in out.rglob(LOCK)):
-                again = f"go on with --resume {out}, or choose another --out"
-                raise InputError(f"{out} holds a run already: {again}")
-            write_config(out, command, config)
-    words = ["dartsfast", *command, "--resume", str(out), *moved]
+        out = ranks.from_first(lambda: _begun(config, command))
+    words = [*program(ranks.size()), *command, "--resume", str(out), *moved]
     for field in dataclasses.fields(config):
         if field.name in HERE and getattr(config, field.name) != field.default:
             words += [f"--{field.name}", str(getattr(config, field.name))]
     return Competition(config, out, command, shlex.join(words))
+
+
+def _left_in(
+    resume: str | os.PathLike, command: tuple[str, str], config_cls: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a competition to go on with, and its options."""
+    out = Path(os.path.expanduser(resume)).resolve()
+    if not (out / CONFIG).exists():
+        raise InputError(f"nothing to go on with in {out}: give the folder of `{' '.join(command)}`")
+    return out, read_config(out / CONFIG, command, config_cls)
+
+
+def _begun(config: Any, command: tuple[str, str]) -> Path:
+    """Return the folder of a new competition, with its options."""
+    out = Path(config.out).resolve() if config.out else new_folder("-".join(command)).resolve()
+    with locked(out):
+        # Where nothing has been computed yet, as after an option that could not work, it begins anew.
+        if has_checkpoint(out) or any(has_checkpoint(lock.parent) for lock in out.rglob(LOCK)):
+            raise InputError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
+        write_config(out, command, config)
+    return out
 
 
 def compete(
@@ -189,9 +205,9 @@ def compete(
                 time.sleep(PATIENCE)
                 _round(these, measure, entrants, done)
             result = _judged(these.out, [done[name] for name in entrants], measure)
-            _write(these, measure, result.candidates)
-            draw_genotype(result.genotype, these.out / "cell")
-            write_report(these.out)
+            if ranks.first():
+                draw_genotype(result.genotype, these.out / "cell")
+                _leave(these, measure, result.candidates)
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, RunStopped) else signal.SIGINT
         raise RunStopped(
@@ -199,7 +215,7 @@ def compete(
             f"done is kept. Go on with: {these.again}",
             signum,
         ) from None
-    if detail() != QUIET:
+    if _shows():
         _print(result, measure)
     return result
 
@@ -219,12 +235,16 @@ def _round(
             reached = done[name].measure
             what = "diverged" if reached is None else f"{measure.name} {reached:.2f}{measure.unit}"
             _say(f"{len(done)} of {len(entrants)} candidates done: {name}, {what}")
-            _write(these, measure, list(done.values()))
-            write_report(these.out)
+            if ranks.first():
+                _leave(these, measure, list(done.values()))
+
+
+def _shows() -> bool:
+    return detail() != QUIET and ranks.first()
 
 
 def _say(text: str) -> None:
-    if detail() != QUIET:
+    if _shows():
         print(text, flush=True)
 
 
@@ -233,21 +253,23 @@ def once(run: Callable[..., Any], config: Any, folder: Path) -> Any:
 
     Raises:
         InUseError: another process is at it.
-        InputError: what there is has other options.
+        InputError: what there is has other options, or was computed by another number of ranks.
     """
-    if not has_checkpoint(folder):
-        try:
+    if not ranks.from_first(lambda: has_checkpoint(folder)):
+        with contextlib.suppress(UsedError):  # another process has begun, and stopped, since
             return run(config)
-        except InUseError:
-            raise
-        except InputError:  # another process may have begun, and stopped, since
-            if not has_checkpoint(folder):
-                raise
-    _check_options(config, folder)
+    ranks.from_first(lambda: _check_same(config, folder))
     return run(config, resume=folder)
 
 
-def _check_options(config: Any, folder: Path) -> None:
+def _check_same(config: Any, folder: Path) -> None:
+    before = rank_count(read_processes(folder)["processes"], ranks.size())
+    if before != ranks.size():
+        how = f"torchrun --nproc_per_node={before}" if before > 1 else "one process, without torchrun"
+        raise InputError(
+            f"{folder} holds a run of {before} ranks, and here are {ranks.size()}: whole batches would have "
+            f"another size, and candidates could not be compared. Go on with {how}, or choose another --out"
+        )
     if not (folder / CONFIG).exists():  # killed before it was written
         return
     _, found = load_config(folder / CONFIG)
@@ -293,6 +315,11 @@ def _judged(out: Path, done: list[Candidate], measure: Measure) -> CandidatesRes
     return CandidatesResult(genotype, best, done, mean(values), deviation, out, lesson)
 
 
+def _leave(these: Competition, measure: Measure, done: list[Candidate]) -> None:
+    _write(these, measure, done)
+    write_report(these.out)
+
+
 def _write(these: Competition, measure: Measure, done: list[Candidate]) -> None:
     """Write the table and the best cell of what is done, by others too: who is last writes all of it."""
     rows = {
@@ -309,7 +336,7 @@ def _write(these: Competition, measure: Measure, done: list[Candidate]) -> None:
     best, values = max(reached, key=lambda name: measure.better(reached[name])), list(reached.values())
     table = {
         "command": " ".join(these.command), "measure": measure.name, "best": best, "mean": mean(values),
-        "deviation": stdev(values) if len(values) > 1 else 0.0,
+        "deviation": stdev(values) if len(values) > 1 else 0.0, "processes": ranks.size(),
         "candidates": [row for _, row in sorted(rows.items())],
     }  # fmt: skip
     _replace(path, table)

@@ -256,12 +256,6 @@ def _begin(verb: str, kind: str, config: Any, resume: str | None, detail: str) -
     from dartsfast import candidates, ranks, search, train
 
     what = VERBS[verb]
-    competes = verb in ("random", "select")
-    if competes and ranks.launched():
-        raise InputError(
-            f"the candidates of `{verb}` are computed by one process each: start it without torchrun, and "
-            "again with --resume for every further device"
-        )
     try:
         run = getattr({"search": search, "train": train}.get(verb, candidates), f"{verb}_{kind}")
     except ModuleNotFoundError as error:

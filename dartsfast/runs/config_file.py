@@ -44,7 +44,7 @@ def changed_options(config: Any) -> dict[str, Any]:
 
 def repeat_command(folder: Path, command: tuple[str, str], processes: int = 1) -> str:
     """Return the command line that begins a run like the one in ``folder`` anew, in as many processes."""
-    return shlex.join([*_program(processes), *command, "--config", str(folder.absolute() / CONFIG)])
+    return shlex.join([*program(processes), *command, "--config", str(folder.absolute() / CONFIG)])
 
 
 def resume_command(
@@ -52,10 +52,11 @@ def resume_command(
 ) -> str:
     """Return the command line that goes on with the run in ``folder``, on the device and so on as now."""
     here = [word for name in HERE if name in changed for word in (f"--{name}", str(changed[name]))]
-    return shlex.join([*_program(processes), *command, "--resume", str(folder.absolute()), *here])
+    return shlex.join([*program(processes), *command, "--resume", str(folder.absolute()), *here])
 
 
-def _program(processes: int) -> list[str]:
+def program(processes: int) -> list[str]:
+    """Return the words that start so many processes of the command together."""
     return ["dartsfast"] if processes == 1 else f"torchrun --nproc_per_node={processes} -m dartsfast".split()
 
 

@@ -24,6 +24,10 @@ class InUseError(InputError):
     """Another process holds the folder of a run."""
 
 
+class UsedError(InputError):
+    """A folder for a new run holds one already."""
+
+
 def new_folder(kind: str) -> Path:
     """Make and return runs/<kind>-<time>, with a number where two runs start within one second."""
     started = Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -36,9 +40,9 @@ def new_folder(kind: str) -> Path:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise InputError if ``folder`` holds a run."""
+    """Raise UsedError if ``folder`` holds a run."""
     if has_checkpoint(folder):
-        raise InputError(
+        raise UsedError(
             f"{folder} holds a run already: go on with --resume {folder}, or choose another --out"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ PROCESS: dict[str, Any] = {
 
 # What candidates.json holds.
 COMPETITION: dict[str, Any] = {
-    "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "candidates": [],
+    "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "processes": 1, "candidates": [],
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ class Record:
     @property
     def ranks(self) -> int:
         """How many processes computed together at last."""
-        return int(self.processes[-1]["environment"].get("processes", 1)) if self.processes else 1
+        return self.candidates["processes"] if self.candidates else rank_count(self.processes, 1)
 
     @property
     def state(self) -> str:
@@ -216,6 +216,11 @@ def read_processes(folder: Path) -> dict[str, Any]:
     return found
 
 
+def rank_count(processes: Sequence[Mapping[str, Any]], unknown: int) -> int:
+    """Return how many ranks the last of a run's ``processes`` was of; ``unknown`` where there are none."""
+    return int(processes[-1]["environment"].get("processes", 1)) if processes else unknown
+
+
 def _check_numbers(place: str, found: Mapping[str, Any]) -> None:
     """Raise InputError unless all values are finite numbers."""
     for name, value in found.items():
@@ -238,6 +243,8 @@ def _counted(command: tuple[str, str]) -> str:
 def _candidates(folder: Path) -> dict[str, Any]:
     path = folder / CANDIDATES
     found = _json(path, read_text(path))
+    if isinstance(found, dict):
+        found.setdefault("processes", 1)  # of an earlier version
     match(str(path), COMPETITION, found)
     measures = {}
     for one in found["candidates"]:
