@@ -102,6 +102,12 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     backend = config.backend
     if backend == "auto":
         backend = resolve_backend(backend, "cuda" if torch.cuda.is_available() else "cpu")
+        if backend == "reference":
+            raise InputError(
+                "a search runs on stock modules here, which have no programs to explain: build the kernels "
+                "as the warning says, or name with --backend whose programs are meant, cpu, cuda or triton: "
+                "to be explained they need not be here"
+            )
     if backend not in ("cpu", "cuda", "triton"):
         raise InputError(f"backend {backend!r} has no programs to explain: choose cpu, cuda or triton")
     if backend == "triton" and (missing := triton.load()):

@@ -18,6 +18,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_ARCHIVES = (b"PK", b"\x80\x02")  # today's, and those before torch 1.6
+
 
 def check_regular(path: str | os.PathLike) -> None:
     """Raise InputError where ``path``, links followed, is no regular file: some others never end.
@@ -28,10 +30,20 @@ def check_regular(path: str | os.PathLike) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot read {path} ({error}): check the path") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path} ({why}): check the path") from error
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise InputError(f"{path} is {kind}, where a regular file is needed: put the data into a file")
+
+
+def is_archive(path: str | os.PathLike) -> bool:
+    """Say whether a file begins as torch's do, weights and checkpoints; InputError if it is not readable."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in _ARCHIVES
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): check the path") from error
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -20,10 +20,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i >= len(columns) - numbers else "left")
     for row in rows:
         table.add_row(*row)
+    print(f"\n{title}")  # of the table it would wrap where that is narrow
     # What is no terminal has no width that a table must fit.
     Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)

@@ -227,6 +227,8 @@ def test_a_table_is_there_as_soon_as_one_is_done(tmp_path, monkeypatch, capsys):
     assert len(calls) == 3 and main(["runs", str(tmp_path)]) == 0
     (listed,) = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]
     assert "2/3" in listed and "stopped" in listed
+    table = json.loads((Path(config.out) / "candidates.json").read_text())
+    assert f"(candidate {table['best']})" in listed
     with locked(Path(config.out) / "1"):
         assert main(["runs", str(tmp_path)]) == 0
     (listed,) = [line for line in capsys.readouterr().out.splitlines() if "random cnn" in line]

@@ -91,7 +91,7 @@ def test_a_checkpoint_of_another_version_or_kind_is_refused(tmp_path):
     save_checkpoint(tmp_path, {**state(2), "format": "dartsfast search checkpoint 1"})
     with pytest.warns(UserWarning, match="another version of it.*the one before"):
         assert load_checkpoint(tmp_path, "cnn")["step"] == 1
-    with pytest.raises(InputError, match="kind 'cnn', not 'rnn'"):
+    with pytest.raises(InputError, match="of a `search cnn`, not of a `search rnn`"):
         load_checkpoint(tmp_path / PREVIOUS, "rnn")
 
 

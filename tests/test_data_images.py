@@ -68,6 +68,12 @@ def test_unknown_specs_list_the_known_ones(spec):
         load_images(spec)
 
 
+def test_a_folder_that_there_is_not_is_named_as_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=rf"'~/none' \(there is no folder {tmp_path}/none\): use one of"):
+        load_images("~/none")
+
+
 @pytest.mark.parametrize("portion", [0.0, 1.0, -1.0, float("nan")])
 def test_train_portion_must_lie_inside(portion):
     with pytest.raises(InputError, match="between 0 and 1"):

@@ -337,6 +337,12 @@ def test_without_triton_its_launches_cannot_be_counted(monkeypatch, capsys):
     assert "are counted from the kernels: Triton cannot be imported" in capsys.readouterr().err
 
 
+def test_without_kernels_it_says_what_can_be_explained(monkeypatch, capsys):
+    monkeypatch.setattr("dartsfast.explain.resolve_backend", lambda *given: "reference")
+    assert main(["explain", "cnn", *SMALL]) == 2
+    assert "build the kernels as the warning says, or name with --backend" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

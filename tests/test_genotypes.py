@@ -150,7 +150,7 @@ def test_bad_genotypes_are_named_everywhere(case, tmp_path):
         (rnn_genotypes.Genotype([], [0]), r"edges of the recurrent cell are \[\]"),
         (rnn_genotypes.Genotype([("tanh", 0)], []), r"concat of the recurrent cell is \[\]"),
         (rnn_genotypes.Genotype([("selu", 0)], [1]), "unknown activation 'selu', known are tanh, relu"),
-        (V2, "fields normal, .*where recurrent, concat are needed"),
+        (V2, r"CNNs \(fields normal, .*RNNs \(fields recurrent, concat\): name another"),
     ],
 )
 def test_bad_recurrent_genotypes_are_named(value, message):
@@ -160,7 +160,7 @@ def test_bad_recurrent_genotypes_are_named(value, message):
 
 
 def test_recurrent_genotypes_do_not_make_images():
-    with pytest.raises(InputError, match="fields recurrent, concat, where normal, .*other kind"):
+    with pytest.raises(InputError, match=r"RNNs \(fields recurrent, concat\) is none of CNNs \(fields"):
         NetworkCIFAR(4, 10, 2, False, ENAS)
 
 

@@ -15,8 +15,19 @@ from dartsfast.cli import _parser, main
 from dartsfast.cnn.genotypes import DARTS_V1
 from dartsfast.errors import InputError
 from dartsfast.export import export_network
+from dartsfast.runs.checkpoint import save_checkpoint
 from dartsfast.runs.report import Report
-from dartsfast.train import TestCNNConfig, TestRNNConfig, TrainCNNConfig, TrainRNNConfig, train_cnn, train_rnn
+from dartsfast.tables import print_table
+from dartsfast.train import (
+    TestCNNConfig,
+    TestRNNConfig,
+    TrainCNNConfig,
+    TrainRNNConfig,
+    test_cnn,
+    train_cnn,
+    train_rnn,
+)
+from dartsfast.train.evaluate import TestResult, trained_weights
 
 pytestmark = pytest.mark.usefixtures("undrawn_module")
 
@@ -34,7 +45,7 @@ def runs(tmp_path_factory, undrawn_module):
     folder = tmp_path_factory.mktemp("runs")
     images = f"imagefolder:{image_folder(folder / 'images', train=4, side=32)}"
     small = {"init_channels": 2, "layers": 3, "batch_size": 6, "epochs": 1}
-    cnn = train_cnn(TrainCNNConfig(data=images, out=str(folder / "cnn"), **small))
+    cnn = train_cnn(TrainCNNConfig(data=images, out=str(folder / "cnn"), workers=1, **small))
     sizes = {"emsize": 6, "nhid": 6, "nhidlast": 6, "batch_size": 4, "epochs": 1, "lr": 1.0}
     text = str(text_folder(folder / "text"))
     rnn = train_rnn(TrainRNNConfig(data=text, out=str(folder / "rnn"), **sizes))
@@ -62,6 +73,93 @@ def test_a_test_reads_the_data_that_it_was_given(runs, capsys, kind, config):
     wrong = {"cnn": "are not of this network", "rnn": "the vocabulary of pydoc is not that of the training"}
     assert main(["test", kind, str(runs[kind]), f"--data={config.data}"]) == 2
     assert wrong[kind] in capsys.readouterr().err
+
+
+def test_a_test_reads_images_in_as_many_processes_as_the_training(runs):
+    here = TestCNNConfig(model_path=str(runs["cnn"]))
+    assert trained_weights(here)[0].workers == 1
+    assert trained_weights(here.but(workers=TestCNNConfig.workers))[0].workers == TestCNNConfig.workers == 4
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_five_guesses_of_five_classes_are_not_spoken_of(classes):
+    words = str(TestResult(1.0, 60.0, 97.5, 10, classes))
+    assert words.startswith("test error 40.00 %") and ("(2.50 % with five guesses)" in words) == (
+        classes == 6
+    )
+
+
+@pytest.mark.parametrize(("kind", "other"), [("cnn", "rnn"), ("rnn", "cnn")])
+def test_what_is_of_the_other_kind_is_told_so(runs, tmp_path, capsys, kind, other):
+    """A run, to be tested, gone on with or trained anew; weights, to be tested."""
+    here = str(runs[other])
+    for words in (["test", kind, here], ["train", kind, "--resume", here]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"is of a `train {other}`, not of a `train {kind}`: name the folder of a `train {kind}`, or"
+            in said
+        )
+        assert f"say {other} in place of {kind}" in said and said.count("checkpoint") == 1
+    assert main(["train", kind, here, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"genotype.json: a cell of {other.upper()}s" in said and f"such as `dartsfast train {other}`" in said
+    )
+    small = {"cnn": ["--init_channels=2", "--layers=2"], "rnn": ["--emsize=4", "--nhid=4", "--nhidlast=4"]}
+    assert main(["test", kind, f"{here}/weights.pt", *small[kind]]) == 2
+    assert f"not of this network, but of one that `dartsfast test {other}` tests" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_is_no_training(tmp_path, capsys):
+    save_checkpoint(tmp_path, {"kind": "cnn"})
+    save_checkpoint(tmp_path, {"kind": "cnn"})
+    for words in (["test", "cnn", str(tmp_path)], ["train", "cnn", "--resume", str(tmp_path)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"`dartsfast train cnn {tmp_path}` trains its cell" in said and said.count("search cnn") == 1
+    assert main(["test", "rnn", str(tmp_path)]) == 2
+    assert (
+        "is of a `search cnn`, not of a `train rnn`: name the folder of a `train rnn`\n"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"init_channels": 3}, r"k: stem.0.weight and 102 more of another size \(\[6, 3, 3, 3\], not \[9,"),
+        ({"layers": 4}, r"network: cells.3.*weight and \d+ more missing\."),
+        ({"layers": 2}, r"cells.* of another size .*, .* 6 more missing, .* 95 more not of it\. --arch, "),
+    ],
+)  # fmt: skip
+def test_weights_of_another_network_are_told_by_what_differs(runs, wrong, message):
+    right = {"init_channels": 2, "layers": 3, "data": f"imagefolder:{runs['cnn'].parent / 'images'}"}
+    with pytest.raises(InputError, match=message):
+        test_cnn(TestCNNConfig(model_path=str(runs["cnn"] / "weights.pt"), **{**right, **wrong}))
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "checkpoint.pt"])
+def test_weights_are_no_cell(runs, file, capsys):
+    assert main(["train", "cnn", str(runs["cnn"] / file)]) == 2
+    assert "which do not say which cell they are of: name the folder of the run" in capsys.readouterr().err
+
+
+def test_a_title_is_one_line_above_a_narrow_table(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    title = "the rather long title of a table " * 3
+    print_table(title, ["a"], [["1"]], 1)
+    assert title in capsys.readouterr().out.splitlines()
+
+
+def test_places_are_shown_whole_however_a_run_was_named(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data", f"imagefolder:{runs['cnn'].parent / 'images'}", "--init_channels=2", "--layers=1"]
+    assert main(["train", "cnn", *small, "--epochs=1", "--batch_size=6", "--out", "here"]) == 0
+    assert main(["train", "cnn", "--resume", "here"]) == 0
+    places = re.findall(r"^weights .*", capsys.readouterr().out, re.M)
+    assert places == [f"weights     {tmp_path / 'here' / 'weights.pt'}"] * 2
 
 
 @pytest.mark.parametrize("option", ["layers", "init_channels", "image_size", "arch", "network"])

@@ -84,7 +84,7 @@ def test_of_two_starts_at_one_moment_one_is_refused(tmp_path):
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2], errors
     refused = codes.index(2)
-    holder = f"the run in run is in use by process {processes[1 - refused].pid} on"
+    holder = f"the run in {tmp_path / 'run'} is in use by process {processes[1 - refused].pid} on"
     assert holder in errors[refused] or "run holds a run already" in errors[refused]
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 

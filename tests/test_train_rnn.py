@@ -283,7 +283,7 @@ def test_what_cannot_be_tested_is_refused(data, tmp_path, undrawn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "cnn:DARTS_V2"}, "genotype of the other kind of network"),
+        ({"arch": "cnn:DARTS_V2"}, r"CNNs \(fields normal, .*\) is none of RNNs"),
         ({"nhid": 7}, "emsize, nhid and nhidlast must be equal .*, got 6, 7 and 6"),
         ({"small_batch_size": 3}, "small_batch_size must be -1 or divide the batch size 4, got 3"),
         ({"small_batch_size": 0}, "small_batch_size must be -1 or divide"),
@@ -341,4 +341,4 @@ def test_the_originals_command_line(data, tmp_path, monkeypatch, capsys, undrawn
     assert main(["train", "rnn", "--resume", str(folder), "--preset", "wt2"]) == 2
     assert "keeps its own options: leave out --preset" in capsys.readouterr().err
     assert main(["train", "cnn", "--resume", str(folder)]) == 2
-    assert "belongs to a run of kind 'train-rnn', not 'train-cnn'" in capsys.readouterr().err
+    assert "is of a `train rnn`, not of a `train cnn`" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from dartsfast.backends import availability
+from dartsfast.backends import availability, table
 from dartsfast.cnn.genotypes import DARTS_V2
 from dartsfast.cnn.model import NetworkCIFAR
 from dartsfast.cnn.model_search import Cell, Network
@@ -266,6 +266,7 @@ def test_fused_networks_refuse_to_be_traced_or_exported(build, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_of_auto_the_reference_path_is_traced_or_exported_aloud(build, way):
     model, args, others = build("auto")
+    table._warn_of_unused.cache_clear()
     with pytest.warns(UserWarning, match=r"backend cpu not used: torch\.jit\.trace and torch\.export"):
         program = WAYS[way](model, args)
     reference, *_ = build("reference")

@@ -7,6 +7,7 @@ available for the device and says why it passed over others.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,8 +101,13 @@ def resolve_backend(
     for found in candidates(device or "cpu", dtype):
         if found.available:
             return found.backend
-        warnings.warn(f"backend {found.backend} not used: {found.reason}", stacklevel=2)
+        _warn_of_unused(found.backend, found.reason)
     raise AssertionError("the reference path runs everywhere")
+
+
+@functools.cache  # once a process, not once for every place that asks
+def _warn_of_unused(backend: str, reason: str) -> None:
+    warnings.warn(f"backend {backend} not used: {reason}", stacklevel=3)
 
 
 # For torch.compile, which would look for the extension's file in its graph: the same for the same arguments.

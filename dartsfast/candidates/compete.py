@@ -310,7 +310,7 @@ def _judged(out: Path, done: list[Candidate], measure: Measure) -> CandidatesRes
     deviation = stdev(values) if len(values) > 1 else 0.0
     lesson = (
         f"best of {len(values)} cells: {best}, {measure.name} {value:.2f}{measure.unit}; "
-        f"all: {mean(values):.2f} +- {deviation:.2f}{measure.unit}"
+        f"all: {mean(values):.2f} ± {deviation:.2f}{measure.unit}"
     )
     return CandidatesResult(genotype, best, done, mean(values), deviation, out, lesson)
 

@@ -226,7 +226,8 @@ def load_images(
     """
     name, colon, folder = _with_name(spec).partition(":")
     if name not in ("photos", "imagefolder", "fashion-mnist", *_CIFAR_STATS):
-        raise InputError(f"unknown image data {spec!r}: use one of {SPECS}")
+        where = "" if colon else f" (there is no folder {os.path.expanduser(spec)})"
+        raise InputError(f"unknown image data {spec!r}{where}: use one of {SPECS}, or a folder that there is")
     if bool(folder) == (name == "photos") or (colon and not folder):
         raise InputError(f"image data {spec!r} is not of a known form: use one of {SPECS}")
     if not 0 < train_portion < 1:

@@ -16,6 +16,7 @@ from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.data import image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.export.formats import LOGITS
+from dartsfast.files import is_archive
 from dartsfast.genotypes import CNN, RNN, AnyGenotype, Kind, resolve_genotype
 from dartsfast.genotypes.text import looks_like_genotype
 from dartsfast.rnn import genotypes as rnn_genotypes
@@ -23,15 +24,14 @@ from dartsfast.rnn.model import RNNModel
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.runs.config_file import CONFIG, load_config
 from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig
-from dartsfast.train.evaluate import fitting, trained_network, trained_weights
+from dartsfast.train.evaluate import trained_network, trained_weights
 from dartsfast.train.evaluate_rnn import best_weights
 from dartsfast.train.network import check_images_fit
-from dartsfast.train.weights import load_weights
+from dartsfast.train.weights import load_fitting, load_weights
 
 CLASSES = 10  # of a cell alone, as CIFAR-10 has
 WORDS, UNITS = 10_000, 850  # of a recurrent cell alone: those of Penn Treebank
 SECOND = "auxiliary_head."  # names of weights that only training needs
-ARCHIVES = (b"PK", b"\x80\x02")  # how files of weights begin: today's and those before torch 1.6
 
 
 class Source(NamedTuple):
@@ -102,14 +102,9 @@ def find_source(what: str, options: Options) -> Source:
             return _cnn_training(path, options)
         if command == ("train", "rnn"):
             return _rnn_training(path, options)
-    if os.path.isfile(path) and _is_archive(path):
+    if os.path.isfile(path) and is_archive(path):
         return _weights(path, options)
     return _cell(what, options)
-
-
-def _is_archive(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) in ARCHIVES
 
 
 def _rows(weights: dict[str, Tensor], name: str) -> int:
@@ -195,8 +190,7 @@ def _rnn_training(path: Path, options: Options) -> Source:
 def _trained_rnn(path: Path, cell: rnn_genotypes.Genotype, weights: dict[str, Tensor]) -> Source:
     words, units = weights["encoder.weight"].shape
     network = RNNModel(words, units, units, units, genotype=cell)
-    with fitting(path, "--arch"):
-        network.load_state_dict(weights)
+    load_fitting(network, weights, path, "--arch")
     return Source(RNN, cell, network.eval(), (words, units), True, _said(cell))
 
 

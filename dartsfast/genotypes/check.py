@@ -19,20 +19,22 @@ class Kind(NamedTuple):
     """What the cells of one kind of network have in common.
 
     Attributes:
+        name: of the network.
         inputs: states before the first node, and edges a node: two each, or one.
         first: first state that may be part of the output.
         state: what an edge's index counts.
         operation: what an edge's name names.
     """
 
+    name: str
     inputs: int
     first: int
     state: str
     operation: str
 
 
-CNN = Kind(2, 2, "input", "operation")
-RNN = Kind(1, 0, "state", "activation")
+CNN = Kind("CNN", 2, 2, "input", "operation")
+RNN = Kind("RNN", 1, 0, "state", "activation")
 TYPES: dict[Kind, Any] = {CNN: cnn_genotypes.Genotype, RNN: rnn_genotypes.Genotype}
 
 
@@ -60,8 +62,9 @@ def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | N
     found = CNN if "normal" in fields else RNN
     if kind is not None and kind != found:
         raise InputError(
-            f"the genotype has the fields {', '.join(fields)}, where {', '.join(TYPES[kind]._fields)} "
-            "are needed: pass a genotype of the other kind of network"
+            f"a cell of {found.name}s (fields {', '.join(fields)}) is none of {kind.name}s (fields "
+            f"{', '.join(TYPES[kind]._fields)}): name another one, or use what is made for {found.name}s, "
+            f"such as `dartsfast train {found.name.lower()}`"
         )
     if found == RNN:
         cell = check_cell(fields["recurrent"], fields["concat"], RNN, "recurrent cell", known)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dartsfast.cnn import genotypes as cnn_genotypes
 from dartsfast.errors import InputError
-from dartsfast.files import read_text
+from dartsfast.files import is_archive, read_text
 from dartsfast.genotypes.check import Kind, as_genotype
 from dartsfast.genotypes.text import looks_like_genotype, parse_genotype
 
@@ -36,6 +36,11 @@ def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
                 f"the folder {spec} holds no genotype.json: a search writes it there at the end of its first "
                 "epoch"
             )
+    if os.path.isfile(path) and is_archive(path):
+        raise InputError(
+            f"{spec} is a file of weights or a checkpoint, which do not say which cell they are of: name the "
+            "folder of the run, or its genotype.json"
+        )
     if os.path.lexists(path):
         try:
             genotype = as_genotype(parse_genotype(read_text(path)), kind)

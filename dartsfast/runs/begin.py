@@ -54,7 +54,7 @@ def _built(run_cls: type[Run], config: Any) -> Run:
 
 def _claimed(stack: ExitStack, out: str, kind: str) -> Path:
     """Hold the folder of a new run until ``stack`` ends, and return it."""
-    folder = Path(out) if out else new_folder(kind)
+    folder = (Path(out) if out else new_folder(kind)).resolve()
     stack.enter_context(locked(folder))
     refuse_used(folder)
     return folder

@@ -22,7 +22,13 @@ from dartsfast.errors import InputError
 FORMAT = "dartsfast search checkpoint 2"
 CURRENT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+# Whose runs are of a kind.
+COMMANDS = {"cnn": "search cnn", "rnn": "search rnn", "train-cnn": "train cnn", "train-rnn": "train rnn"}
 COMMENT = len("blake2b ") + 32  # bytes of the archive's comment, the checksum in hexadecimal digits
+
+
+class WrongKindError(InputError):
+    """A checkpoint is of another command's run."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -82,6 +88,8 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
             continue
         try:
             state = _read(path / name, kind)
+        except WrongKindError:  # the one before is of the same
+            raise
         except InputError as error:
             refused.append(str(error))
             continue
@@ -112,8 +120,18 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} was not written by a run of dartsfast (or by another version of it)")
     if state.get("kind") != kind:
-        raise InputError(f"{path} belongs to a run of kind {state.get('kind')!r}, not {kind!r}")
+        raise WrongKindError(_other_kind(path, state.get("kind"), kind))
     return state
+
+
+def _other_kind(path: Path, found: Any, wanted: str) -> str:
+    said, needed = COMMANDS.get(str(found), repr(found)), COMMANDS[wanted]
+    remedy = f"name the folder of a `{needed}`"
+    if f"train-{found}" == wanted:
+        remedy += f"; `dartsfast {needed} {path.parent}` trains its cell"
+    elif said.split()[0] == needed.split()[0]:
+        remedy += f", or say {said.split()[1]} in place of {needed.split()[1]}"
+    return f"{path} is of a `{said}`, not of a `{needed}`: {remedy}"
 
 
 def one_line(error: Exception) -> str:

@@ -76,7 +76,8 @@ def read_config(path: str | Path, command: tuple[str, str], config_cls: Any) -> 
     command_read, options = load_config(path)
     if command_read != command:
         raise InputError(
-            f"{path} has the options of `dartsfast {' '.join(command_read)}`, not of `{' '.join(command)}`"
+            f"{path} has the options of `dartsfast {' '.join(command_read)}`, not of "
+            f"`{' '.join(command)}`: use that command, or name what is of this one"
         )
     unknown = options.keys() - {field.name for field in dataclasses.fields(config_cls)}
     if unknown:

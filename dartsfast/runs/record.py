@@ -138,7 +138,7 @@ class Record:
             return str(self.measure or "")
         values = {one["name"]: one["measure"] for one in self.candidates["candidates"]}
         best = self.candidates["best"]
-        return f"{self.candidates['measure']} {values[best]:.4g} of {best}"
+        return f"{self.candidates['measure']} {values[best]:.4g} (candidate {best})"
 
     @property
     def digits(self) -> str:

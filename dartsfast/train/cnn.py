@@ -35,7 +35,7 @@ from dartsfast.runs.report import Picture
 from dartsfast.runs.run import Iteration, Run
 from dartsfast.train.config import TrainCNNConfig
 from dartsfast.train.count import Size, network_size
-from dartsfast.train.evaluate import test_network
+from dartsfast.train.evaluate import error_words, test_network
 from dartsfast.train.network import batches_of, build_network, check_images_fit
 from dartsfast.train.result import TrainResult, epochs
 from dartsfast.train.weights import WEIGHTS, save_weights
@@ -239,21 +239,24 @@ class CNNTraining(Run):
     def result(self, out: Path, checkpoint: Path) -> TrainResult:
         """Write the weights and return where everything lies."""
         save_weights(out, self.model.state_dict())
-        return _result(self.cell, self.history, out, checkpoint)
+        return _result(self.cell, self.model.state_dict(), self.history, out, checkpoint)
 
     @classmethod
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> TrainResult:
         """Return the result of a training that is over; its data need not be there any more."""
         if not (out / WEIGHTS).exists():  # it was stopped after its last checkpoint
             save_weights(out, state["model"])
-        return _result(resolve_genotype(state["config"]["arch"]), state["history"], out, checkpoint)
+        cell = resolve_genotype(state["config"]["arch"])
+        return _result(cell, state["model"], state["history"], out, checkpoint)
 
 
-def _result(cell: AnyGenotype, history: list[dict[str, Any]], out: Path, checkpoint: Path) -> TrainResult:
+def _result(
+    cell: AnyGenotype, weights: dict[str, Tensor], history: list[dict[str, Any]], out: Path, checkpoint: Path
+) -> TrainResult:
     row = history[-1]
     what, name = ("test", "test") if "test_acc" in row else ("validation", "valid")
-    first, five = 100 - row[f"{name}_acc"], 100 - row[f"{name}_acc5"]
-    lesson = f"after {epochs(row['epoch'])}: {what} error {first:.2f} % ({five:.2f} % with five guesses)"
+    errors = error_words(row[f"{name}_acc"], row[f"{name}_acc5"], len(weights["classifier.weight"]))
+    lesson = f"after {epochs(row['epoch'])}: {what} {errors}"
     return TrainResult(cell, history, out, checkpoint, out / WEIGHTS, lesson)
 
 

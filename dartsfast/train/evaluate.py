@@ -19,19 +19,20 @@ from dartsfast.cnn.utils import accuracy
 from dartsfast.data import Batches, image_sides, load_images
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, resolve_genotype
-from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint, one_line
+from dartsfast.runs.checkpoint import has_checkpoint, load_checkpoint
 from dartsfast.runs.detail import VERBOSE, detail
 from dartsfast.runs.device import resolve_device
 from dartsfast.runs.fit import restored_config
 from dartsfast.train.config import NETWORK_OPTIONS, TestCNNConfig, TrainCNNConfig
 from dartsfast.train.count import network_size
 from dartsfast.train.network import batches_of, build_network, check_images_fit
-from dartsfast.train.weights import load_weights
+from dartsfast.train.weights import load_fitting, load_weights
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """Mean loss on ``images`` images, and how many percent are right, or among the first five guesses."""
+    """Mean loss on ``images`` images of ``classes`` classes, and how many percent are right, or among the
+    first five guesses."""
 
     __test__ = False  # no test of pytest's
 
@@ -39,18 +40,21 @@ class TestResult:
     acc: float
     acc5: float
     images: int
+    classes: int
 
     def __str__(self) -> str:
-        return (
-            f"test error {100 - self.acc:.2f} % ({100 - self.acc5:.2f} % with five guesses), "
-            f"loss {self.loss:.4f}, on {self.images} images"
-        )
+        errors = error_words(self.acc, self.acc5, self.classes)
+        return f"test {errors}, loss {self.loss:.4f}, on {self.images} images"
+
+
+def error_words(acc: float, acc5: float, classes: int) -> str:
+    """Say how many percent are wrong; of more than five classes, with five guesses too."""
+    five = f" ({100 - acc5:.2f} % with five guesses)" if classes > 5 else ""
+    return f"error {100 - acc:.2f} %{five}"
 
 
 @torch.no_grad()
-def test_network(
-    model: nn.Module, batches: Batches, between: Callable[[], None] = lambda: None
-) -> TestResult:
+def test_network(model: Any, batches: Batches, between: Callable[[], None] = lambda: None) -> TestResult:
     """Test a network of images, left in evaluation mode, on a pass of ``batches``.
 
     ``between`` is called before every batch. Ranks with a part of each batch have the same result.
@@ -68,7 +72,8 @@ def test_network(
         right5 += round(top5.item() * len(y) / 100)
     count = len(batches.source)
     total = ranks.totals(loss, right, right5)
-    return TestResult(total[0] / count, 100 * total[1] / count, 100 * total[2] / count, count)
+    means = total[0] / count, 100 * total[1] / count, 100 * total[2] / count
+    return TestResult(*means, count, model.classifier.out_features)
 
 
 test_network.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
@@ -112,11 +117,8 @@ def trained_network(config: TestCNNConfig, weights: dict[str, Tensor], classes: 
     """Return the network that ``config`` describes with ``weights``; InputError where they do not fit."""
     cell = resolve_genotype(config.arch, CNN)
     model = build_network(config, classes, cell)
-    with fitting(
-        Path(config.model_path),
-        "--arch, --network, --init_channels, --layers, --auxiliary and the classes of --data",
-    ):
-        model.load_state_dict(weights)
+    options = "--arch, --network, --init_channels, --layers, --auxiliary and the classes of --data"
+    load_fitting(model, weights, Path(config.model_path), options)
     return model
 
 
@@ -132,22 +134,10 @@ def timed(what: str) -> Iterator[None]:
     print(f"  testing {time.perf_counter() - began:.3g} s", flush=True)
 
 
-@contextmanager
-def fitting(path: Path, options: str) -> Iterator[None]:
-    """Raise InputError where weights from ``path``, loaded within, are not of a network of ``options``."""
-    try:
-        yield
-    except (RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"the weights in {path} are not of this network ({one_line(error)[:300]}): {options} must be "
-            "those of its training"
-        ) from error
-
-
 def tested_run(
     config: Any, folder: Path, kind: str, own_cls: Any, names: tuple[str, ...]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return ``config`` with what a training knows of its network, and the training's checkpoint.
+    """Return ``config`` with what a training knows of network and data, and the training's checkpoint.
 
     Args:
         config: options of a test.
@@ -160,7 +150,10 @@ def tested_run(
         InputError: no such checkpoint, or options of the network beside it.
     """
     if not has_checkpoint(folder):
-        raise InputError(f"no checkpoint in {folder}: give the folder of a training, or a file of weights")
+        raise InputError(
+            f"no checkpoint in {folder}: give the folder of a training, of random or select that of a "
+            "candidate's training, or a file of weights"
+        )
     state = load_checkpoint(folder, kind)
     own = restored_config(own_cls, state["config"])
     if given := [name for name in names if name in config.given]:
@@ -168,5 +161,7 @@ def tested_run(
             f"the training in {folder} knows its own network: leave out {', '.join('--' + n for n in given)}"
         )
     network = {name: getattr(own, name) for name in names}
-    data = config.data if "data" in config.given else own.data
-    return dataclasses.replace(config, data=data, **network), state
+    # Those of the network images; a text has none.
+    followed = [name for name in ("data", "workers") if hasattr(own, name) and name not in config.given]
+    network |= {name: getattr(own, name) for name in followed}
+    return dataclasses.replace(config, **network), state

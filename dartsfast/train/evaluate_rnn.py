@@ -17,8 +17,8 @@ from dartsfast.rnn.model import RNNModel
 from dartsfast.rnn.utils import batchify, perplexity, text_loss
 from dartsfast.runs.device import resolve_device
 from dartsfast.train.config import TestRNNConfig, TrainRNNConfig
-from dartsfast.train.evaluate import fitting, tested_run, timed
-from dartsfast.train.weights import load_weights
+from dartsfast.train.evaluate import tested_run, timed
+from dartsfast.train.weights import load_fitting, load_weights
 
 TEST_BATCH_SIZE = 1
 
@@ -98,8 +98,7 @@ def test_rnn(config: TestRNNConfig) -> TextTestResult:
         len(corpus.dictionary), config.emsize, config.nhid, config.nhidlast, genotype=cell,
         backend=config.backend,
     )  # fmt: skip
-    with fitting(path, "--arch, --emsize, --nhid, --nhidlast and the vocabulary of --data"):
-        model.load_state_dict(weights)
+    load_fitting(model, weights, path, "--arch, --emsize, --nhid, --nhidlast and the vocabulary of --data")
     size = f"{count_parameters_in_MB(model):.2f} M parameters"
     with timed(f"testing {config.model_path} on {config.data}, on {device}, {size}"):
         loss = text_loss(model.to(device), text.to(device), config)

@@ -49,7 +49,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
+        raise InputError(f"cannot read the weights {path} ({error.strerror}): check the path") from error
     # What torch raises for files of others depends on their first bytes.
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError) as error:
         raise InputError(
@@ -65,6 +65,51 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if all(name.startswith(PARALLEL) for name in found):
         return {name.removeprefix(PARALLEL): value for name, value in found.items()}
     return found
+
+
+def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], path: Path, options: str) -> None:
+    """Give ``model`` the ``weights`` from ``path``.
+
+    Raises:
+        InputError: they are not of this network; ``options`` name what must be as in its training.
+    """
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        own = model.state_dict()
+        found, wanted = _kind(weights), _kind(own)
+        if found not in ("", wanted):
+            raise InputError(
+                f"the weights in {path} are not of this network, but of one that `dartsfast test {found}` "
+                f"tests: use that, or name those of a `train {wanted}`"
+            ) from error
+        raise InputError(
+            f"the weights in {path} are not of this network: {_misfit(own, weights) or one_line(error)}. "
+            f"{options} must be those of its training"
+        ) from error
+
+
+def _kind(weights: Mapping[str, Tensor]) -> str:
+    """Return which network has weights of these names; nothing where none has."""
+    signs = {"encoder.weight": "rnn", "classifier.weight": "cnn"}
+    return next((kind for name, kind in signs.items() if name in weights), "")
+
+
+def _misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Say in what ``found`` differs from the weights that a network has by its nature, ``own``."""
+    other = [name for name in own if name in found and found[name].shape != own[name].shape]
+    said = []
+    if other:
+        sizes = f"{list(found[other[0]].shape)}, not {list(own[other[0]].shape)}"
+        said.append(f"{_some(other)} of another size ({sizes})")
+    for what, names in (("missing", own.keys() - found.keys()), ("not of it", found.keys() - own.keys())):
+        if names:
+            said.append(f"{_some(sorted(names))} {what}")
+    return ", ".join(said)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @contextmanager
