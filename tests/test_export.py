@@ -163,7 +163,7 @@ def test_weights_alone_with_the_options_of_their_test(training, tmp_path):
         (path,), _ = written(kept, ["module"], tmp_path / str(k), network=network, **given)
         assert ("MEAN = " in path.read_text()) == ("data" in given)
     for wrong in ({"init_channels": 3}, {"layers": 4}, {"auxiliary": False}, {"arch": "DARTS_V1"}):
-        with pytest.raises(InputError, match="are not of this network .*--arch"):
+        with pytest.raises(InputError, match="are not of this network: .*--arch"):
             export_network(kept, ["module"], network=dataclasses.replace(network, **wrong))
     with pytest.raises(InputError, match="are not of this network"):
         export_network(kept, ["module"], network=network, classes=4)
@@ -272,7 +272,7 @@ def places(training, tmp_path):
         (["{run}", "--layers", "4"], "knows its own network: leave out --layers"),
         (["{run}", "--classes", "4"], "knows its own network: leave out --classes"),
         (["{run}", "--data", "imagefolder:/nowhere"], "no folder /nowhere/train.* give --data"),
-        (["{run}", "--data", "photos"], "are not of this network .*the classes of --data"),
+        (["{run}", "--data", "photos"], "are not of this network: .*the classes of --data"),
         (
             ["DARTS_V2", "--format", "module", "--auxiliary"],
             "is a cell, without weights: leave out --auxiliary",

@@ -179,7 +179,7 @@ def test_what_is_no_network_of_these_weights_is_refused(data, tmp_path):
     right = {"init_channels": 2, "layers": 3, "data": data}
     test_cnn(TestCNNConfig(model_path=str(weights), **right))
     for wrong in ({"arch": "DARTS_V1"}, {"init_channels": 3}, {"layers": 4}, {"auxiliary": True}):
-        with pytest.raises(InputError, match="the weights in .* are not of this network .*--arch"):
+        with pytest.raises(InputError, match="the weights in .* are not of this network: .*--arch"):
             test_cnn(TestCNNConfig(model_path=str(weights), **{**right, **wrong}))
     for path, message in (
         ("", "nothing to test"),

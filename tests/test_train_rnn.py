@@ -247,7 +247,7 @@ def test_weights_of_the_original_load_and_whole_models_are_refused(data, tmp_pat
     given = {"model_path": str(path), "data": data, **SIZES}
     assert test_rnn(TestRNNConfig(arch="ENAS", **given)).words == 299
     for wrong in ({"arch": "DARTS"}, {"arch": "ENAS", "emsize": 5, "nhid": 5, "nhidlast": 5}):
-        with pytest.raises(InputError, match="are not of this network .* the vocabulary of --data must be"):
+        with pytest.raises(InputError, match="are not of this network: .* the vocabulary of --data must be"):
             test_rnn(TestRNNConfig(**{**given, **wrong}))
     torch.save(model, path)
     with pytest.raises(
