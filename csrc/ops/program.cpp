@@ -97,7 +97,6 @@ class Section {
       case Op::add: return image(i.reads[0][0], i.reads[1][0], i.writes[0][0]);
       case Op::copy: return image(i.reads[0][0], Array(), i.writes[0][0]);
       case Op::zero: return zero(i.writes[0][0]);
-      case Op::concatenate: return concatenate(i);
       case Op::count: break;
     }
   }
@@ -274,15 +273,6 @@ class Section {
     int64_t count = 1;
     for (int64_t k = 0; k < out.dim; ++k) count *= out.size[k];
     works_.push_back(keep<ZeroCall<T>>(out.data, count).zeros());
-  }
-
-  void concatenate(const Instruction& i) {
-    Array part = i.writes[0][0];
-    for (const Array& one : i.reads[0]) {
-      part.size[3] = one.size[3];
-      image(one, Array(), part);
-      part.data = at<T>(part) + one.size[3];
-    }
   }
 
   std::vector<std::shared_ptr<void>> calls_;  // what works point into
