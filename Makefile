@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 --max_images 320 --epochs 8 \
 	--arch_learning_rate 3e-3
 
-.PHONY: install install-oldest search test test-oldest interpret lint gpu gpu-rehearsal sanitize \
+.PHONY: install install-oldest search test quick test-oldest interpret lint gpu gpu-rehearsal sanitize \
 	sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
@@ -30,6 +30,10 @@ test: install
 	$(MAKE) --jobs=2 --output-sync=target lint gpu-rehearsal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) interpret
+
+# What a change breaks first, for daily work: a process of one thread a core, as above.
+quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick -n 2 --dist worksteal
 
 # The oldest torch that is supported: the kernels compile with its headers, and the library that was built with
 # today's runs there (its slow portable kernels have run with today's).

@@ -35,7 +35,7 @@ PARAMETERS, PACKED = 4000, 3968  # bytes for arguments; of those of different si
 SIZES = {
     "branch_conv_kernel": 232,
     "pool3x3_kernel": 736,
-    "pool3x3_backward_kernel": 272,
+    "pool3x3_backward_kernel": 280,
     "pointwise_adjoint_kernel": 272,
     "depthwise_adjoint_kernel": 416,
     "taps_grad_kernel": 200,

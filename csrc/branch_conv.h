@@ -50,6 +50,9 @@ struct BranchConv {
   Image<T> dx;                // null data if not asked for
   Image<const T> base, onto;  // dx = onto + (base + v), may be the memory of either; null data: nothing
   T* norm_sums;               // [N * chunks of x, 2, Ci'], null if not asked for
+
+  // Whether dx is on top of itself, where nothing is added to pixels that a stride leaves out.
+  bool in_place() const { return onto.data && onto.data == dx.data && !base.data && !branch[0].taps; }
 };
 
 inline int64_t halo(int64_t kernel, int64_t dilation) { return dilation * (kernel - 1) / 2; }

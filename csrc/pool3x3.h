@@ -15,8 +15,9 @@ struct Pool3x3 {
   T* moments;  // [2, N * chunks, 2, C'], forward
   // Backward.
   Image<const T> g[2];      // gradient of the node, or of z itself
-  Image<const T> saved[2];  // z of the forward, null data: g is dz itself
-  const T* coef[2];         // [4, C']
+  Image<const T> saved[2];  // z of the forward, null data: made again where there is coef
+  const T* coef[2];         // [4, C'], null: g is dz itself
+  const T* skip;            // what g is multiplied by and added to base; null: nothing
   Image<T> dx;
   Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
 };
@@ -28,8 +29,9 @@ using Both = std::array<T, 2>;
 // What backward is given beside x, and what it writes. Images have adjacent channels.
 template <class T>
 struct Pool3x3Gradients {
-  Both<Array> g, z;          // [N, Ho, Wo, C]; no z: g is dz itself
-  Both<const T*> coef = {};  // [4, C], with z
+  Both<Array> g, z;          // [N, Ho, Wo, C]; no z: made again where there is coef
+  Both<const T*> coef = {};  // [4, C]; none: g is dz itself
+  const T* skip = nullptr;   // the weight of a skip at stride 1, whose gradient is added to base; or none
   Array dx;                  // [N, H, W, C]
   Array base;                // what dx is added to, may be its very memory; or none
 };

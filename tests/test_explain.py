@@ -124,6 +124,26 @@ def test_the_backward_of_a_convolution_by_hand():
     assert cost(normed=False).read == read + 4 * X - 4 * 6
 
 
+def test_the_half_of_a_reduction_touches_what_its_stride_does():
+    slot = Given()
+    x, points, z = slot(2, 4, 6, 3), [slot(5, 3, 1, 1)], [slot(2, 2, 3, 5, place=Place.RETURNED)]
+    stats, quarter = slot(1, 2, 5, place=Place.TEMPORARY).rows(), 2 * 2 * 3 * 3
+    forward = made.branch_conv(x, None, [], points, [], 2, True, z, stats)
+    assert slot.cost(forward)[:2] == (4 * (quarter + 15), 4 * Z)
+    dx = slot(2, 4, 6, 3, place=Place.RETURNED)
+
+    def backward(base, onto):
+        g, saved, coef = [slot(2, 2, 3, 5)], [slot(2, 2, 3, 5)], slot(1, 4, 5).rows()
+        half = made.branch_conv_backward(
+            g, saved, coef, x, None, [], points, [], 2, True, base, onto, dx, [], [], []
+        )
+        return slot.cost(half)[:2]
+
+    others = 2 * Z + 20 + 15
+    assert backward(None, dx) == (4 * (others + 2 * quarter), 4 * quarter)
+    assert backward(dx, None) == (4 * (others + quarter + X), 4 * X)  # what it leaves out is copied
+
+
 def test_sums_and_pools_by_hand():
     slot = Given()
     images = [slot(2, 4, 6, 3) for _ in range(2)]
@@ -143,6 +163,8 @@ def test_sums_and_pools_by_hand():
     coef, dx = slot(2, 4, 3).rows(), slot(2, 4, 6, 3, place=Place.RETURNED)
     back = made.pool3x3_backward(z[0], z, coef, g, 2, g, dx)
     assert slot.cost(back) == Cost(4 * (X + 72 + 24), 4 * X, (9 + 4) * 72 + X)
+    again = made.pool3x3_backward(g, [], coef, images[0], 1, None, dx, slot())  # and the gradient of a skip
+    assert slot.cost(again) == Cost(4 * (2 * X + 24 + 1), 4 * X, (18 + 4) * 2 * X + 2 * X)
     assert slot.cost(made.add(g, images[0], dx), torch.float64) == Cost(8 * 2 * X, 8 * X, X)
     assert slot.cost(made.copy(g, dx)) == Cost(4 * X, 4 * X, 0)
     assert slot.cost(made.zero(dx)) == Cost(0, 4 * X, 0)

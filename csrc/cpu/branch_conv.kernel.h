@@ -244,11 +244,11 @@ void adjoint_stride(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int6
 // A row of s through relu and onto base and what there is, to dx, which may be the memory of either. With a norm, s
 // keeps the gradient of norm(x).
 template <class T, bool RELU, bool NORM, bool BASE, bool ONTO, class Left>
-void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T> base, Image<const T> onto, Left left,
-                Image<T> dx) {
+void finish_row(int64_t pixels, T* s, int64_t s_step, const T* x, int64_t x_step, Image<const T> base,
+                Image<const T> onto, Left left, Image<T> dx) {
   using V = Vec<T>;
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < pixels; ++u, s += V::size, x += x_step, dx.data += dx.w) {
+  for (int64_t u = 0; u < pixels; ++u, s += s_step, x += x_step, dx.data += dx.w) {
     V v = V::load(s);
     if constexpr (RELU) v = v.where_positive(NORM ? V::load(x) : load_channels(x, left));
     if constexpr (RELU && NORM) v.store(s);
@@ -266,14 +266,15 @@ void finish_row(int64_t pixels, T* s, const T* x, int64_t x_step, Image<const T>
 
 template <class T, bool RELU, bool NORM>
 void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t from, int64_t to) {
-  for (int64_t y = from; y < to; ++y) {
+  const int64_t step = a.in_place() ? a.stride : 1;  // what the stride leaves out stays as it is
+  for (int64_t y = (from + step - 1) / step * step; y < to; y += step) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
       using Left = decltype(left);
       Image<const T> base = a.base, onto = a.onto;
       Image<T> dx = a.dx;
       if (base.data) base.data = base.at(n, y) + c;
       if (onto.data) onto.data = onto.at(n, y) + c;
-      dx.data = dx.at(n, y) + c;
+      dx.data = dx.at(n, y) + c, dx.w *= step, onto.w *= step;
       // Without a norm relu's input is x itself.
       const T* x = NORM ? m.x.pixel(c, y) : a.x.at(n, y) + c;
       const auto alone = base.data ? finish_row<T, RELU, NORM, true, false, Left>
@@ -281,7 +282,8 @@ void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t
       const auto added = base.data ? finish_row<T, RELU, NORM, true, true, Left>
                                    : finish_row<T, RELU, NORM, false, true, Left>;
       const auto row = onto.data ? added : alone;
-      row(a.W, m.sum(c, y), x, NORM ? Vec<T>::size : a.x.w, base, onto, left, dx);
+      row((a.W - 1) / step + 1, m.sum(c, y), step * Vec<T>::size, x, step * (NORM ? Vec<T>::size : a.x.w), base, onto,
+          left, dx);
     });
   }
 }

@@ -55,11 +55,10 @@ class Pool3x3BackwardCall {
  public:
   Pool3x3BackwardCall(const Array& x, int64_t stride, const Pool3x3Gradients<T>& out)
       : args_(pool3x3_arguments<T>(x, stride)) {
-    args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base);
+    args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base), args_.skip = out.skip;
     for (int half = 0; half < 2; ++half) {
-      args_.g[half] = image<const T>(out.g[half]);
-      if (!out.z[half].data) continue;
-      args_.saved[half] = image<const T>(out.z[half]);
+      args_.g[half] = image<const T>(out.g[half]), args_.saved[half] = image<const T>(out.z[half]);
+      if (!out.coef[half]) continue;
       coef_[half] = packed<T>(out.coef[half], 4, args_.C);
       args_.coef[half] = coef_[half].get();
     }

@@ -64,23 +64,27 @@ template <class T>
 class PoolGradient {
  public:
   using V = Vec<T>;
-  PoolGradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t c) : g_(a.g[half]), z_(a.saved[half]) {
+  PoolGradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t c)
+      : g_(a.g[half]), z_(a.saved[half]), normed_(a.coef[half]) {
     g_.data = g_.at(n, y) + c;
-    if (!z_.data) return;
-    z_.data = z_.at(n, y) + c;
+    if (!normed_) return;
+    if (z_.data) z_.data = z_.at(n, y) + c;
     const T* k = a.coef[half] + c;
     const int64_t C = padded(a.C);
     shift_ = V::load(k), mu_ = V::load(k + C), r_ = V::load(k + 2 * C), k_ = V::load(k + 3 * C);
   }
+  // Of the window at x; z is that of the forward, made again.
   template <class Left>
-  V at(int64_t x, Left left) const {
+  V at(int64_t x, Left left, V z) const {
     const V g = load_channels(g_.data + x * g_.w, left);
-    if (!z_.data) return g;
-    return ((g - shift_) - (load_channels(z_.data + x * z_.w, left) - mu_) * r_) * k_;
+    if (!normed_) return g;
+    if (z_.data) z = load_channels(z_.data + x * z_.w, left);
+    return ((g - shift_) - (z - mu_) * r_) * k_;
   }
 
  private:
   Image<const T> g_, z_;
+  bool normed_;
   V shift_, mu_, r_, k_;
 };
 
@@ -109,14 +113,16 @@ void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, 
   const PoolGradient<T> maximum(a, 0, n, y, c), average(a, 1, n, y, c);
   const auto shares = [&](int64_t x) {
     const Window w(y * S, x * S, a.H, a.W);
-    V most = V::set(-__builtin_inf()), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
+    const V count = V::set(static_cast<T>(w.count()));
+    V most = V::set(-__builtin_inf()), sum = V::zero(), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
     w.each([&](int64_t tap, int64_t dy, int64_t dx) {
       const V v = load_channels(in + dy * a.x.h + (x * S + dx) * a.x.w, left);
       const auto better = most.beaten_by(v);
       most = V::select(better, v, most);
       where = V::select(better, V::set(static_cast<T>(tap)), where);
+      sum = sum + v;
     });
-    return PoolShares<T>{where, maximum.at(x, left), average.at(x, left) / V::set(static_cast<T>(w.count()))};
+    return PoolShares<T>{where, maximum.at(x, left, most), average.at(x, left, sum / count) / count};
   };
   const auto column = [&](int64_t x, auto add) {
     V sums[3];
@@ -145,14 +151,21 @@ void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, 
 // its place in dx is written: they may be one.
 template <class T>
 void pool3x3_finish_row(const Pool3x3<T>& a, int64_t n, int64_t y, const T* row) {
+  using V = Vec<T>;
   const int64_t C = padded(a.C);
   each_register<T>(a.C, [&](int64_t c, auto left) {
     const T* in = row + C + c;
     T* out = a.dx.at(n, y) + c;
     const T* base = a.base.data ? a.base.at(n, y) + c : nullptr;
+    const T* g = a.skip ? a.g[0].at(n, y) + c : nullptr;
     for (int64_t x = 0; x < a.W; ++x, in += C, out += a.dx.w) {
-      const Vec<T> v = Vec<T>::load(in);
-      store_channels(base ? load_channels(base + x * a.base.w, left) + v : v, out, left);
+      V v = V::load(in);
+      if (base || g) {
+        V below = base ? load_channels(base + x * a.base.w, left) : V::zero();
+        if (g) below = V::fma(V::set(*a.skip), load_channels(g + x * a.g[0].w, left), below);
+        v = below + v;
+      }
+      store_channels(v, out, left);
     }
   });
 }

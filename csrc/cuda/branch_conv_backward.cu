@@ -48,16 +48,18 @@ __device__ Four<T> finish_pixel(const A& a, Four<T> sum, const Four<T>& x, int n
 }
 
 // What output pixel (oy, ox) gives to that of dx which it is of, and to those beside it that a stride leaves out: nothing.
+// In place these stay as they are.
 template <bool WIDE, bool HALVES, class T>
 __device__ void finish_direct(const PointwiseAdjoint<T>& a, const Four<T>& sum, int n, int oy, int ox, int c) {
   const ConvShape& s = a.shape;
   const InputChannels<T, WIDE> in(a.in, c, s.Ci);
-  for (int i = 0; i < s.stride * s.stride; ++i) {
+  const bool in_place = a.onto.data == a.dx.data && !a.base.data;
+  for (int i = 0; i < (in_place ? 1 : s.stride * s.stride); ++i) {
     const int y = oy * s.stride + i / s.stride, x = ox * s.stride + i % s.stride;
     if (y >= s.H || x >= s.W) continue;
     const auto v = i ? Four<T>{} : four<T>([&](int k) { return T(0) + sum.v[k]; });
     Four<T> there{};
-    if (a.in.relu) by_storage<HALVES>(a.in.x.storage, [&](Storage as) { there = in.at(as, n, y, x); });
+    if (a.in.relu && i == 0) by_storage<HALVES>(a.in.x.storage, [&](Storage as) { there = in.at(as, n, y, x); });
     finish_pixel<WIDE>(a, v, there, n, y, x, c);
   }
 }

@@ -56,7 +56,7 @@ template <class T>
 class Pool3x3BackwardCall {
  public:
   Pool3x3BackwardCall(const Array& x, int64_t stride, const Pool3x3Gradients<T>& out) : args_{pool_size<T>(x, stride)} {
-    args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base);
+    args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base), args_.skip = out.skip;
     for (int half = 0; half < 2; ++half) {
       args_.g[half] = image<const T>(out.g[half]), args_.z[half] = image<const T>(out.z[half]);
       args_.coef[half] = out.coef[half];

@@ -6,9 +6,11 @@
 // level. The deviations need the mean first, and read again what the lane has just written: 2 reads of z from the
 // second level beside 1 of x and 2 writes.
 // Backward: every input pixel gathers from the windows that hold it, in ascending order, so that nothing is added
-// in memory and no order is left to chance. A block has a tile of 8 x 8 input pixels by 16 channels: where the maximum of
-// each window that reaches into the tile comes from, and its two gradients, are found once and kept in shared memory
-// (10 x 10 windows at stride 1: 1.56 times the least; scattering would need none of that, but a barrier a window row).
+// in memory and no order is left to chance. Maximum and average are made again of the taps that say where the maximum
+// was, and a skip's gradient of g, so that an image is read for each of x and g and one written. A block has a tile of
+// 8 x 8 input pixels by 16 channels: where the maximum of each window that reaches into the tile comes from, and its two
+// gradients, are found once and kept in shared memory (10 x 10 windows at stride 1: 1.56 times the least; scattering
+// would need none of that, but a barrier a window row).
 #include "pool3x3.h"
 
 #include <type_traits>
@@ -146,14 +148,14 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
   for (const auto& stat : call.stat) make_statistic(stat, static_cast<T>(static_cast<int64_t>(a.N) * a.Ho * a.Wo));
 }
 
-// The gradient of z: that of the node, through batch norm, or z's own.
+// The gradient of z, which is made again: that of the node, through batch norm, or z's own.
 template <class T, int V>
-__device__ Pack<T, V> gradient(const Pool3x3Backward<T>& a, int half, int n, int y, int x, int c) {
+__device__ Pack<T, V> gradient(const Pool3x3Backward<T>& a, int half, int n, int y, int x, int c, Pack<T, V> z) {
   auto g = Pack<T, V>::load(a.g[half].at(n, y) + x * a.g[half].w + c);
-  if (!a.z[half].data) return g;
+  if (!a.coef[half]) return g;
   const int C = a.size.C;
   const T* const k = a.coef[half] + c;
-  const auto z = Pack<T, V>::load(a.z[half].at(n, y) + x * a.z[half].w + c);
+  if (a.z[half].data) z = Pack<T, V>::load(a.z[half].at(n, y) + x * a.z[half].w + c);
   const auto m = Pack<T, V>::load(k), mu = Pack<T, V>::load(k + C), r = Pack<T, V>::load(k + 2 * C);
   const auto rho = Pack<T, V>::load(k + 3 * C);
 #pragma unroll
@@ -171,7 +173,7 @@ struct alignas(16) Given {  // packs are moved at once
 template <class T, int V, bool HALVES>
 __device__ void find(const Pool3x3Backward<T>& a, int n, int y, int x, int c, Given<T>& given, int place, int slot) {
   const Window<T, HALVES> w(a.size, n, y, x);
-  Pack<T, V> most;
+  Pack<T, V> most, average = Pack<T, V>::zero();
   Pack<unsigned char, V> where;
 #pragma unroll
   for (int v = 0; v < V; ++v) most.v[v] = -__builtin_inf(), where.v[v] = w.y0 * 3 + w.x0;
@@ -180,13 +182,17 @@ __device__ void find(const Pool3x3Backward<T>& a, int n, int y, int x, int c, Gi
     for (int v = 0; v < V; ++v) {
       const bool better = beats(at.v[v], most.v[v]);
       most.v[v] = better ? at.v[v] : most.v[v], where.v[v] = better ? tap : where.v[v];
+      average.v[v] = average.v[v] + at.v[v];
     }
   });
-  auto share = gradient<T, V>(a, 1, n, y, x, c);
+  where.store(&given.where[place][slot]), gradient<T, V>(a, 0, n, y, x, c, most).store(&given.maximum[place][slot]);
+  const T count = w.count();
 #pragma unroll
-  for (int v = 0; v < V; ++v) share.v[v] = share.v[v] / w.count();
-  gradient<T, V>(a, 0, n, y, x, c).store(&given.maximum[place][slot]);
-  share.store(&given.share[place][slot]), where.store(&given.where[place][slot]);
+  for (int v = 0; v < V; ++v) average.v[v] = average.v[v] / count;
+  auto share = gradient<T, V>(a, 1, n, y, x, c, average);
+#pragma unroll
+  for (int v = 0; v < V; ++v) share.v[v] = share.v[v] / count;
+  share.store(&given.share[place][slot]);
 }
 
 // The first window that reaches a pixel; they do at distance 1 from their middle.
@@ -195,8 +201,9 @@ __device__ inline int last_window(int at, int stride, int count) {
   return (at + 1) / stride < count ? (at + 1) / stride : count - 1;
 }
 
+// Two blocks at least: left to itself the compiler makes room for more, and spills.
 template <class T, int V, bool HALVES>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     pool3x3_backward_kernel(const __grid_constant__ Group<Pool3x3Backward<T>> group) {
   __shared__ Given<T> given;
   const Pool3x3Backward<T>& a = group.member[blockIdx.z];
@@ -229,10 +236,15 @@ __global__ void __launch_bounds__(kThreads)
         for (int v = 0; v < V; ++v) sum.v[v] = sum.v[v] + ((where.v[v] == tap ? maximum.v[v] : T(0)) + share.v[v]);
       }
     }
-    if (a.base.data) {
-      const auto base = Pack<T, V>::load(a.base.at(n, y) + x * a.base.w + c);
+    if (a.base.data || a.skip) {
+      auto below = a.base.data ? Pack<T, V>::load(a.base.at(n, y) + x * a.base.w + c) : Pack<T, V>::zero();
+      if (a.skip) {
+        const auto g = Pack<T, V>::load(a.g[0].at(n, y) + x * a.g[0].w + c);
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum.v[v] = base.v[v] + sum.v[v];
+        for (int v = 0; v < V; ++v) below.v[v] = fused(*a.skip, g.v[v], below.v[v]);
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum.v[v] = below.v[v] + sum.v[v];
     }
     sum.store_out(a.dx.at(n, y) + x * a.dx.w + c);
   }

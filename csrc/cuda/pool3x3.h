@@ -30,8 +30,9 @@ template <class T>
 struct Pool3x3Backward {
   PoolSize<T> size;
   Image<const T> g[2];   // gradient of the node, or of z itself
-  Image<const T> z[2];   // null data: g is dz itself
-  const T* coef[2];      // [4, C]
+  Image<const T> z[2];   // null data: made again where there is coef
+  const T* coef[2];      // [4, C], null: g is dz itself
+  const T* skip;         // what g is multiplied by and added to base; null: nothing
   Image<T> dx;
   Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
 };

@@ -97,7 +97,6 @@ class Section {
       case Op::add: return image(i.reads[0][0], i.reads[1][0], i.writes[0][0]);
       case Op::copy: return image(i.reads[0][0], Array(), i.writes[0][0]);
       case Op::zero: return zero(i.writes[0][0]);
-      case Op::concatenate: return concatenate(i);
       case Op::count: break;
     }
   }
@@ -261,8 +260,9 @@ class Section {
   void pool3x3_backward(const Instruction& i) {
     const Arrays &z = i.reads[1], &coef = i.reads[2];
     Pool3x3Gradients<T> out;
-    out.g = {i.reads[0][0], i.reads[0][0]}, out.z = {z[0], z[1]}, out.coef = {at<T>(coef[0]), at<T>(coef[1])};
-    out.base = maybe(i.reads[4]), out.dx = i.writes[0][0];
+    out.g = {i.reads[0][0], i.reads[0][0]}, out.coef = {at<T>(coef[0]), at<T>(coef[1])};
+    if (!z.empty()) out.z = {z[0], z[1]};
+    out.base = maybe(i.reads[4]), out.dx = i.writes[0][0], out.skip = at<T>(maybe(i.reads[5]));
     works_.push_back(keep<Pool3x3BackwardCall<T>>(i.reads[3][0], i.numbers[0], out).images());
   }
 
@@ -274,15 +274,6 @@ class Section {
     int64_t count = 1;
     for (int64_t k = 0; k < out.dim; ++k) count *= out.size[k];
     works_.push_back(keep<ZeroCall<T>>(out.data, count).zeros());
-  }
-
-  void concatenate(const Instruction& i) {
-    Array part = i.writes[0][0];
-    for (const Array& one : i.reads[0]) {
-      part.size[3] = one.size[3];
-      image(one, Array(), part);
-      part.data = at<T>(part) + one.size[3];
-    }
   }
 
   std::vector<std::shared_ptr<void>> calls_;  // what works point into

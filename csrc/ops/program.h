@@ -21,7 +21,6 @@ enum class Op : int64_t {
   add,
   zero,
   copy,
-  concatenate,
   count
 };
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dartsfast.constants import constant
 from dartsfast.fused.build import Builder, Placed, halves
-from dartsfast.fused.forward import Forward, no_norm
+from dartsfast.fused.forward import NATIVE, Forward, no_norm
 from dartsfast.fused.program import (
     Instruction,
     Place,
@@ -261,10 +261,19 @@ class _Edge:
             if extra.slot in self.backward.needed
         ]
 
+    @property
+    def _skip_with_pools(self) -> bool:
+        """Whether the kernel of pools, which reads g, makes the gradient of the skip too."""
+        native = self.backward.forward.setting.runner in NATIVE
+        return native and bool(self.edge.pools) and self.edge.skips == 1
+
+    def _skip_weights(self) -> list[Ref]:
+        start = len(self.placed.weights) - len(self.placed.extras) - self.edge.skips
+        return self.placed.weights[start : start + self.edge.skips]
+
     def _skips(self) -> Phases:
         found: Phases = []
-        start = len(self.placed.weights) - len(self.placed.extras) - self.edge.skips
-        for weight in self.placed.weights[start : start + self.edge.skips]:
+        for weight in [] if self._skip_with_pools else self._skip_weights():
             base, self.dx = self.dx, self._temporary(self.x)
             found.append([self._scaled(weight, base, self.dx)])
         return found
@@ -277,7 +286,9 @@ class _Edge:
         for i, (half, _) in enumerate(self.edge.pools):
             both[half] = self.coef[start + i]
         base, self.dx = self.dx, self._temporary(self.x)
-        return [pool3x3_backward(self.g, self.placed.pooled, both, self.x, self.edge.stride, base, self.dx)]
+        z = [] if setting.runner in NATIVE else self.placed.pooled
+        skip = self._skip_weights()[0] if self._skip_with_pools else None
+        return [pool3x3_backward(self.g, z, both, self.x, self.edge.stride, base, self.dx, skip)]
 
     def _gradients(self, refs: Sequence[Ref]) -> list[Ref]:
         """Return the slots of weights' gradients; what is not asked for is written nowhere."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dartsfast.fused.memory import in_use, refs
-from dartsfast.fused.program import Instruction, Parts, Place, Program, Ref
+from dartsfast.fused.program import Instruction, Parts, Place, Program, Ref, in_place
 
 
 class Cost(NamedTuple):
@@ -32,14 +32,29 @@ def costs(program: Program, dtype: torch.dtype) -> Iterator[tuple[int, Instructi
     needed = in_use(program)
     size = [(slot.dtype or dtype).itemsize for slot in program.slots]
 
-    def total(parts: Iterable[Ref]) -> int:
-        return sum(prod(ref.shape) * size[ref.slot] for ref in set(parts))
-
     for number, section in enumerate(program.sections):
         for i in section:
+            parts = _strided(i)
+
+            def total(refs: Iterable[Ref], parts: dict[Ref, int] = parts) -> int:
+                return sum(parts.get(ref, prod(ref.shape)) * size[ref.slot] for ref in set(refs))
+
             # What nobody reads has no memory: the operator leaves it out.
             written = (w for w in refs(i.writes) if w.slot in needed or _outlives(program, w))
             yield number, i, Cost(total(refs(i.reads)), total(written), OPERATIONS[i.op](i))
+
+
+def _strided(i: Instruction) -> dict[Ref, int]:
+    """Return the elements of images of which a convolution without taps leaves out what its stride does."""
+    if i.op == "branch_conv" and not i.reads[2]:
+        (x,), outputs, images = i.reads[0], i.writes[0], i.reads[0]
+    elif i.op == "branch_conv_backward" and not i.reads[5]:
+        (x,), outputs, images = i.reads[3], i.reads[0], i.reads[3]
+        if in_place(i):
+            images += i.writes[0]
+    else:
+        return {}
+    return dict.fromkeys(images, prod(outputs[0].shape[:3]) * x.shape[3])
 
 
 def _outlives(program: Program, ref: Ref) -> bool:
@@ -94,8 +109,9 @@ def _pool3x3(i: Instruction) -> int:
 
 
 def _pool3x3_backward(i: Instruction) -> int:
-    _, z, _, _, base = i.reads
-    return (9 + _GRADIENT) * _elements(z) + _elements(base)
+    g, z, _, _, base, skip = i.reads
+    remade = 0 if z else 9
+    return 2 * (9 + remade + _GRADIENT) * _elements(g) + _elements(base) + 2 * len(skip) * _elements(g)
 
 
 def _mixed_sum(i: Instruction) -> int:

@@ -25,7 +25,6 @@ _OPS = (
     "add",
     "zero",
     "copy",
-    "concatenate",
 )
 
 # In the order of csrc/ops/program.cpp.

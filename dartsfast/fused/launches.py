@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot
+from dartsfast.fused.program import Instruction, Place, Program, Ref, Slot, in_place
 
 
 class At(NamedTuple):
@@ -38,14 +38,6 @@ class Region(NamedTuple):
     pixels: int  # of a part
     of: int  # pixels of all
     row: int  # numbers
-
-
-def in_place(i: Instruction) -> bool:
-    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
-    if i.op != "branch_conv_backward":
-        return False
-    depthwise, base, onto = i.reads[5], *i.reads[7:]
-    return bool(onto) and onto == i.writes[0] and not base and not depthwise
 
 
 def together(program: Program) -> tuple[Program, dict[Instruction, list[Instruction]]]:

@@ -175,10 +175,13 @@ def branch_conv_backward(
 
 
 def pool3x3_backward(
-    g: Ref, z: Refs, coef: Refs, x: Ref, stride: int, base: Ref | None, dx: Ref
+    g: Ref, z: Refs, coef: Refs, x: Ref, stride: int, base: Ref | None, dx: Ref, skip: Ref | None = None
 ) -> Instruction:
-    """Return dx = base + gradient of x; coef [4, C] of maximum and average."""
-    reads = ((g,), tuple(z), tuple(coef), (x,), _maybe(base))
+    """Return dx = base + skip * g + gradient of x; coef [4, C] of maximum and average.
+
+    Without z they are made again. ``skip``: the weight of an operation that is its source.
+    """
+    reads = ((g,), tuple(z), tuple(coef), (x,), _maybe(base), _maybe(skip))
     return Instruction("pool3x3_backward", reads, ((dx,),), (stride,))
 
 
@@ -210,6 +213,14 @@ def as_integer(number: float) -> int:
 def as_float(bits: int) -> float:
     """Undo :func:`as_integer`."""
     return struct.unpack("<d", struct.pack("<q", bits))[0]
+
+
+def in_place(i: Instruction) -> bool:
+    """Whether only pixels that a convolution without taps reads get a gradient, on top of what is there."""
+    if i.op != "branch_conv_backward":
+        return False
+    depthwise, base, onto = i.reads[5], *i.reads[7:]
+    return bool(onto) and onto == i.writes[0] and not base and not depthwise
 
 
 def _maybe(ref: Ref | None) -> tuple[Ref, ...]:

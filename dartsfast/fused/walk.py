@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.constants import constant
-from dartsfast.fused.forward import Setting
+from dartsfast.fused.forward import Setting, no_norm
 from dartsfast.fused.memory import Bytes, last_reads, lifetimes
 from dartsfast.fused.program import Instruction, Place, Program, Ref, as_float
 
@@ -221,8 +221,13 @@ def _branch_conv_backward(m: _Memory, i: Instruction) -> None:
 
 
 def _pool3x3_backward(m: _Memory, i: Instruction) -> None:
-    (g,), z, coef, (x,), base = i.reads
-    dx = kernels.pool3x3_backward([m[g], m[g]], m.list(z), m.stacked(coef), m[x], *i.numbers, m.maybe(base))
+    (g,), z, coef, (x,), base, skip = i.reads
+    saved = m.list(z) or list(kernels.pool3x3(m[x], *i.numbers)[0])
+    below: Any = m.maybe(base)
+    for weight in m.list(skip):
+        mean, rstd = no_norm(g.shape[-1], m.dtype, m[g].device)[:, None]
+        below = kernels.mixed_sum([m[g]], mean, rstd, weight[None], below)
+    dx = kernels.pool3x3_backward([m[g], m[g]], saved, m.stacked(coef), m[x], *i.numbers, below)
     m.write(i.writes[0][0], dx)
 
 

@@ -1,6 +1,7 @@
 """Compiles CUDA C++ for GPUs that are not here, and reads what its kernels need and do from the machine code.
 
-A template that no launcher uses is not compiled: ``declared`` says what sources have.
+The kernels of the package are read from the objects of a build of their library, so that nothing is compiled
+twice. A template that no launcher uses is not compiled: ``declared`` says what sources have.
 """
 
 import fcntl
@@ -8,7 +9,8 @@ import os
 import re
 import runpy
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,8 @@ SOURCES = sorted(CSRC.glob("cuda/*.cu"))
 TARGETS = ("sm_80", "sm_90")
 NVCC = str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc") if "CUDA_HOME" in os.environ else "nvcc"
 FLAGS = runpy.run_path(str(ROOT / "setup.py"))["NVCC"]
-COMPILERS = 2  # at a time
+COMPILERS = "2"  # at a time
+LIBRARY = TO / "dartsfast" / "_cuda.abi3.so"
 
 IN_DOUBLE = {"fd_norm_kernel", "fd_norm_finish_kernel", "losses_kernel"}
 """Kernels of floats that work in double: the sum of millions of squares."""
@@ -102,12 +105,37 @@ def declared(sources):
 
 
 def compiled(source, target):
-    """Return the cubin of a source, compiled with the flags of the build."""
+    """Return the cubin of a source that is none of the package's, compiled with the flags of the build."""
     flags = [*FLAGS, f"-arch={target}", "-cubin"]
-    inputs = [f"-I{CSRC / 'cuda'}", str(source)]
-    watched = [source, *CSRC.rglob("*.h")]
     name = f"{source.stem}-{target}.cubin"
+    inputs, watched = [f"-I{CSRC / 'cuda'}", str(source)], [source, *CSRC.rglob("*.h")]
     return compiling.made(TO / release(), name, flags, inputs, watched, NVCC).read_bytes()
+
+
+def library():
+    """Return the library of the kernels for CUDA, built as the package's; the compiler says what is wrong."""
+    TO.mkdir(parents=True, exist_ok=True)
+    # Another process of the tests may be at it.
+    with open(TO / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, str(Path(__file__).with_name("library.py")), str(TO)]
+        subprocess.run(command, check=True, env={**os.environ, "MAX_JOBS": COMPILERS})
+    return LIBRARY
+
+
+def built():
+    """Return the kernels of the library, for all targets."""
+    library()
+    cubins = [one for source in SOURCES for one in _embedded(TO / source.relative_to(ROOT).with_suffix(".o"))]
+    return [kernel for target, cubin in cubins for kernel in read(cubin, target)]
+
+
+def _embedded(file):
+    """Return target and contents of each cubin within an object."""
+    with tempfile.TemporaryDirectory() as folder:
+        extract = [nvidia_code.TOOLS / "cuobjdump", "-xelf", "all", file]
+        subprocess.run(extract, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        return [(cubin.suffixes[-2][1:], cubin.read_bytes()) for cubin in sorted(Path(folder).iterdir())]
 
 
 def read(cubin, target):
@@ -125,16 +153,9 @@ def read(cubin, target):
     return kernels
 
 
-def examined(sources=SOURCES):
-    """Return the kernels of sources for all targets, the dearest source first."""
-    TO.mkdir(parents=True, exist_ok=True)
-    sources = sorted(sources, key=lambda source: -source.stat().st_size)
-    jobs = [(source, target) for source in sources for target in TARGETS]
-    # Another process of the tests may be at it.
-    with open(TO / "lock", "w") as lock, ThreadPoolExecutor(COMPILERS) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        results = list(pool.map(lambda job: read(compiled(*job), job[1]), jobs))
-    return [kernel for kernels in results for kernel in kernels]
+def examined(source):
+    """Return the kernels of a source that is none of the package's, for all targets."""
+    return [kernel for target in TARGETS for kernel in read(compiled(source, target), target)]
 
 
 def _of_floats(operation):

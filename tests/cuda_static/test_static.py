@@ -1,10 +1,14 @@
 """Every kernel of csrc/cuda compiles for GPUs that are not here, does nothing forbidden, and stays lean."""
 # ruff: noqa: E402 - what follows needs Triton
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton brings the disassembler along")
 
@@ -18,16 +22,18 @@ PLANTED = Path(__file__).parent / "planted.cu"
 
 if shutil.which(NVCC) is None:
     pytest.skip(f"no compiler {NVCC}", allow_module_level=True)
+if torch.version.cuda is None:
+    pytest.skip("torch was built without CUDA, which the library links with", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    return cuda_static.examined()
+    return cuda_static.built()
 
 
 @pytest.fixture(scope="module")
 def planted():
-    return cuda_static.examined([PLANTED])
+    return cuda_static.examined(PLANTED)
 
 
 def complaints(kernels, sources):
@@ -39,6 +45,27 @@ def test_every_kernel_is_compiled_for_every_target(kernels):
     declared = cuda_static.declared([*SOURCES, *CSRC.rglob("*.h")])
     for target in TARGETS:
         assert {kernel.template for kernel in kernels if kernel.target == target} == declared.keys()
+
+
+LOADED = """
+import sys
+import torch
+import dartsfast.fused.encode
+import dartsfast.ops
+torch.ops.load_library(sys.argv[1])
+print(*(name for name in sys.argv[2:] if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")))
+"""
+
+
+def test_the_library_finds_all_of_its_symbols_and_has_every_operator(kernels):
+    """As a process without a GPU loads it: a symbol that nothing has is an error there."""
+    sources = "".join(file.read_text() for file in CSRC.glob("ops/*.cpp"))
+    operators = re.findall(r'm\.impl\("(\w+)"', sources)
+    names = [f"dartsfast::{name}" for name in operators]
+    command = [sys.executable, "-c", LOADED, str(cuda_static.LIBRARY), *names]
+    missing = subprocess.run(command, capture_output=True, text=True, cwd=cuda_static.ROOT)
+    assert missing.returncode == 0, missing.stderr
+    assert len(names) > 20 and missing.stdout.split() == []
 
 
 def test_kernels_do_nothing_that_is_forbidden(kernels):
@@ -128,7 +155,7 @@ def test_a_kernel_that_no_launcher_uses_is_missed(tmp_path):
         "__global__ void b_kernel(int* x) { *x = 1; }\n"
     )
     assert cuda_static.declared([source]) == {"a_kernel": ["T", "V"], "b_kernel": []}
-    assert {kernel.template for kernel in cuda_static.examined([source])} == {"b_kernel"}
+    assert {kernel.template for kernel in cuda_static.examined(source)} == {"b_kernel"}
 
 
 def test_a_name_that_would_be_missed_is_refused(tmp_path):

@@ -139,6 +139,7 @@ def test_bank_conflicts_are_few_and_known(iteration):
         assert found["bank_conflicts"] <= most * found["shared_accesses"], name
 
 
-def test_the_papers_iteration_has_few_launches():
+def test_the_papers_iteration_has_few_launches_and_bytes():
     whole = cuda_launches.iteration_launches(CNN.size, 1)
     assert len(whole) <= 891  # with nine of the alphas and the classifier 900
+    assert sum(one.bytes for one in whole) < 26.6e9

@@ -21,8 +21,8 @@ from dartsfast.fused.groups.places import (
     scaled,
     steps,
 )
-from dartsfast.fused.launches import Address, At, Launches, Region, in_place
-from dartsfast.fused.program import Instruction, Place, Ref
+from dartsfast.fused.launches import Address, At, Launches, Region
+from dartsfast.fused.program import Instruction, Place, Ref, in_place
 from dartsfast.kernels import (
     branch_conv,
     branch_conv_backward,
@@ -331,7 +331,7 @@ def conv(plan: Launches, group: Group) -> None:
 
 def pool_alike(plan: Launches, i: Instruction) -> Any:
     """Return what pool3x3_backward must share."""
-    (g,), _, _, (x,), _ = i.reads
+    (g,), _, _, (x,), _, _ = i.reads
     return x.shape, steps(x), plan.half(x), steps(g), i.numbers
 
 
@@ -342,7 +342,7 @@ def _refs(pool: Instruction) -> list[Ref]:
 
 def _pool_row(plan: Launches, pool: Instruction, u: int) -> tuple[Any, ...]:
     """Return a pool's row, but dx; a convolution makes averages and where maxima came from itself."""
-    (gradient,), (most, mean), coef, (x,), base = pool.reads
+    (gradient,), (most, mean), coef, (x,), base, _ = pool.reads
     alone = pool.writes[0][0].slot not in plan.bases
     weight = plan.skips.get(base[0].slot) if base else None
     return (
@@ -363,7 +363,7 @@ def pool(plan: Launches, group: Group) -> None:
     group = [i for i in group if i.writes[0][0].slot not in plan.bases]
     if not group:
         return
-    (g,), _, _, (x,), _ = group[0].reads
+    (g,), _, _, (x,), _, _ = group[0].reads
     (_, H, W, C), (_, Ho, Wo, _) = x.shape, g.shape
     refs = [ref for i in group for ref in (*_refs(i), *i.writes[0])]
     u = units(C, *(n for ref in refs for n in (ref.offset, *steps(ref))))
