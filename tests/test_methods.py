@@ -173,6 +173,45 @@ def test_first_iterations_against_plain_torch(tmp_path, method, backend):
         assert gap(ours[name].double(), value.double()) < 1e-9, name
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
+def test_beta_decay_and_smoothing_against_plain_torch(tmp_path, backend):
+    options = {"beta_decay": 50.0, "smooth": 0.3, "epochs": 10, "backend": backend}
+    search = started(tmp_path, "darts", **options)
+    search.epoch = 4
+    twin, plain = copy.deepcopy(search.model), DARTS()
+    twin._backend = "reference"
+    (x, y, xv, yv), alphas = batches(1)[0], [twin.alphas_normal, twin.alphas_reduce]
+    adam = torch.optim.Adam(alphas, 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    term = sum(a.exp().sum(-1).log().mean() for a in alphas)
+    loss = F.cross_entropy(forward(twin, xv, plain.rows(twin)), yv) + 50 * 4 / 10 * term
+    for alpha, gradient in zip(alphas, torch.autograd.grad(loss, alphas), strict=True):
+        alpha.grad = gradient
+    adam.step()
+    torch.manual_seed(5)
+    epsilon = 0.03 + (0.3 - 0.03) * 4 / 10
+    near = {}
+    for kind, rows in plain.rows(twin).items():
+        rows = (rows.detach() + (2 * torch.rand_like(rows) - 1) * epsilon).clamp(0, 1)
+        near[kind] = rows / rows.sum(-1, keepdim=True)
+    wanted = forward(twin, x, near)
+    torch.manual_seed(5)
+    before = search.model.alphas_normal.grad
+    logits, _ = search.iteration(x, y, xv, yv)
+    assert gap(logits, wanted) < 1e-9
+    for ours, theirs in zip(search.model.arch_parameters(), alphas, strict=True):
+        assert gap(ours, theirs) < 1e-9
+    assert before is None and search.model._adjust is None
+    assert torch.equal(search.model.eval()(x), search.model(x))
+
+
+def test_smoothing_keeps_an_edge_that_is_cut_to_nothing():
+    from dartsfast.methods.smooth_darts import moved
+
+    rows = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    near = moved(rows, torch.tensor([[-0.5, -0.8], [0.1, -0.5]]))
+    assert near.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
 def test_the_temperature_falls_linearly():
     search = CNNConfig(method="gdas")
     from dartsfast.methods import new_network
@@ -276,6 +315,7 @@ def test_alphas_stay_while_the_weights_warm_up(tmp_path):
         ({"method": "drnas", "order": 2}, "drnas draws differs.*--preset paper"),
         ({"warmup_epochs": 50}, "nothing would be searched"),
         ({"method": "gdas", "gdas_tau_min": 0.0}, "gdas_tau_min must be above 0"),
+        ({"method": "pc-darts", "smooth": 0.3}, "smooth moves softmax"),
         ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas"),
     ],
 )

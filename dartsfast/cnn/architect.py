@@ -42,7 +42,7 @@ class Architect:
         args: Any,
         *,
         preset: str = "code",
-        penalty: Callable[[], Tensor] | None = None,
+        penalty: Callable[[], Tensor | float] | None = None,
     ) -> None:
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.spaces import SPACES
+from dartsfast.methods.beta_darts import decay
 from dartsfast.methods.drnas import DrNAS
 from dartsfast.methods.gdas import GDAS
 from dartsfast.methods.pc_darts import PCDARTS
@@ -39,8 +40,13 @@ def new_network(config: Any, classes: int) -> Network:
     )
 
 
-def new_penalty(config: Any, model: Network) -> Callable[[], Tensor] | None:
-    """Return what the loss of the alphas has beside the validation loss; None for nothing."""
+def penalty(config: Any, model: Network, epoch: int) -> Tensor | float:
+    """Return what the loss of the alphas has beside the validation loss in an epoch, from 0, []."""
+    found: Tensor | float = 0.0
     if isinstance(model, DrNAS) and config.drnas_kl:
-        return lambda: config.drnas_kl * model.distance()
-    return None
+        found = found + config.drnas_kl * model.distance()
+    if config.beta_decay:
+        kinds = sorted({bool(cell.reduction) for cell in model.cells})
+        share = config.beta_decay * epoch / config.epochs
+        found = found + share * decay(model.alphas_reduce if kind else model.alphas_normal for kind in kinds)
+    return found

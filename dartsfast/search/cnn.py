@@ -25,7 +25,8 @@ from dartsfast.data import (
     limited,
     load_images,
 )
-from dartsfast.methods import new_network, new_penalty
+from dartsfast.methods import new_network, penalty
+from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
@@ -68,7 +69,9 @@ class CNNSearch(Search):
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, config.epochs, eta_min=config.learning_rate_min
         )
-        self.architect = Architect(model, config, preset=config.preset, penalty=new_penalty(config, model))
+        self.architect = Architect(
+            model, config, preset=config.preset, penalty=lambda: penalty(config, model, self.epoch)
+        )
         self.classes = len(task.classes)
         self.train = self._stream(task.train, task, "train")
         self.valid = self._stream(task.valid, task, "valid")
@@ -138,7 +141,8 @@ class CNNSearch(Search):
         if self.epoch >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
         self.optimizer.zero_grad()
-        logits = model(x)
+        with smoothed(model, radius(config.smooth, self.epoch, config.epochs) if config.smooth else 0.0):
+            logits = model(x)
         loss = model._criterion(logits, y)
         loss.backward()
         average_gradients_(model.parameters())

@@ -112,6 +112,15 @@ class CNNConfig(SearchConfig):
     drnas_kl: float = option(
         1e-3, "drnas: lambda, on the distance of the distributions from the flat one", group=METHOD
     )
+    beta_decay: float = option(
+        0.0, "Beta-DARTS: lambda after the last epoch, growing linearly; 50 in the paper", group=METHOD
+    )
+    smooth: float = option(
+        0.0,
+        "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
+        "0.3 in the paper",
+        group=METHOD,
+    )
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
@@ -125,6 +134,8 @@ class CNNConfig(SearchConfig):
             changed = [name for name in changed_options(self) if name.startswith(prefix)]
             if changed and self.method != method:
                 raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
+        if self.smooth and self.method != "darts":
+            raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
             raise InputError(
