@@ -16,6 +16,7 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
 from dartsfast.errors import InputError
+from dartsfast.methods.eigenvalue import largest_eigenvalue, monitored, stops
 from dartsfast.runs.checkpoint import load_checkpoint
 from dartsfast.search import CNNConfig, search_cnn
 from dartsfast.search.cnn import CNNSearch
@@ -316,6 +317,7 @@ def test_alphas_stay_while_the_weights_warm_up(tmp_path):
         ({"warmup_epochs": 50}, "nothing would be searched"),
         ({"method": "gdas", "gdas_tau_min": 0.0}, "gdas_tau_min must be above 0"),
         ({"method": "pc-darts", "smooth": 0.3}, "smooth moves softmax"),
+        ({"method": "gdas", "monitor": "eigenvalue"}, "the eigenvalue is of a loss"),
         ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas"),
     ],
 )
@@ -329,3 +331,43 @@ def test_channels_that_cannot_be_shared():
 
     with pytest.raises(InputError, match="6 channels cannot be cut into 4"):
         new_network(CNNConfig(method="pc-darts", init_channels=6), 2)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
+def test_the_largest_eigenvalue_against_the_whole_hessian(tmp_path, backend):
+    search = started(tmp_path, "darts", space="s2", backend=backend)
+    model, (x, y, *_) = search.model, batches(1)[0]
+    twin = copy.deepcopy(model)
+    twin._backend = "reference"
+    alphas = list(twin.arch_parameters())
+    loss = F.cross_entropy(forward(twin, x, DARTS().rows(twin)), y)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, alphas, create_graph=True)])
+    rows = [torch.autograd.grad(g, alphas, retain_graph=True) for g in gradient]
+    hessian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    wanted = torch.linalg.eigvalsh(hessian)[-1].item()
+    before, training = copy.deepcopy(model.state_dict()), model.training
+    found = largest_eigenvalue(F.cross_entropy(forward(twin, x, DARTS().rows(twin)), y), alphas, steps=56)
+    assert found == pytest.approx(wanted, rel=1e-9)
+    torch.manual_seed(4)
+    few, drawn = monitored(model, x, y), torch.rand(1)
+    assert 0.9 * wanted < few <= 1.000001 * wanted
+    same(model.state_dict(), before)
+    torch.manual_seed(4)
+    assert torch.equal(torch.rand(1), drawn) and model.training == training and model.backend == backend
+    assert all(w.requires_grad for w in model.parameters())
+
+
+def test_where_robust_darts_would_stop():
+    flat = [0.2] * 5
+    assert not stops(flat + [0.5] * 4)  # not ten epochs yet
+    assert stops(flat + [0.28] * 5) and not stops(flat + [0.25] * 5)
+    assert not stops([-0.1] * 5 + [-0.2] * 5)
+
+
+def test_a_search_logs_the_eigenvalue(tmp_path, undrawn):
+    options = {**cnn_options(tmp_path), "space": "s2", "monitor": "eigenvalue", "epochs": 1}
+    plain = search_cnn(CNNConfig(**{**options, "monitor": "none"}, out=str(tmp_path / "plain")))
+    result = search_cnn(CNNConfig(**options, out=str(tmp_path / "run")))
+    assert result.history[0]["eigenvalue"] > 0
+    assert all(torch.equal(plain.alphas[name], alpha) for name, alpha in result.alphas.items())
+    assert plain.history[0]["valid_loss"] == result.history[0]["valid_loss"]

@@ -1,8 +1,8 @@
 """SmoothDARTS by random smoothing, SDARTS-RS: weights that expect others (Chen and Hsieh, ICML 2020).
 
 The step of the weights takes mixing weights nearby: softmax(alpha) + delta, each delta drawn evenly from
-[-epsilon, epsilon], cut to [0, 1], and each edge divided by its sum. epsilon grows linearly with the epochs from
-0.03 (``--smooth 0.3`` in the paper). The step of the alphas is that of DARTS.
+[-epsilon, epsilon], cut to [0, 1], and each edge divided by its sum. epsilon grows linearly with the epochs
+from 0.03 (``--smooth 0.3`` in the paper). The step of the alphas is that of DARTS.
 
 Differences from the public code: none in what is computed; an edge whose weights are all cut to 0 has its
 strongest operation there and here. Its adversarial variant, SDARTS-ADV, is not here.

@@ -26,6 +26,7 @@ from dartsfast.data import (
     load_images,
 )
 from dartsfast.methods import new_network, penalty
+from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
@@ -164,6 +165,7 @@ class CNNSearch(Search):
         self.train.waited = self.valid.waited = 0.0
         valid_loss, valid_acc = self._validate()
         self.scheduler.step()
+        more = {"eigenvalue": self._eigenvalue()} if self.config.monitor == "eigenvalue" else {}
         return {
             "lr": lr,
             "train_loss": self.mean("loss"),
@@ -171,7 +173,23 @@ class CNNSearch(Search):
             "valid_loss": valid_loss,
             "valid_acc": valid_acc,
             "loader_share": waited / max(self.seconds, 1e-9),
+            **more,
         }
+
+    def _eigenvalue(self) -> float:
+        """Return the largest eigenvalue of the validation loss of one batch, and say where it has grown."""
+        found = monitored(self.model, *self.valid.batch(self.epoch, 0))
+        if stops([*(row["eigenvalue"] for row in self.history), found]) and ranks.first():
+            self.say(
+                f"the largest eigenvalue has grown by a third in {WINDOW} epochs: RobustDARTS stops here, "
+                f"with the cell of epoch {self.epoch + 1 - WINDOW}"
+            )
+        return found
+
+    def introduction(self) -> str:
+        """Say what is searched here, by what, on what and with how much."""
+        by = f" by {self.config.method} in space {self.config.space}"
+        return super().introduction().replace(" search", f" search{by}", 1)
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:

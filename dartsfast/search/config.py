@@ -115,6 +115,13 @@ class CNNConfig(SearchConfig):
     beta_decay: float = option(
         0.0, "Beta-DARTS: lambda after the last epoch, growing linearly; 50 in the paper", group=METHOD
     )
+    monitor: str = option(
+        "none",
+        "what to log every epoch beside: the largest eigenvalue of the validation loss's Hessian by the "
+        "alphas, of one batch (RobustDARTS)",
+        ("none", "eigenvalue"),
+        group=METHOD,
+    )
     smooth: float = option(
         0.0,
         "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
@@ -136,6 +143,8 @@ class CNNConfig(SearchConfig):
                 raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
+        if self.monitor == "eigenvalue" and self.method in DRAWING:
+            raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
             raise InputError(
