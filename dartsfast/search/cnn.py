@@ -31,6 +31,7 @@ from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.report import Report
 from dartsfast.runs.run import Iteration
 from dartsfast.search.config import CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
@@ -188,8 +189,15 @@ class CNNSearch(Search):
 
     def introduction(self) -> str:
         """Say what is searched here, by what, on what and with how much."""
-        by = f" by {self.config.method} in space {self.config.space}"
-        return super().introduction().replace(" search", f" search{by}", 1)
+        method = f" by {self.config.method}" if self.config.method != "darts" else ""
+        space = f" in space {self.config.space}" if self.config.space != "darts" else ""
+        return super().introduction().replace("search", f"search{method}{space}", 1)
+
+    def introduce(self, report: Report, out: Path) -> None:
+        """Say what runs, on what data, where, and from where on, and what no kernels serve."""
+        super().introduce(report, out)
+        if self.config.space == "s4" and self.model.backend != "reference":
+            report.say("the operation noise runs as an ordinary module, not on kernels")
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
