@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dartsfast.backends import pretending, resolve_backend, triton
 from dartsfast.cnn.model_search import Network
+from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import Cost, costs, words
 from dartsfast.fused.planning import Plan, Run
@@ -93,7 +94,7 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
 
     Args:
         config: options of the search; its data are images of ``image_size`` of ten classes.
-        primitives: operation names of the search space; None for the original's.
+        primitives: operation names of the search space; None for those of ``config.space``.
 
     Raises:
         InputError: options that cannot work, or a backend that has no programs.
@@ -116,7 +117,8 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     with pretending(backend), torch.device("meta"):
         network = Network(
             config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
-            backend=backend, memory=config.memory, storage_dtype=storage, primitives=primitives,
+            backend=backend, memory=config.memory, storage_dtype=storage,
+            primitives=SPACES[config.space] if primitives is None else primitives,
         )  # fmt: skip
     return iteration(network, (config.batch_size, 3, config.image_size, config.image_size), config.order)
 

@@ -135,7 +135,7 @@ def test_help_shows_every_option_once_and_in_its_group(capsys, kind):
         main(["search", kind, "--help"])
     text = capsys.readouterr().out
     config = {"cnn": CNNConfig, "rnn": RNNConfig}[kind]
-    parts = re.split(r"^(data|network|optimisation|run|old flags without effect):$", text, flags=re.M)
+    parts = re.split(r"^(data|network|optimisation|method|run|old flags without effect):$", text, flags=re.M)
     groups = dict(zip(parts[1::2], parts[2::2], strict=True))
     for field in dataclasses.fields(config):
         flag = rf"^  --{field.name}\b"

@@ -177,7 +177,7 @@ def test_values_of_a_finished_search_are_looked_at_too(tmp_path, states, kind):
     config, state = states[kind]
     done = {**state, "epoch": 2, "step": 0, "sums": {}, "count": 0.0}
     done["history"] = [{"epoch": 0, "valid_loss": 1.0}, {"epoch": 1, "valid_loss": 1.0}]
-    alpha = next(iter(CLASS[kind].alpha_shapes))
+    alpha = next(iter(CLASS[kind].alpha_shapes(config)))
     edits = [
         (("history", 1, "epoch"), 5, r"history\[1\]"),
         (("history", 1, "valid_loss"), NAN, "valid_loss is nan"),

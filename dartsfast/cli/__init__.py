@@ -31,6 +31,7 @@ VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase o
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
+    "space",
 )  # fmt: skip
 COMPARISONS: dict[str, Any] = {"cnn": CompareConfig, "rnn": CompareRNNConfig}
 
@@ -192,7 +193,9 @@ def _add_explain(commands: Any) -> None:
     for field in dataclasses.fields(CNNConfig):
         if field.name in EXPLAINED:
             add_field(command, field)
-    command.add_argument("--primitives", nargs="+", metavar="NAME", help="the search space (default: DARTS')")
+    command.add_argument(
+        "--primitives", nargs="+", metavar="NAME", help="the search space, another than --space"
+    )
     command.add_argument(
         "-v", "--instructions", type=int, metavar="CELL", help="print every instruction of this cell too"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Architect:
             ``arch_learning_rate`` and ``arch_weight_decay``; ``grad_clip`` is read by ``preset="paper"``.
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
+        penalty: returns what the validation loss has beside, a function of the alphas, [].
 
     Where a ``torch.distributed`` process group is up, all processes take every step together, each with its
     own part of the batches, and the gradients in it are means over them: of the alphas (which are no
@@ -35,12 +36,20 @@ class Architect:
         InputError: unknown preset.
     """
 
-    def __init__(self, model: Network, args: Any, *, preset: str = "code") -> None:
+    def __init__(
+        self,
+        model: Network,
+        args: Any,
+        *,
+        preset: str = "code",
+        penalty: Callable[[], Tensor | float] | None = None,
+    ) -> None:
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay
         self.preset = resolve_preset(preset)
         self.network_clip = getattr(args, "grad_clip", None) if self.preset.clips_cnn_virtual_step else None
         self.model = model
+        self.penalty = penalty
         self.optimizer = torch.optim.Adam(
             model.arch_parameters(),
             lr=args.arch_learning_rate,
@@ -107,11 +116,16 @@ class Architect:
         self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor], virtual: VirtualStep | None
     ) -> None:
         alphas = self.model.arch_parameters()
+
+        def valid_loss() -> Tensor:
+            loss = self.model._loss(*valid)
+            return loss if self.penalty is None else loss + self.penalty()
+
         gradients = alpha_gradient(
             list(self.model.parameters()),
             alphas,
             train_loss=lambda: self.model._loss(*train),
-            valid_loss=lambda: self.model._loss(*valid),
+            valid_loss=valid_loss,
             virtual=virtual,
             buffers=list(self.model.buffers()),
             average=ranks.averaging(),

@@ -28,6 +28,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     Zero,
     build_op,
 )
+from dartsfast.cnn.spaces import Primitives, Space, by_edge
 from dartsfast.errors import InputError, check_range
 from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
@@ -77,7 +78,8 @@ class Cell(nn.Module):
         backend: str = "reference",
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
-        primitives: Sequence[str] | None = None,
+        primitives: Primitives | None = None,
+        mixed_op: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.reduction = reduction
@@ -93,11 +95,12 @@ class Cell(nn.Module):
         self._memory = check_memory(memory)
         self._storage_dtype = storage_dtype
         self._ops = nn.ModuleList()
-        space = () if primitives is None else (primitives,)
+        count = sum(2 + i for i in range(steps))
+        spaces = [()] * count if primitives is None else [(row,) for row in by_edge(primitives, count)]
         for i in range(steps):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
-                self._ops.append(MixedOp(C, stride, *space))
+                self._ops.append((mixed_op or MixedOp)(C, stride, *spaces[len(self._ops)]))
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any]) -> Tensor:
         """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W].
@@ -158,8 +161,10 @@ class Network(ArchModule):
             backward.
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. The backends cuda and triton only.
-        primitives: operation names of the search space, keys of ``operations.OPS``; None for those of this
-            module's :data:`PRIMITIVES`.
+        primitives: operation names of the search space, keys of ``operations.OPS``, or a
+            :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`.
+        mixed_op: called as ``mixed_op(C, stride, primitives)`` for every edge, returns what stands in the
+            place of its :class:`MixedOp`; the edge then runs as the module that it is.
 
     Raises:
         InputError: unknown primitive, backend or memory mode, or sizes that make no network.
@@ -167,6 +172,7 @@ class Network(ArchModule):
 
     alphas_normal: Tensor
     alphas_reduce: Tensor
+    _adjust: Callable[[Tensor], Tensor] | None = None  # makes others of the mixing weights of a pass
 
     def __init__(
         self,
@@ -181,11 +187,11 @@ class Network(ArchModule):
         backend: str = "auto",
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
-        primitives: Sequence[str] | None = None,
+        primitives: Sequence[str] | Space | None = None,
+        mixed_op: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        primitives = list(PRIMITIVES if primitives is None else primitives)
-        _check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier, primitives)
+        _check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
         self._layers = layers
@@ -195,20 +201,26 @@ class Network(ArchModule):
         self._stem_multiplier = stem_multiplier
         self._backend = backend
         self._memory = check_memory(memory)
-        self._primitives = primitives
+        # A Cell or MixedOp that a script has put in the place of ours takes the original's arguments.
+        usual = (primitives is None or primitives == PRIMITIVES) and mixed_op is None
+        if not isinstance(primitives, Space):
+            primitives = Space(*[list(PRIMITIVES if primitives is None else primitives)] * 2)
+        edges = sum(2 + i for i in range(steps))
+        self._space = Space(*(by_edge(found, edges) for found in primitives))
         self._storage_dtype = check_storage(storage_dtype, backend)
 
         C_curr = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
         C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
         self.cells = nn.ModuleList()
-        # A Cell or MixedOp that a script has put in the place of ours takes the original's arguments.
-        space: dict[str, Any] = {} if primitives == list(PRIMITIVES) else {"primitives": primitives}
         reduction_prev = False
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
                 C_curr *= 2
+            space: dict[str, Any] = {"primitives": self._space.of(reduction), "mixed_op": mixed_op}
+            if usual:
+                space = {}
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
             cell._backend, cell._memory, cell._storage_dtype = backend, memory, self._storage_dtype
             reduction_prev = reduction
@@ -221,10 +233,10 @@ class Network(ArchModule):
 
     def _initialize_alphas(self) -> None:
         """Draw the alphas; a subclass may set others, and :attr:`_arch_parameters` with them."""
-        edges = sum(2 + i for i in range(self._steps))
         like = next(self.parameters())
-        self.alphas_normal = initial_alphas(edges, len(self._primitives)).to(like).requires_grad_()
-        self.alphas_reduce = initial_alphas(edges, len(self._primitives)).to(like).requires_grad_()
+        self.alphas_normal, self.alphas_reduce = (
+            initial_alphas(len(rows), len(rows[0])).to(like).requires_grad_() for rows in self._space
+        )
         self._arch_parameters = [self.alphas_normal, self.alphas_reduce]
 
     @property
@@ -236,7 +248,7 @@ class Network(ArchModule):
 
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""
-        model = Network(
+        model = self._build(
             self._C,
             self._num_classes,
             self._layers,
@@ -247,12 +259,38 @@ class Network(ArchModule):
             backend=self._backend,
             memory=self._memory,
             storage_dtype=self._storage_dtype,
-            primitives=self._primitives,
+            primitives=self._space,
         ).to(self.alphas_normal)
         with torch.no_grad():
             for name in model._arch_names:
                 getattr(model, name).copy_(getattr(self, name))
         return model
+
+    def _build(self, *args: Any, **options: Any) -> Network:
+        """Return another network of the method; one of its own class says so, with its own options."""
+        return Network(*args, **options)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Set what goes by the epoch, which counts from 0, of all ``epochs``: nothing here."""
+
+    def logits(self, reduction: bool) -> Tensor:
+        """Return [edges, ops] whose softmax is what the operations of a kind of cell weigh on average."""
+        return self.alphas_reduce if reduction else self.alphas_normal
+
+    def mixing_weights(self, kinds: Sequence[bool]) -> list[Tensor]:
+        """Return what a pass mixes the cells with, [edges, ops] a kind: softmax(alpha) (equation 2).
+
+        Only the ``kinds`` that there are, reduction or not: the alphas of others get no gradient, and Adam
+        must not move them.
+        """
+        alphas = [self.logits(reduction) for reduction in kinds]
+        if self.backend == "reference":
+            return [F.softmax(a, dim=-1) for a in alphas]
+        return fused.alpha_softmax(alphas)
+
+    def strengths(self, reduction: bool) -> Tensor:
+        """Return [edges, ops] by which the genotype is read off."""
+        return F.softmax(self.logits(reduction).detach(), dim=-1)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, classes].
@@ -263,17 +301,14 @@ class Network(ArchModule):
             InputError: not four dimensions with the stem's channels, or a size that cannot be halved twice.
         """
         _check_images(self.stem, input)
+        kinds = sorted({bool(cell.reduction) for cell in self.cells})
+        rows = self.mixing_weights(kinds)
+        if self._adjust is not None:
+            rows = [self._adjust(found) for found in rows]
+        mixing = dict(zip(kinds, rows, strict=True))
         if self.backend == "reference":
-            mixing = {
-                False: F.softmax(self.alphas_normal, dim=-1),
-                True: F.softmax(self.alphas_reduce, dim=-1),
-            }
             s0 = s1 = self.stem(input)
         else:
-            # Only those that a cell uses: the others have no gradient, and Adam must not move them.
-            used = sorted({bool(cell.reduction) for cell in self.cells})
-            alphas = [self.alphas_reduce if reduction else self.alphas_normal for reduction in used]
-            mixing = dict(zip(used, fused.alpha_softmax(alphas), strict=True))
             s0 = s1 = fused.stem(self, self.stem, input, self._storage_dtype)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
@@ -289,16 +324,16 @@ class Network(ArchModule):
     def genotype(self) -> Genotype:
         """Read the cells off the alphas: two strongest edges a node, ``none`` left out (section 2.4)."""
 
-        def parse(alphas: Tensor) -> list[tuple[str, int]]:
-            probabilities = F.softmax(alphas.detach(), dim=-1).cpu().numpy()
+        def parse(reduction: bool) -> list[tuple[str, int]]:
+            strengths = self.strengths(reduction).detach().cpu().numpy()
             inputs = [2 + i for i in range(self._steps)]
-            return best_edges(probabilities, self._primitives, inputs, keep=2)
+            return best_edges(strengths, self._space.of(reduction), inputs, keep=2)
 
         concat = range(2 + self._steps - self._multiplier, self._steps + 2)
         return Genotype(
-            normal=parse(self.alphas_normal),
+            normal=parse(False),
             normal_concat=concat,
-            reduce=parse(self.alphas_reduce),
+            reduce=parse(True),
             reduce_concat=concat,
         )
 
@@ -327,7 +362,6 @@ def _check_sizes(
     steps: int,
     multiplier: int,
     stem_multiplier: int,
-    primitives: Sequence[str],
 ) -> None:
     sizes = {
         "C": C,
@@ -344,7 +378,3 @@ def _check_sizes(
         raise InputError(
             f"multiplier={multiplier} nodes cannot be concatenated: a cell has steps={steps} of them"
         )
-    if not [name for name in primitives if name != "none"]:
-        raise InputError(f"primitives must name an operation other than none, got {list(primitives)}")
-    if len(set(primitives)) < len(primitives):
-        raise InputError(f"primitives must differ from each other, got {list(primitives)}")

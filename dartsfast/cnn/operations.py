@@ -116,6 +116,19 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
+class Noise(nn.Module):
+    """Standard normal numbers in place of the image, of its strided shape (Zela et al., 2020, space S4)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return noise of torch's generator, [N, C, H/stride, W/stride]."""
+        # Not randn_like, whose numbers go by the layout in memory.
+        return torch.randn(x[:, :, :: self.stride, :: self.stride].shape, dtype=x.dtype, device=x.device)
+
+
 @served
 class FactorizedReduce(nn.Module):
     """Halve the image without losing pixels: two strided 1x1 convolutions, one of them shifted by a pixel.
@@ -173,6 +186,7 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "dil_conv_3x3": lambda C, stride, affine: DilConv(C, C, 3, stride, 2, 2, affine=affine),
     "dil_conv_5x5": lambda C, stride, affine: DilConv(C, C, 5, stride, 4, 2, affine=affine),
     "conv_7x1_1x7": _conv_7x1_1x7,
+    "noise": lambda C, stride, affine: Noise(stride),
 }
 
 

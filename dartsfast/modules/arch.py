@@ -178,7 +178,10 @@ def initial_alphas(edges: int, ops: int) -> Tensor:
 
 
 def best_edges(
-    probabilities: np.ndarray, primitives: Sequence[str], inputs: Sequence[int], keep: int
+    probabilities: np.ndarray,
+    primitives: Sequence[str] | Sequence[Sequence[str]],
+    inputs: Sequence[int],
+    keep: int,
 ) -> list[tuple[str, int]]:
     """Read the discrete cell off the mixing weights (paper section 2.4).
 
@@ -187,8 +190,8 @@ def best_edges(
     the earlier operation, as in the original code.
 
     Args:
-        probabilities: softmax(alpha), [sum(inputs), len(primitives)], edges node by node.
-        primitives: operation names, the columns.
+        probabilities: softmax(alpha), [sum(inputs), operations], edges node by node.
+        primitives: operation names, the columns; or those of every edge.
         inputs: number of incoming edges, a node.
         keep: edges kept a node (2 in a CNN cell, 1 in a recurrent cell).
 
@@ -199,15 +202,19 @@ def best_edges(
         raise InputError(
             "no genotype can be read: the alphas hold NaN or infinity; resume from an earlier checkpoint"
         )
+    rows: Any = primitives
+    if isinstance(primitives[0], str):
+        rows = [primitives] * len(probabilities)
     # A script may have narrowed the alphas: the columns there are count.
-    choices = [k for k, name in enumerate(primitives[: probabilities.shape[1]]) if name != "none"]
+    choices = [[k for k, name in enumerate(row[: probabilities.shape[1]]) if name != "none"] for row in rows]
     gene: list[tuple[str, int]] = []
     start = 0
     for count in inputs:
         weights = probabilities[start : start + count]
         # max() and sorted() are stable: the first of equals wins.
-        best = [max(choices, key=lambda k, row=row: row[k]) for row in weights]  # type: ignore[misc]
+        mine = zip(choices[start : start + count], weights, strict=True)
+        best = [max(found, key=row.__getitem__) for found, row in mine]
         order = sorted(range(count), key=lambda j: -weights[j][best[j]])
-        gene += [(primitives[best[j]], j) for j in order[:keep]]
+        gene += [(rows[start + j][best[j]], j) for j in order[:keep]]
         start += count
     return gene

@@ -14,8 +14,8 @@ from typing import Any
 from dartsfast.errors import InputError
 
 # How the command line arranges them, in this order.
-GROUPS = ("data", "network", "optimisation", "searches", "trainings", "run")
-DATA, NETWORK, OPTIMISATION, SEARCHES, TRAININGS, RUN = GROUPS
+GROUPS = ("data", "network", "optimisation", "method", "searches", "trainings", "run")
+DATA, NETWORK, OPTIMISATION, METHOD, SEARCHES, TRAININGS, RUN = GROUPS
 HERE = ("device", "checkpoint_seconds", "workers")  # options of a process, not of a run
 
 

@@ -133,8 +133,8 @@ class Run(ABC):
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> Any:
         """Return what was found by a run that is over; its data need not be there any more."""
 
-    def has_stepped(self, state: dict[str, Any]) -> bool | None:
-        """Say whether the optimisers of ``state`` have taken steps; None: perhaps."""
+    def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
+        """Say whether the optimiser ``name`` of ``state`` has taken steps; None: perhaps."""
         return state["epoch"] + state["step"] > 0 if self.earlier is None else None
 
     def go_back(self, problem: DivergedError) -> int:
@@ -215,8 +215,8 @@ class Run(ABC):
         for name in ("kind", "model"):
             match(name, fresh[name], state[name])
         match("random", fresh["random"][:1], state["random"][:1])
-        begun = self.has_stepped(state)
         for name, optimizer in self.optimizers().items():
+            begun = self.has_stepped(state, name)
             moving = self.scheduled if name == self.optimizer_names[0] else ()
             match_optimizer(name, optimizer, state[name], begun=begun, moving=moving)
         self.check_extra_state(state)

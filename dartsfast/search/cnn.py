@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from torch import Tensor, nn
 from dartsfast import ranks
 from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.cnn.architect import Architect
-from dartsfast.cnn.genotypes import PRIMITIVES
-from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
     Batches,
@@ -26,13 +25,17 @@ from dartsfast.data import (
     limited,
     load_images,
 )
+from dartsfast.methods import new_network, penalty
+from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
+from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.report import Report
 from dartsfast.runs.run import Iteration
 from dartsfast.search.config import CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
-from dartsfast.search.search import AlphaTable, Search, SearchResult
+from dartsfast.search.search import ABSENT, AlphaTable, Search, SearchResult
 
 
 class CNNSearch(Search):
@@ -40,7 +43,6 @@ class CNNSearch(Search):
 
     kind = "cnn"
     command = ("search", "cnn")
-    alpha_shapes = dict.fromkeys(("alphas_normal", "alphas_reduce"), (2 + 3 + 4 + 5, len(PRIMITIVES)))
     unit = "images"
     metrics = ("loss", "acc")
     scheduled = ("lr",)
@@ -56,15 +58,7 @@ class CNNSearch(Search):
         image_sides(task)  # before a network is built for them
         self.fingerprint = image_fingerprint(task)
         torch.manual_seed(config.seed)
-        model = Network(
-            config.init_channels,
-            len(task.classes),
-            config.layers,
-            nn.CrossEntropyLoss(),
-            backend=config.backend,
-            memory=config.memory,
-            storage_dtype=None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype),
-        )
+        model = new_network(config, len(task.classes))
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
@@ -77,13 +71,23 @@ class CNNSearch(Search):
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, config.epochs, eta_min=config.learning_rate_min
         )
-        self.architect = Architect(model, config, preset=config.preset)
+        self.architect = Architect(
+            model, config, preset=config.preset, penalty=lambda: penalty(config, model, self.epoch)
+        )
         self.classes = len(task.classes)
         self.train = self._stream(task.train, task, "train")
         self.valid = self._stream(task.valid, task, "valid")
         self.check = self._stream(task.valid, task, "check", augment=False)
         self.work = len(self.train)
         self.every = config.report_freq
+
+    @classmethod
+    def alpha_shapes(cls, config: Any) -> dict[str, Sequence[int]]:
+        """Return the shapes of the alphas of a search by their names in the model's state_dict."""
+        with torch.device("meta"):  # they depend neither on the network's width nor on its depth
+            small = {"init_channels": config.pc_share, "layers": 1, "storage_dtype": "float32"}
+            model = new_network(SimpleNamespace(**{**vars(config), **small}), 1)
+        return {name: getattr(model, name).shape for name in model._arch_names}
 
     @staticmethod
     def absolute_data(data: str) -> str:
@@ -120,27 +124,40 @@ class CNNSearch(Search):
         """Run what is left of the epoch: an alpha step and a weight step an iteration."""
         lr = float(self.scheduler.get_last_lr()[0])
         self.model.train()
+        self.model.begin_epoch(self.epoch, self.config.epochs)
         batches = zip(self.train.iterate(self.epoch, self.step), self._valid_batches(), strict=False)
         for (x, y), (xv, yv) in batches:
-            logits, loss = self.run_iteration(x, y, xv, yv, numbers=(lr,))
+            logits, loss = self.run_iteration(x, y, xv, yv, numbers=(lr, float(self.epoch)))
             self.step += 1
             (top1,) = accuracy(logits, y)
             self.record(len(y) * ranks.size(), loss=loss.item(), acc=top1.item())
             yield Iteration(self.step, {"loss": self.mean("loss"), "acc": self.mean("acc")})
 
     def iteration(self, x: Tensor, y: Tensor, xv: Tensor, yv: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the alphas on (xv, yv), then the weights on (x, y); return logits [N, classes] and loss []."""
+        """Move the alphas on (xv, yv), then the weights on (x, y); return logits [N, classes] and loss [].
+
+        While the weights warm up the alphas stay.
+        """
         config, model = self.config, self.model
         lr = self.scheduler.get_last_lr()[0]
-        self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
+        if self.epoch >= config.warmup_epochs:
+            self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
         self.optimizer.zero_grad()
-        logits = model(x)
+        with smoothed(model, radius(config.smooth, self.epoch, config.epochs) if config.smooth else 0.0):
+            logits = model(x)
         loss = model._criterion(logits, y)
         loss.backward()
         average_gradients_(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         self.optimizer.step()
         return logits.detach(), loss.detach()
+
+    def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
+        """Say whether an optimiser of ``state`` has taken steps; None: perhaps."""
+        warm = state["epoch"] - self.config.warmup_epochs
+        if name == "arch_optimizer" and (warm < 0 or (warm == 0 and not state["step"])):
+            return False if self.earlier is None else None
+        return super().has_stepped(state, name)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate on the alphas' half, un-augmented, and move the cosine schedule on."""
@@ -149,6 +166,7 @@ class CNNSearch(Search):
         self.train.waited = self.valid.waited = 0.0
         valid_loss, valid_acc = self._validate()
         self.scheduler.step()
+        more = {"eigenvalue": self._eigenvalue()} if self.config.monitor == "eigenvalue" else {}
         return {
             "lr": lr,
             "train_loss": self.mean("loss"),
@@ -156,7 +174,30 @@ class CNNSearch(Search):
             "valid_loss": valid_loss,
             "valid_acc": valid_acc,
             "loader_share": waited / max(self.seconds, 1e-9),
+            **more,
         }
+
+    def _eigenvalue(self) -> float:
+        """Return the largest eigenvalue of the validation loss of one batch, and say where it has grown."""
+        found = monitored(self.model, *self.valid.batch(self.epoch, 0))
+        if stops([*(row["eigenvalue"] for row in self.history), found]) and ranks.first():
+            self.say(
+                f"the largest eigenvalue has grown by a third in {WINDOW} epochs: RobustDARTS stops here, "
+                f"with the cell of epoch {self.epoch + 1 - WINDOW}"
+            )
+        return found
+
+    def introduction(self) -> str:
+        """Say what is searched here, by what, on what and with how much."""
+        method = f" by {self.config.method}" if self.config.method != "darts" else ""
+        space = f" in space {self.config.space}" if self.config.space != "darts" else ""
+        return super().introduction().replace("search", f"search{method}{space}", 1)
+
+    def introduce(self, report: Report, out: Path) -> None:
+        """Say what runs, on what data, where, and from where on, and what no kernels serve."""
+        super().introduce(report, out)
+        if self.config.space == "s4" and self.model.backend != "reference":
+            report.say("the operation noise runs as an ordinary module, not on kernels")
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
@@ -191,16 +232,30 @@ class CNNSearch(Search):
         """Return the alphas of both cells."""
         inputs = ["c_{k-2}", "c_{k-1}", *(str(i) for i in range(self.model._steps))]
         edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
-        ops, genotype = self.model._primitives, self.model.genotype()
+        genotype = self.model.genotype()
         return {
-            "alphas_normal": AlphaTable(self.model.alphas_normal, ops, edges, genotype.normal),
-            "alphas_reduce": AlphaTable(self.model.alphas_reduce, ops, edges, genotype.reduce),
+            f"alphas_{kind}": _table(
+                self.model.logits(reduction), self.model._space.of(reduction), edges, getattr(genotype, kind)
+            )
+            for kind, reduction in (("normal", False), ("reduce", True))
         }
 
     def learned(self) -> str:
         """Give the accuracy on the alphas' half of the data, and that of guessing."""
         noun = "photographs" if self.config.data == "photos" else "classes"
         return accuracy_lesson(self.history[-1]["valid_acc"], len(self.check.source), self.classes, noun)
+
+
+def _table(
+    alphas: Tensor, primitives: Sequence[Sequence[str]], edges: Sequence[str], kept: Sequence[tuple[str, int]]
+) -> AlphaTable:
+    """Return a table with a column for every operation that some edge has."""
+    names = list(dict.fromkeys(itertools.chain.from_iterable(primitives)))
+    if all(row == names for row in primitives):
+        return AlphaTable(alphas, names, edges, kept)
+    wide = torch.full((len(edges), len(names)), ABSENT, dtype=alphas.dtype)
+    columns = torch.tensor([[names.index(name) for name in row] for row in primitives])
+    return AlphaTable(wide.scatter_(1, columns, alphas.detach().cpu()), names, edges, kept)
 
 
 def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> SearchResult:

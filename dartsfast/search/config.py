@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, MEMORY_MODES
 from dartsfast.presets import PRESETS
-from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, RunOptions, option
+from dartsfast.runs.config_file import changed_options
+from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
 
 MIN_BATCH_SIZE = 2  # of texts
+METHODS = ("darts", "pc-darts", "gdas", "drnas")
+DRAWING = ("gdas", "drnas")  # whose mixing weights are drawn in every pass
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,63 @@ class CNNConfig(SearchConfig):
     compat_valid_iter: bool = option(
         False, "draw the alphas' batch from a new pass every iteration, as the original does", group=DATA
     )
+    method: str = option("darts", "what is mixed, and how (docs/methods.md)", METHODS, group=METHOD)
+    space: str = option(
+        "darts", "candidate operations: DARTS', or those of RobustDARTS", tuple(SPACES), group=METHOD
+    )
+    warmup_epochs: int = option(
+        0, "first epochs, in which the weights alone take steps; PC-DARTS has 15", group=METHOD
+    )
+    pc_share: int = option(4, "pc-darts: K, one K-th of the channels is mixed", group=METHOD)
+    gdas_tau_max: float = option(10.0, "gdas: temperature of the first epoch", group=METHOD)
+    gdas_tau_min: float = option(0.1, "gdas: temperature of the last epoch", group=METHOD)
+    drnas_kl: float = option(
+        1e-3, "drnas: lambda, on the distance of the distributions from the flat one", group=METHOD
+    )
+    beta_decay: float = option(
+        0.0, "Beta-DARTS: lambda after the last epoch, growing linearly; 50 in the paper", group=METHOD
+    )
+    monitor: str = option(
+        "none",
+        "what to log every epoch beside: the largest eigenvalue of the validation loss's Hessian by the "
+        "alphas, of one batch (RobustDARTS)",
+        ("none", "eigenvalue"),
+        group=METHOD,
+    )
+    smooth: float = option(
+        0.0,
+        "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
+        "0.3 in the paper",
+        group=METHOD,
+    )
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
-        return (*super().positive(), "learning_rate", "init_channels", "layers", "grad_clip", "report_freq")
+        own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq"
+        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min")
+
+    def check(self) -> None:
+        """Raise InputError for the first option that cannot work."""
+        super().check()
+        for prefix, method in (("pc_", "pc-darts"), ("gdas_", "gdas"), ("drnas_", "drnas")):
+            changed = [name for name in changed_options(self) if name.startswith(prefix)]
+            if changed and self.method != method:
+                raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
+        if self.smooth and self.method != "darts":
+            raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
+        if self.monitor == "eigenvalue" and self.method in DRAWING:
+            raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
+        draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
+        if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
+            raise InputError(
+                f"what {draws} draws differs from pass to pass, and the second order takes the difference of "
+                "two: use --preset paper, which draws the same for both, or --order 1"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"in {self.warmup_epochs} of {self.epochs} epochs the alphas take no step: nothing would be "
+                "searched"
+            )
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,17 @@ def preferences(tables: Mapping[str, Any]) -> str:
     found = []
     for name, (alphas, operations, *_) in tables.items():
         real = [k for k, operation in enumerate(operations) if operation != "none"] or [0]
-        weights = 100 * alphas.detach().double().softmax(dim=-1)[:, real]  # [edges, operations], percent
-        start = 100 / len(operations)
-        low, high = weights.min().item(), weights.max().item()
+        weights = 100 * alphas.detach().double().softmax(dim=-1)  # [edges, operations], percent
+        start = 100 / int((weights[0] > 0).sum())  # 0 is the weight of an operation that the edge lacks
+        weights = weights[:, real]
+        there = weights > 0
+        low, high = weights[there].min().item(), weights.max().item()
         if high - low < EVEN:
             found.append(
                 f"{name} are still even (from {low:.2f} to {high:.2f} %, {start:.4g} % at the start)"
             )
             continue
-        means = weights.mean(0)
+        means = weights.sum(0) / there.sum(0)
         best = int(means.argmax())
         found.append(
             f"{name} prefer {operations[real[best]]} (on average {means[best].item():.1f} % an edge, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class RNNSearch(Search):
 
     kind = "rnn"
     command = ("search", "rnn")
-    alpha_shapes = {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
     unit = "rows of text"
     metrics = ("loss",)
     own = ("hidden", "hidden_valid")
@@ -184,6 +183,11 @@ class RNNSearch(Search):
             kept = state[name]
             setattr(self, name, None if kept is None else [h.to(self.device) for h in kept])
         self.lengths.set_state(state["lengths"])
+
+    @classmethod
+    def alpha_shapes(cls, config: Any) -> dict[str, Sequence[int]]:
+        """Return the shapes of the alphas of a search by their names in the model's state_dict."""
+        return {"weights": (STEPS * (STEPS + 1) // 2, len(PRIMITIVES))}
 
     def alpha_tables(self) -> dict[str, AlphaTable]:
         """Return the alphas of the cell."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from dartsfast.runs.run import Run
 from dartsfast.search.capture import Captured
 from dartsfast.search.config import SearchConfig
 from dartsfast.search.lesson import preferences
+
+ABSENT = -1e4  # the softmax is 0, to the bit
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class SearchResult:
 
 
 class AlphaTable(NamedTuple):
-    """Alphas of one kind of cell: [edges, operations], the names of both, and what the genotype keeps."""
+    """Alphas of one kind of cell: [edges, operations], the names of both, and what the genotype keeps.
+
+    An operation that an edge does not have is :data:`ABSENT` there.
+    """
 
     alphas: Tensor
     operations: Sequence[str]
@@ -58,7 +64,6 @@ class Search(Run):
     """A search between two iterations. Subclasses build the networks and say what an iteration is."""
 
     noun = "search"
-    alpha_shapes: dict[str, tuple[int, int]]  # by their names in the model's state_dict
     optimizer_names = ("optimizer", "arch_optimizer")
     optimizer: torch.optim.Optimizer
     architect: Any
@@ -102,6 +107,11 @@ class Search(Run):
     @abstractmethod
     def iteration(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Move the alphas, then the weights, without a wait for the device."""
+
+    @classmethod
+    @abstractmethod
+    def alpha_shapes(cls, config: Any) -> dict[str, Sequence[int]]:
+        """Return the shapes of the alphas of a search by their names in the model's state_dict."""
 
     @abstractmethod
     def alpha_tables(self) -> dict[str, AlphaTable]:
@@ -153,7 +163,8 @@ class Search(Run):
     def result(self, out: Path, checkpoint: Path) -> SearchResult:
         """Return what was found, once all epochs are done."""
         tables = self.alpha_tables()
-        alphas = {name: table.alphas.detach().cpu().clone() for name, table in tables.items()}
+        state = self.model.state_dict()
+        alphas = {name: state[name].cpu().clone() for name in self.alpha_shapes(self.config)}
         epochs = f"{self.epoch} epoch{'s' if self.epoch > 1 else ''}"
         lesson = f"after {epochs} {self.learned()}; {preferences(tables)}"
         return SearchResult(self.genotype(), alphas, self.history, out, checkpoint, lesson)
@@ -162,6 +173,7 @@ class Search(Run):
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> SearchResult:
         """Return what was found by a search that is over; its data need not be there any more."""
         match("the model", {}, state["model"])
-        alphas = {name: state["model"].get(name) for name in cls.alpha_shapes}
-        match("the model", {name: torch.empty(shape) for name, shape in cls.alpha_shapes.items()}, alphas)
+        shapes = cls.alpha_shapes(SimpleNamespace(**state["config"]))
+        alphas = {name: state["model"].get(name) for name in shapes}
+        match("the model", {name: torch.empty(shape) for name, shape in shapes.items()}, alphas)
         return SearchResult(resolve_genotype(str(out)), alphas, state["history"], out, checkpoint)

@@ -99,9 +99,9 @@ class CNNTraining(Run):
         arch = repr(resolve_genotype(config.arch, CNN))
         return dataclasses.replace(super().settle(config), arch=arch)
 
-    def has_stepped(self, state: dict[str, Any]) -> bool | None:
+    def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """As of any run; but steps are skipped until float16's gradients have a scale."""
-        return None if self.scaler.is_enabled() else super().has_stepped(state)
+        return None if self.scaler.is_enabled() else super().has_stepped(state, name)
 
     def _check_batches(self, images: int) -> None:
         """Raise InputError for a last batch that the second classifier of CIFAR cannot be trained on."""

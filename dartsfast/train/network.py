@@ -22,6 +22,11 @@ LEAST, MOST = 224, 416  # of ImageNet's network: it pools 7x7 of the 1/32 of an 
 def build_network(config: Any, classes: int, cell: AnyGenotype) -> nn.Module:
     """Return the network of ``config`` (of a training or a test), which maps images [N, 3, H, W] to logits
     [N, classes] and those of the second classifier, or None."""
+    if "noise" in {name for name, _ in (*cell.normal, *cell.reduce)}:  # type: ignore[union-attr]
+        raise InputError(
+            "the cell has the operation noise, which the space s4 has for a search to avoid: a network that "
+            "answers at random is not trained here. Search longer, or with another --space or --method"
+        )
     network = NETWORKS[config.network]
     return network(config.init_channels, classes, config.layers, config.auxiliary, cell)
 

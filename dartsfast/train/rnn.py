@@ -235,9 +235,9 @@ class RNNTraining(Run):
         """Return that of the weights."""
         return {"optimizer": self.optimizer}
 
-    def has_stepped(self, state: dict[str, Any]) -> bool | None:
+    def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """As of any run; but one that averages since the epoch before has not."""
-        return None if self.averaging and not state["step"] else super().has_stepped(state)
+        return None if self.averaging and not state["step"] else super().has_stepped(state, name)
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless this run, not begun yet, can continue from a checkpoint's ``state``."""

@@ -1,0 +1,52 @@
+"""Descendants of DARTS, a file each: what their networks mix, and what their alphas' loss has beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dartsfast.cnn.model_search import Network
+from dartsfast.cnn.spaces import SPACES
+from dartsfast.methods.beta_darts import decay
+from dartsfast.methods.drnas import DrNAS
+from dartsfast.methods.gdas import GDAS
+from dartsfast.methods.pc_darts import PCDARTS
+
+# By the names of the option ``method``: the network, and what of the options it takes beside all.
+_NETWORKS: dict[str, tuple[type[Network], Callable[[Any], dict[str, Any]]]] = {
+    "darts": (Network, lambda config: {}),
+    "pc-darts": (PCDARTS, lambda config: {"share": config.pc_share}),
+    "gdas": (GDAS, lambda config: {"tau": (config.gdas_tau_max, config.gdas_tau_min)}),
+    "drnas": (DrNAS, lambda config: {}),
+}
+
+
+def new_network(config: Any, classes: int) -> Network:
+    """Return the search network that a :class:`~dartsfast.search.CNNConfig` asks for."""
+    network, own = _NETWORKS[config.method]
+    return network(
+        config.init_channels,
+        classes,
+        config.layers,
+        nn.CrossEntropyLoss(),
+        backend=config.backend,
+        memory=config.memory,
+        storage_dtype=None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype),
+        primitives=SPACES[config.space],
+        **own(config),
+    )
+
+
+def penalty(config: Any, model: Network, epoch: int) -> Tensor | float:
+    """Return what the loss of the alphas has beside the validation loss in an epoch, from 0, []."""
+    found: Tensor | float = 0.0
+    if isinstance(model, DrNAS) and config.drnas_kl:
+        found = found + config.drnas_kl * model.distance()
+    if config.beta_decay:
+        kinds = sorted({bool(cell.reduction) for cell in model.cells})
+        share = config.beta_decay * epoch / config.epochs
+        found = found + share * decay(model.alphas_reduce if kind else model.alphas_normal for kind in kinds)
+    return found
