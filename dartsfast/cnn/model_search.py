@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast import fused
-from dartsfast.backends import check_memory, check_storage, resolve_backend
+from dartsfast.backends import MEMORY_MODES, check_memory, check_storage, resolve_backend
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -33,6 +33,7 @@ from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.modules.plain import difference, is_plain, is_plain_tree, served
 from dartsfast.modules.recompute import applied
+from dartsfast.sizes import in_bytes
 
 
 @served
@@ -155,7 +156,9 @@ class Network(ArchModule):
         stem_multiplier: channels of the stem, in units of ``C``.
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
         memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
-            backward.
+            backward; or a budget for all that a pass takes beside model, data and optimisers, such as
+            ``800MB``, ``6GB`` or ``50%`` of what the device has free: the first pass over images of a size
+            chooses which cells compute again, the fastest choice that fits (:meth:`fit_memory`).
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. The backends cuda and triton only.
         primitives: operation names of the search space, keys of ``operations.OPS``; None for those of this
@@ -194,7 +197,8 @@ class Network(ArchModule):
         self._multiplier = multiplier
         self._stem_multiplier = stem_multiplier
         self._backend = backend
-        self._memory = check_memory(memory)
+        self._memory = check_memory(memory, budget=True)
+        self._fits: list[fused.Fit] = []
         self._primitives = primitives
         self._storage_dtype = check_storage(storage_dtype, backend)
 
@@ -210,7 +214,8 @@ class Network(ArchModule):
             if reduction:
                 C_curr *= 2
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
-            cell._backend, cell._memory, cell._storage_dtype = backend, memory, self._storage_dtype
+            cell._backend, cell._storage_dtype = backend, self._storage_dtype
+            cell._memory = memory if memory in MEMORY_MODES else "recompute"
             reduction_prev = reduction
             self.cells.append(cell)
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
@@ -252,7 +257,37 @@ class Network(ArchModule):
         with torch.no_grad():
             for name in model._arch_names:
                 getattr(model, name).copy_(getattr(self, name))
+        model._fits = list(self._fits)
+        pairs: list[Any] = list(zip(model.cells, self.cells, strict=True))
+        for cell, mine in pairs:
+            cell._memory = mine._memory
         return model
+
+    def fit_memory(self, images: Sequence[int]) -> fused.Fit:
+        """Choose which cells compute again so that a pass over images [N, 3, H, W] fits its memory budget.
+
+        Images that are smaller in all four take what larger ones took.
+
+        Raises:
+            InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
+        """
+        if self._memory in MEMORY_MODES:
+            raise InputError(
+                f"memory={self._memory!r} is no budget: build the network with one, such as 800MB"
+            )
+        found = next((fit for fit in self._fits if fit.serves(images)), None)
+        if found is None:
+            if self.backend == "reference":
+                raise InputError(
+                    f"memory={self._memory!r} is planned from programs, and the reference path has none: "
+                    f"choose one of {', '.join(MEMORY_MODES)}"
+                )
+            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device))
+            self._fits.append(found)
+        cells: list[Any] = list(self.cells)
+        for cell, mode in zip(cells, found.modes, strict=True):
+            cell._memory = mode
+        return found
 
     def forward(self, input: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, classes].
@@ -263,6 +298,8 @@ class Network(ArchModule):
             InputError: not four dimensions with the stem's channels, or a size that cannot be halved twice.
         """
         _check_images(self.stem, input)
+        if self._memory not in MEMORY_MODES and torch.is_grad_enabled():
+            self.fit_memory(input.shape)
         if self.backend == "reference":
             mixing = {
                 False: F.softmax(self.alphas_normal, dim=-1),

@@ -27,6 +27,7 @@ from dartsfast.data import (
     load_images,
 )
 from dartsfast.modules.sync_norm import synchronise_
+from dartsfast.names import MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.run import Iteration
@@ -53,7 +54,7 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        image_sides(task)  # before a network is built for them
+        sides = image_sides(task)  # before a network is built for them
         self.fingerprint = image_fingerprint(task)
         torch.manual_seed(config.seed)
         model = Network(
@@ -68,6 +69,8 @@ class CNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
+        if config.memory not in MEMORY_MODES:
+            model.fit_memory((config.batch_size, 3, *sides))
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -84,6 +87,11 @@ class CNNSearch(Search):
         self.check = self._stream(task.valid, task, "check", augment=False)
         self.work = len(self.train)
         self.every = config.report_freq
+
+    def introduction(self) -> str:
+        """Say what is searched, and how it keeps a memory budget."""
+        fits = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        return super().introduction() + "".join(fits)
 
     @staticmethod
     def absolute_data(data: str) -> str:
