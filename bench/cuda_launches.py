@@ -22,9 +22,9 @@ from bench.costs import Launch
 from bench.model import CARDS, Card, count, device_seconds
 from dartsfast.backends import pretending
 from dartsfast.cnn.model_search import Network
-from dartsfast.explain import iteration
 from dartsfast.fused.costs import costs
 from dartsfast.fused.memory import in_use
+from dartsfast.fused.passes import iteration
 from dartsfast.fused.program import Instruction, Program, Ref
 
 TILED = {(16, 32): 8, (32, 16): 8, (64, 8): 8}

@@ -12,8 +12,8 @@ from bench.cnn_peers import Size
 from bench.device import Device
 from bench.steps import Floor
 from dartsfast.cnn.model_search import Network
-from dartsfast.explain import Pass, iteration
 from dartsfast.fused.costs import costs
+from dartsfast.fused.passes import Pass, iteration
 
 # How often a sample repeats them.
 PRODUCTS, COPIES = 16, 2

@@ -3,90 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dartsfast.backends import pretending, resolve_backend, triton
 from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
-from dartsfast.fused.costs import Cost, costs, words
-from dartsfast.fused.planning import Plan, Run
+from dartsfast.fused import Fit
+from dartsfast.fused.costs import costs, words
+from dartsfast.fused.passes import Pass, iteration, total
+from dartsfast.fused.planning import Run
 from dartsfast.search.config import CNNConfig
 from dartsfast.tables import print_table
 
 CLASSES = 10
-PASSES = {1: {"alphas": 1, "both": 1}, 2: {"alphas": 2, "weights": 1, "both": 2}}
-"""Whose gradients the passes of an iteration take, and how many of each there are, by order.
-
-The step of the weights takes the alphas' gradients too. The second order has a virtual step (weights), the
-validation loss after it (both), and the two passes of its finite difference (alphas).
-"""
-
-
-class Pass(NamedTuple):
-    """A forward and a backward.
-
-    Attributes:
-        of: whose gradients the backward takes: ``alphas``, ``weights`` or ``both``.
-        times: how many of them an iteration has.
-        runs: programs, in order.
-        kept: bytes that live between the two.
-        peak: bytes that live at most. Both are beside model, data and optimisers.
-    """
-
-    of: str
-    times: int
-    runs: list[Run]
-    kept: int
-    peak: int
-
-
-def iteration(network: Network, images: Sequence[int], order: int) -> list[Pass]:
-    """Return the passes of an iteration as they would run.
-
-    Args:
-        network: on the device ``meta``, of the backend ``cpu``, ``cuda`` or ``triton``.
-        images: [N, 3, H, W].
-        order: of the alphas' gradient.
-
-    Raises:
-        InputError: images that do not fit the network.
-    """
-    return [_pass(network, images, of, times) for of, times in PASSES[order].items()]
-
-
-def _pass(network: Network, images: Sequence[int], of: str, times: int) -> Pass:
-    groups: dict[str, list[Tensor]] = {
-        "alphas": network.arch_parameters(),
-        "weights": list(network.parameters()),
-    }
-    for name, group in groups.items():
-        for t in group:
-            t.requires_grad_(of in (name, "both"))
-    wanted = [t for group in groups.values() for t in group if t.requires_grad]
-    x = torch.empty(images, device="meta")
-    labels = torch.empty(images[0], dtype=torch.int64, device="meta")
-    plan = Plan(network._backend)
-    with ExitStack() as stack:
-        # The cell itself takes no part in what it computes: a hook on it alters nothing.
-        for k, cell in enumerate(network.cells):
-            stack.enter_context(cell.register_forward_pre_hook(partial(_begin, plan, k)))
-        stack.enter_context(pretending(network._backend))
-        stack.enter_context(plan)
-        loss = network._loss(x, labels)
-        kept = plan.in_use
-        plan.phase = f"backward of {of}"
-        torch.autograd.grad(loss, wanted, allow_unused=True)
-    return Pass(of, times, plan.runs, kept, plan.peak)
-
-
-def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:
-    plan.part = f"cell {number}, {'reduction' if cell.reduction else 'normal'}"
 
 
 def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> list[Pass]:
@@ -99,6 +31,22 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     Raises:
         InputError: options that cannot work, or a backend that has no programs.
     """
+    return iteration(_network(config, primitives), _images(config), config.order)
+
+
+def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -> Fit:
+    """Return how a search keeps its memory budget; arguments and errors as :func:`explain_cnn`."""
+    network = _network(config, primitives)
+    with pretending(network._backend):
+        return network.fit_memory(_images(config))
+
+
+def _images(config: CNNConfig) -> tuple[int, int, int, int]:
+    return config.batch_size, 3, config.image_size, config.image_size
+
+
+def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
+    """Return the network of a search, on torch's device ``meta``."""
     config.check()
     backend = config.backend
     if backend == "auto":
@@ -115,18 +63,11 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
         raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
     storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
     with pretending(backend), torch.device("meta"):
-        network = Network(
+        return Network(
             config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
             backend=backend, memory=config.memory, storage_dtype=storage,
             primitives=SPACES[config.space] if primitives is None else primitives,
         )  # fmt: skip
-    return iteration(network, (config.batch_size, 3, config.image_size, config.image_size), config.order)
-
-
-def total(runs: Iterable[Run]) -> Cost:
-    """Return what all instructions of programs cost together."""
-    found = [cost for run in runs for *_, cost in costs(run.program, run.dtype)]
-    return Cost(*map(sum, zip(*found, strict=True)))
 
 
 def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:

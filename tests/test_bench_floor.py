@@ -11,7 +11,7 @@ from bench.cnn_peers import CNN
 from bench.device import CPU
 from bench.peers import REFERENCE
 from bench.rnn_peers import PEERS, RNNIteration, Size
-from dartsfast.explain import total
+from dartsfast.fused.passes import total
 from dartsfast.rnn.genotypes import STEPS
 
 

@@ -17,11 +17,12 @@ from dartsfast.cli import main
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
-from dartsfast.explain import explain_cnn, iteration
+from dartsfast.explain import explain_cnn
 from dartsfast.fused import program as made
 from dartsfast.fused.costs import Cost, costs, words
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
+from dartsfast.fused.passes import iteration
 from dartsfast.fused.planning import Plan
 from dartsfast.fused.program import Place, Program
 from dartsfast.fused.programs import Prepared

@@ -18,6 +18,7 @@ import torch
 from dartsfast.backends import cuda, native, triton
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, MEMORY_MODES
+from dartsfast.sizes import is_size
 
 PREFERENCE = {
     "cpu": ("cpu", "reference"),
@@ -153,8 +154,13 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
     return storage_dtype if storage_dtype in STORAGE_DTYPES else None
 
 
-def check_memory(memory: str) -> str:
-    """Return ``memory`` if it names a memory mode (``store`` or ``recompute``), else raise InputError."""
-    if memory not in MEMORY_MODES:
-        raise InputError(f"unknown memory mode {memory!r}: choose one of {', '.join(MEMORY_MODES)}")
-    return memory
+def check_memory(memory: str, *, budget: bool = False) -> str:
+    """Return ``memory`` if it is ``store`` or ``recompute``, or where a ``budget`` serves a size.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if memory in MEMORY_MODES or (budget and is_size(memory)):
+        return memory
+    sizes = ", or a budget such as 800MB, 6GB or 50% of what is free" if budget else ""
+    raise InputError(f"unknown memory mode {memory!r}: choose one of {', '.join(MEMORY_MODES)}{sizes}")

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast import fused
-from dartsfast.backends import check_memory, check_storage, resolve_backend
+from dartsfast.backends import MEMORY_MODES, check_memory, check_storage, resolve_backend
+from dartsfast.cnn.checks import check_images, check_labels, check_sizes
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -29,11 +30,12 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     build_op,
 )
 from dartsfast.cnn.spaces import Primitives, Space, by_edge
-from dartsfast.errors import InputError, check_range
+from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
-from dartsfast.modules.plain import difference, is_plain, is_plain_tree, served
+from dartsfast.modules.plain import difference, served
 from dartsfast.modules.recompute import applied
+from dartsfast.sizes import in_bytes
 
 
 @served
@@ -158,7 +160,9 @@ class Network(ArchModule):
         stem_multiplier: channels of the stem, in units of ``C``.
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
         memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
-            backward.
+            backward; or a budget for all that a pass takes beside model, data and optimisers, such as
+            ``800MB``, ``6GB`` or ``50%`` of what the device has free: the first pass over images of a size
+            chooses which cells compute again, the fastest choice that fits (:meth:`fit_memory`).
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. The backends cuda and triton only.
         primitives: operation names of the search space, keys of ``operations.OPS``, or a
@@ -191,7 +195,7 @@ class Network(ArchModule):
         mixed_op: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
+        check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
         self._layers = layers
@@ -200,7 +204,8 @@ class Network(ArchModule):
         self._multiplier = multiplier
         self._stem_multiplier = stem_multiplier
         self._backend = backend
-        self._memory = check_memory(memory)
+        self._memory = check_memory(memory, budget=True)
+        self._fits: list[fused.Fit] = []
         # A Cell or MixedOp that a script has put in the place of ours takes the original's arguments.
         usual = (primitives is None or primitives == PRIMITIVES) and mixed_op is None
         if not isinstance(primitives, Space):
@@ -222,7 +227,8 @@ class Network(ArchModule):
             if usual:
                 space = {}
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
-            cell._backend, cell._memory, cell._storage_dtype = backend, memory, self._storage_dtype
+            cell._backend, cell._storage_dtype = backend, self._storage_dtype
+            cell._memory = memory if memory in MEMORY_MODES else "recompute"
             reduction_prev = reduction
             self.cells.append(cell)
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
@@ -264,6 +270,10 @@ class Network(ArchModule):
         with torch.no_grad():
             for name in model._arch_names:
                 getattr(model, name).copy_(getattr(self, name))
+        model._fits = list(self._fits)
+        pairs: list[Any] = list(zip(model.cells, self.cells, strict=True))
+        for cell, mine in pairs:
+            cell._memory = mine._memory
         return model
 
     def _build(self, *args: Any, **options: Any) -> Network:
@@ -292,6 +302,32 @@ class Network(ArchModule):
         """Return [edges, ops] by which the genotype is read off."""
         return F.softmax(self.logits(reduction).detach(), dim=-1)
 
+    def fit_memory(self, images: Sequence[int]) -> fused.Fit:
+        """Choose which cells compute again so that a pass over images [N, 3, H, W] fits its memory budget.
+
+        Images that are smaller in all four take what larger ones took.
+
+        Raises:
+            InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
+        """
+        if self._memory in MEMORY_MODES:
+            raise InputError(
+                f"memory={self._memory!r} is no budget: build the network with one, such as 800MB"
+            )
+        found = next((fit for fit in self._fits if fit.serves(images)), None)
+        if found is None:
+            if self.backend == "reference":
+                raise InputError(
+                    f"memory={self._memory!r} is planned from programs, and the reference path has none: "
+                    f"choose one of {', '.join(MEMORY_MODES)}"
+                )
+            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device))
+            self._fits.append(found)
+        cells: list[Any] = list(self.cells)
+        for cell, mode in zip(cells, found.modes, strict=True):
+            cell._memory = mode
+        return found
+
     def forward(self, input: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, classes].
 
@@ -300,7 +336,9 @@ class Network(ArchModule):
         Raises:
             InputError: not four dimensions with the stem's channels, or a size that cannot be halved twice.
         """
-        _check_images(self.stem, input)
+        check_images(self.stem, input)
+        if self._memory not in MEMORY_MODES and torch.is_grad_enabled():
+            self.fit_memory(input.shape)
         kinds = sorted({bool(cell.reduction) for cell in self.cells})
         rows = self.mixing_weights(kinds)
         if self._adjust is not None:
@@ -318,7 +356,7 @@ class Network(ArchModule):
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         logits = self(input)
-        _check_labels(self._criterion, logits, target)
+        check_labels(self._criterion, logits, target)
         return self._criterion(logits, target)
 
     def genotype(self) -> Genotype:
@@ -335,46 +373,4 @@ class Network(ArchModule):
             normal_concat=concat,
             reduce=parse(True),
             reduce_concat=concat,
-        )
-
-
-def _check_images(stem: nn.Module, images: Tensor) -> None:
-    """Raise InputError where images do not fit the first convolution of a stem that looks as it was built."""
-    first = next(stem.children(), stem)
-    if not is_plain(stem, nn.Sequential) or not isinstance(first, nn.Conv2d) or not is_plain_tree(first):
-        return
-    if images.dim() != 4 or images.shape[1] != first.in_channels:
-        raise InputError(f"Network takes images [N, {first.in_channels}, H, W], got {list(images.shape)}")
-
-
-def _check_labels(criterion: Any, logits: Tensor, target: Any) -> None:
-    """Raise InputError for a label that is no class; what other criteria take is their own affair."""
-    classes = isinstance(target, Tensor) and target.dtype == torch.int64 and logits.dim() == 2
-    if classes and type(criterion) is nn.CrossEntropyLoss:
-        labels = target.masked_fill(target == criterion.ignore_index, 0)
-        check_range(labels, logits.shape[-1], "label", "{} classes: labels run from 0")
-
-
-def _check_sizes(
-    C: int,
-    num_classes: int,
-    layers: int,
-    steps: int,
-    multiplier: int,
-    stem_multiplier: int,
-) -> None:
-    sizes = {
-        "C": C,
-        "num_classes": num_classes,
-        "layers": layers,
-        "steps": steps,
-        "multiplier": multiplier,
-        "stem_multiplier": stem_multiplier,
-    }
-    for name, value in sizes.items():
-        if value < 1:
-            raise InputError(f"Network needs {name} >= 1, got {value}")
-    if multiplier > steps:
-        raise InputError(
-            f"multiplier={multiplier} nodes cannot be concatenated: a cell has steps={steps} of them"
         )

@@ -29,6 +29,7 @@ from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
+from dartsfast.names import MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Report
@@ -55,13 +56,15 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        image_sides(task)  # before a network is built for them
+        sides = image_sides(task)  # before a network is built for them
         self.fingerprint = image_fingerprint(task)
         torch.manual_seed(config.seed)
         model = new_network(config, len(task.classes))
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
+        if config.memory not in MEMORY_MODES:
+            model.fit_memory((config.batch_size, 3, *sides))
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -188,10 +191,11 @@ class CNNSearch(Search):
         return found
 
     def introduction(self) -> str:
-        """Say what is searched here, by what, on what and with how much."""
+        """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
         method = f" by {self.config.method}" if self.config.method != "darts" else ""
         space = f" in space {self.config.space}" if self.config.space != "darts" else ""
-        return super().introduction().replace("search", f"search{method}{space}", 1)
+        fits = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        return super().introduction().replace("search", f"search{method}{space}", 1) + "".join(fits)
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on, and what no kernels serve."""

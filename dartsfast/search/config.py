@@ -13,6 +13,7 @@ from dartsfast.names import BACKENDS, MEMORY_MODES
 from dartsfast.presets import PRESETS
 from dartsfast.runs.config_file import changed_options
 from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
+from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
 METHODS = ("darts", "pc-darts", "gdas", "drnas")
@@ -21,7 +22,13 @@ DRAWING = ("gdas", "drnas")  # whose mixing weights are drawn in every pass
 
 @dataclass(frozen=True)
 class SearchConfig(RunOptions):
-    """What both searches take."""
+    """What both searches take.
+
+    Attributes:
+        budgets: whether ``memory`` may be a budget.
+    """
+
+    budgets = False
 
     order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2), group=OPTIMISATION)
     preset: str = option(
@@ -32,7 +39,10 @@ class SearchConfig(RunOptions):
     )
     backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS), group=NETWORK)
     memory: str = option(
-        "store", "keep activations, or compute them again in the backward", MEMORY_MODES, group=NETWORK
+        "store",
+        "store: keep activations; recompute: compute them again in the backward; of the CNN also a budget "
+        "beside model, data and optimisers, such as 800MB, 6GB or 50% of what is free",
+        group=NETWORK,
     )
     capture: bool | None = option(
         None,
@@ -48,6 +58,9 @@ class SearchConfig(RunOptions):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
+        if self.memory not in MEMORY_MODES and not (self.budgets and is_size(self.memory)):
+            sizes = ", or a budget such as 800MB, 6GB or 50%" if self.budgets else ""
+            raise InputError(f"memory must be one of {', '.join(MEMORY_MODES)}{sizes}, got {self.memory}")
         if self.sync_bn and self.backend != "reference":
             raise InputError(
                 f"sync_bn needs --backend reference, got {self.backend}: kernels make the statistics of the "
@@ -58,6 +71,8 @@ class SearchConfig(RunOptions):
 @dataclass(frozen=True)
 class CNNConfig(SearchConfig):
     """Options of the CNN search (the original's ``cnn/train_search.py``)."""
+
+    budgets = True
 
     data: str = option(
         "photos",
