@@ -1,0 +1,232 @@
+"""A sum of calls as fused programs, made for its operations and read again when they change."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import active_fake_mode
+
+from dartsfast.constants import constant
+from dartsfast.descendants.lazy import Call, Weighted, weighted
+from dartsfast.descendants.recognise import Recognised, layer, recognise
+from dartsfast.fused.cnn import _ChannelsLast, nchw
+from dartsfast.fused.edge import Edge, gather
+from dartsfast.fused.forward import Node, Setting
+from dartsfast.fused.planning import Part
+from dartsfast.fused.programs import Prepared
+from dartsfast.fused.watch import Watch
+
+_MOST_PLANS = 32  # sums that begin with one operation; where there are more, its edges are summed one by one
+_MOST_PREPARED = 8
+
+
+class Plans:
+    """The plans of sums whose first call is of one operation."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, list[Plan]] = {}
+
+    def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
+        """Return the sum of calls and tensors."""
+        for call, _, _ in calls:
+            call.check()
+        groups = _by_source(calls)
+        key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, _, _ in group)
+        if key not in self._plans and len(self._plans) >= _MOST_PLANS:
+            return self._apart(calls, groups, rest)
+        known = self._plans.setdefault(key, [])
+        plan = next((plan for plan in known if plan.unchanged()), None) or Plan(groups)
+        if known[:1] != [plan]:
+            known[:] = [plan, *known[:1]]
+        found = plan.run(groups)
+        for part in rest:
+            found.append(weighted(part))
+        return functools.reduce(_joined, found)
+
+    def _apart(
+        self, calls: Sequence[Weighted], groups: Sequence[Sequence[Weighted]], rest: Sequence[Weighted]
+    ) -> Tensor:
+        """Sum edge by edge, or operation by operation, so that plans are met again."""
+        parts = groups if len(groups) > 1 else [[call] for call in calls]
+        found = [part[0].value.operator.plans.compute(part, []) for part in parts]
+        return functools.reduce(_joined, [*found, *map(weighted, rest)])
+
+
+def _joined(a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+
+def _by_source(calls: Sequence[Weighted]) -> list[list[Weighted]]:
+    groups: dict[int, list[Weighted]] = {}
+    for part in calls:
+        groups.setdefault(id(part.value.source), []).append(part)
+    return list(groups.values())
+
+
+class Plan:
+    """Programs whose results add up to a sum, and calls that run as the user's modules.
+
+    Args:
+        groups: the calls of the sum, those of one source together.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Weighted]]) -> None:
+        first: Call = groups[0][0].value
+        self.memory = first.operator.memory
+        self.modules: list[nn.Module] = [part.value.operator.module for group in groups for part in group]
+        self.operators = [part.value.operator for group in groups for part in group]  # so that no id is again
+        self._watch = Watch(self.modules)
+        own = [m.__dict__ for root in self.modules for m in root.modules() if not layer(m)]
+        self._own = own
+        self._seen = self._look()
+        self.ordinary: list[tuple[int, int]] = []
+        self.rounds: list[_Round] = []
+        taken: set[int] = set()
+        left: list[list[tuple[int, Recognised]]] = []
+        for g, group in enumerate(groups):
+            left.append([])
+            for k, (call, _, _) in enumerate(group):
+                found = recognise(call.operator.module)
+                if not isinstance(found, str) and _fits(found, call, taken):
+                    left[g].append((k, found))
+                else:
+                    self.ordinary.append((g, k))
+        self._lone_zeros(left)
+        while any(left):
+            self.rounds.append(_Round(left))
+
+    def _lone_zeros(self, left: list[list[tuple[int, Recognised]]]) -> None:
+        """Let zeros run as they are whose source no other edge reads: its gradient is zero, not None."""
+        for g, group in enumerate(left):
+            if all(found.operation.kind == "zero" for _, found in group):
+                self.ordinary += [(g, k) for k, _ in group]
+                group.clear()
+
+    def _look(self) -> list[int]:
+        return [id(value) for own in self._own for value in own.values()]
+
+    def unchanged(self) -> bool:
+        """Whether all modules are what they were."""
+        return self._look() == self._seen and self._watch.unchanged(self.modules)
+
+    def run(self, groups: Sequence[Sequence[Weighted]]) -> list[Tensor]:
+        """Return the tensors that add up to the sum of calls."""
+        found = [round.run(groups, self.memory) for round in self.rounds]
+        for g, k in self.ordinary:
+            call, scale, factors = groups[g][k]
+            found.append(weighted(Weighted(call.operator.alone(call), scale, factors)))
+        return found
+
+
+def _fits(found: Recognised, call: Call, taken: set[int]) -> bool:
+    """Whether an operation's tensors go with its source, and belong to no operation before it."""
+    like = call.source
+    own: list[Any] = []
+    for one in found.layers:
+        own += [*one.parameters(), *([one] if isinstance(one, nn.BatchNorm2d) else [])]
+        tensors = [t for t in (*one.parameters(), *one.buffers()) if t.is_floating_point()]
+        if any(t.dtype != like.dtype or t.device != like.device for t in tensors):
+            return False
+    if found.channels is not None and found.channels[0] != like.shape[1]:
+        return False
+    ids = list(map(id, own))
+    if len(set(ids)) < len(ids) or not taken.isdisjoint(ids):
+        return False
+    taken.update(ids)
+    return True
+
+
+class _Round:
+    """A program with an edge a source, and which calls its weights belong to.
+
+    Takes what it serves out of ``left``.
+    """
+
+    def __init__(self, left: list[list[tuple[int, Recognised]]]) -> None:
+        self.edges: list[tuple[int, Edge, int]] = []  # number among the sources of the round, edge, row
+        self.groups: list[int] = []
+        self.columns: list[list[int]] = []  # the calls of a row
+        for g, group in enumerate(left):
+            if not group:
+                continue
+            # Zeros go with whatever there is.
+            relu = next((f.relu for _, f in group if f.operation.form is not None), True)
+            stride = next(f.stride for _, f in group if f.operation.kind != "zero")
+            alike = [(k, f) for k, f in group if f.stride == stride or f.operation.kind == "zero"]
+            mine = [(k, f) for k, f in alike if f.relu == relu or f.operation.form is None]
+            columns = [k for k, _ in mine]
+            numbered = [(column, f.operation) for column, (_, f) in enumerate(mine)]
+            edge, rest = gather(stride, numbered, relu=relu)
+            if rest:
+                columns = [k for column, k in enumerate(columns) if column not in rest]
+                numbered = [(0, op) for column, op in numbered if column not in rest]
+                edge, _ = gather(stride, [(c, op) for c, (_, op) in enumerate(numbered)], relu=relu)
+            left[g] = [(k, f) for k, f in group if k not in columns]
+            self.edges.append((len(self.groups), edge, len(self.groups)))
+            self.groups.append(g)
+            self.columns.append(columns)
+        self._width = max(map(len, self.columns))
+        self._prepared: dict[Setting, Prepared] = {}
+
+    def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
+        sources = [groups[g][0].value.source for g in self.groups]
+        weights = self._weights(groups, sources[0])
+        inputs = [_ChannelsLast.apply(x) for x in sources]
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        modes = torch.is_grad_enabled(), active_fake_mode() is not None, Part.current()
+        setting = Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, None, *modes)
+        if setting not in self._prepared:
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            nodes = [Node(list(self.edges))]
+            self._prepared[setting] = Prepared(nodes, 1, setting)
+        return nchw(self._prepared[setting](inputs, weights))
+
+    def _weights(self, groups: Sequence[Sequence[Weighted]], x: Tensor) -> Tensor:
+        """Return the mixing weights [edges, ops] of the calls: products of what they were scaled by."""
+        dtype, device, width = x.dtype, x.device, self._width
+        rows = [[groups[g][k] for k in columns] for g, columns in zip(self.groups, self.columns, strict=True)]
+        shape = (len(rows), width)
+        depth = max(len(part.factors) for row in rows for part in row)
+        found: Tensor | None = None
+        one = _number(1.0, dtype, device)
+        for level in range(depth):
+            flat = []
+            for row in rows:
+                for _, _, factors in row:
+                    flat.append(_as(factors[level], dtype, device) if level < len(factors) else one)
+                flat += [one] * (width - len(row))
+            stacked = torch.stack(flat).view(shape)
+            found = stacked if found is None else found * stacked
+        scales = tuple(tuple(part.scale for part in row) + (1.0,) * (width - len(row)) for row in rows)
+        if found is None:
+            return _scales(scales, dtype, device)
+        if any(scale != 1.0 for row in scales for scale in row):
+            found = found * torch.tensor(scales, dtype=dtype, device=device)
+        return found
+
+
+def _as(factor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if factor.dtype != dtype or factor.device != device:
+        factor = factor.to(device=device, dtype=dtype)
+    return factor.reshape(()) if factor.dim() else factor
+
+
+@constant
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def _scales(scales: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if all(scale == 1.0 for row in scales for scale in row):
+        return _ones((len(scales), len(scales[0])), dtype, device)
+    return torch.tensor(scales, dtype=dtype, device=device)
+
+
+@constant
+def _ones(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device=device)
