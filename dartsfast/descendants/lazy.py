@@ -12,13 +12,18 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from dartsfast.modules.recompute import running_statistics_untouched
 
 Factors = tuple[Tensor, ...]
 
 
 class Operator(Protocol):
     """What a :class:`Call` is of."""
+
+    module: nn.Module
+    kind: str
 
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls, the first of this operator, and of tensors."""
@@ -29,8 +34,17 @@ class Operator(Protocol):
     def discarded(self, call: Call) -> None:
         """Do what the user's forward would have done beside a result that nobody asked for."""
 
-    def preserved(self) -> Any:
-        """Return a context in which running statistics do not move."""
+
+CHANGED = (
+    "{} was changed in place before the result was used: "
+    "change a copy, use the result first, or take dartsfast.restore(model)"
+)
+
+
+def versions(value: Any, factors: Factors) -> int:
+    """Return how often the tensors of a part have been changed in place."""
+    count = _version(value) if isinstance(value, Tensor) else 0
+    return count + sum(map(_version, factors))
 
 
 class Weighted(NamedTuple):
@@ -39,6 +53,14 @@ class Weighted(NamedTuple):
     value: Any  # Pending or Tensor
     scale: float = 1.0
     factors: Factors = ()
+    version: int = 0  # of its tensors, all together
+
+    def check(self) -> None:
+        """Raise where one of its tensors is not what it was."""
+        if self.version != versions(self.value, self.factors):
+            raise RuntimeError(
+                CHANGED.format("a tensor in a sum with the result of an accelerated operation")
+            )
 
 
 class Pending:
@@ -50,9 +72,10 @@ class Pending:
         value: once it is computed.
         uses: how many other values are made of it.
         taken: whether it was computed within another, and not kept.
+        made: how often it had been changed in place when it was computed.
     """
 
-    __slots__ = ("__weakref__", "like", "recorded", "taken", "uses", "value")
+    __slots__ = ("__weakref__", "like", "made", "recorded", "taken", "uses", "value")
 
     def __init__(self, like: Tensor, recorded: bool) -> None:
         self.like, self.recorded = like, recorded
@@ -65,6 +88,7 @@ class Pending:
         if self.value is None:
             with torch.set_grad_enabled(self.recorded):
                 self.value = self._compute()
+            self.made = _version(self.value)
             self._release()
         return self.value
 
@@ -88,14 +112,11 @@ class Call(Pending):
     def check(self) -> None:
         """Raise where the source is not what it was at the call."""
         if _version(self.source) != self.version:
-            raise RuntimeError(
-                "the input of an accelerated operation was changed in place before its result was used: "
-                "change a copy, use the result first, or take dartsfast.restore(model)"
-            )
+            raise RuntimeError(CHANGED.format("the input of an accelerated operation"))
 
     def _compute(self) -> Tensor:
         if self.taken:
-            with self.operator.preserved():
+            with running_statistics_untouched(self.operator.module):
                 return self.operator.alone(self)
         return self.operator.compute([Weighted(self)], [])
 
@@ -129,19 +150,25 @@ class Sum(Pending):
 
     def _flatten(self, calls: list[Weighted], rest: list[Weighted], again: list[Any]) -> None:
         """Sort what it is made of: calls that nothing else needs, and tensors."""
+        for part in self.parts:
+            part.check()
         stack = list(reversed(self.parts))
         while stack:
-            value, scale, factors = part = stack.pop()
+            value, scale, factors, _ = part = stack.pop()
             if not isinstance(value, Pending):
                 rest.append(part)
             elif value.value is not None or value.uses > 1 or value.taken or value.recorded != self.recorded:
                 rest.append(Weighted(value.get(), scale, factors))
+                if _version(rest[-1].value) != value.made:
+                    raise RuntimeError(CHANGED.format("the result of an accelerated operation"))
             elif isinstance(value, Call):
                 calls.append(part)
             else:
                 value.taken = True
                 assert isinstance(value, Sum)
-                inner = [Weighted(v, s * scale, (*f, *factors)) for v, s, f in reversed(value.parts)]
+                for part in value.parts:
+                    part.check()
+                inner = [Weighted(v, s * scale, (*f, *factors)) for v, s, f, _ in reversed(value.parts)]
                 stack.extend(inner)
 
     def _release(self) -> None:
@@ -184,7 +211,7 @@ class Lazy(Tensor):
         if isinstance(weight, (int, float)):
             part = Weighted(pending, float(weight))
         elif scales(weight, pending.like):
-            part = Weighted(pending, 1.0, (weight,))
+            part = Weighted(pending, 1.0, (weight,), _version(weight))
         else:
             return self.value() * (weight.value() if isinstance(weight, Lazy) else weight)
         pending.uses += 1
@@ -204,7 +231,9 @@ class Lazy(Tensor):
         pending, recorded = self.pending, torch.is_grad_enabled()
         if pending.value is not None or pending.recorded != recorded or not isinstance(other, Tensor):
             return None
-        their: Any = other.pending if type(other) is Lazy else other
+        their: Any = other
+        if type(other) is Lazy:
+            their = other.pending if other.pending.value is None else other.pending.value
         like = their.like if isinstance(their, Pending) else their
         if not isinstance(their, Pending) and type(their) not in _TENSORS:
             return None
@@ -214,7 +243,7 @@ class Lazy(Tensor):
         for one in (pending, their):
             if isinstance(one, Pending):
                 one.uses += 1
-        parts = (Weighted(pending), Weighted(their))
+        parts = (Weighted(pending), Weighted(their, version=versions(their, ())))
         return Sum(parts if first else parts[::-1], own, recorded)
 
     def __mul__(self, weight: Any) -> Any:
@@ -231,7 +260,8 @@ class Lazy(Tensor):
 
     def __iadd__(self, other: Any) -> Any:  # noqa: PYI034 - where it was computed it is another tensor
         # An identity is its source, which would change with it.
-        found = None if isinstance(self.pending, Call) else self._sum(other, True)
+        alias = isinstance(self.pending, Call) and self.pending.operator.kind == "skip"
+        found = None if alias else self._sum(other, True)
         if found is None:
             mine = self.value()
             mine += _value(other)
@@ -259,7 +289,7 @@ class Lazy(Tensor):
         return func(*args, **kwargs)
 
 
-_TENSORS = (Tensor, torch.nn.Parameter)
+_TENSORS = (Tensor, nn.Parameter)
 _MUL = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _ADD = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 _RANDOM = {

@@ -32,10 +32,10 @@ class Plans:
 
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls and tensors."""
-        for call, _, _ in calls:
+        for call, *_ in calls:
             call.check()
         groups = _by_source(calls)
-        key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, _, _ in group)
+        key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, *_ in group)
         if key not in self._plans and len(self._plans) >= _MOST_PLANS:
             return self._apart(calls, groups, rest)
         known = self._plans.setdefault(key, [])
@@ -89,7 +89,7 @@ class Plan:
         left: list[list[tuple[int, Recognised]]] = []
         for g, group in enumerate(groups):
             left.append([])
-            for k, (call, _, _) in enumerate(group):
+            for k, (call, *_) in enumerate(group):
                 found = recognise(call.operator.module)
                 if not isinstance(found, str) and _fits(found, call, taken):
                     left[g].append((k, found))
@@ -117,7 +117,7 @@ class Plan:
         """Return the tensors that add up to the sum of calls."""
         found = [round.run(groups, self.memory) for round in self.rounds]
         for g, k in self.ordinary:
-            call, scale, factors = groups[g][k]
+            call, scale, factors, _ = groups[g][k]
             found.append(weighted(Weighted(call.operator.alone(call), scale, factors)))
         return found
 
@@ -197,7 +197,7 @@ class _Round:
         for level in range(depth):
             flat = []
             for row in rows:
-                for _, _, factors in row:
+                for _, _, factors, _ in row:
                     flat.append(_as(factors[level], dtype, device) if level < len(factors) else one)
                 flat += [one] * (width - len(row))
             stacked = torch.stack(flat).view(shape)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.autograd import forward_ad
 
 from dartsfast.backends import resolve_backend
@@ -38,7 +39,7 @@ class Served:
 
     def _begin(self) -> None:
         self.plans = Plans()
-        self._last: Call | None = None
+        self._last: ref[Call] | None = None
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Served:
         (x,) = args
         if type(x) is Lazy:
             x = x.value()
-        last, self._last = self._last, None
+        last = None if self._last is None else self._last()
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
         if not self._serves(x):
@@ -67,7 +68,7 @@ class Served:
         recorded = torch.is_grad_enabled()
         training = self.module.training
         call = Call(self, x, like(shape, x.dtype, x.device, recorded), recorded, training)
-        self._last = call
+        self._last = ref(call)
         return Lazy.of(call)
 
     def _serves(self, x: Any) -> bool:
@@ -81,8 +82,8 @@ class Served:
         kind = x.device.type
         if hooks_of_all() or self.module._backward_hooks or self.module._backward_pre_hooks:
             return False
-        # Where a checkpoint runs what it will run again, results leave through a torch.autograd.Function.
-        if x.requires_grad and not torch.is_grad_enabled():
+        # A checkpoint runs again what it ran, of one kind without autograd: results must be computed within.
+        if (x.requires_grad and not torch.is_grad_enabled()) or _top_saved_tensors_default_hooks(True):
             return False
         N, C, H, W = x.shape
         s = self.stride
@@ -103,7 +104,7 @@ class Served:
 
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls, the first of this operator, and of tensors."""
-        (value, scale, factors), *others = calls
+        (value, scale, factors, _), *others = calls
         if not others and not rest and scale == 1.0 and not factors:
             if self.kind == "skip":
                 return value.source
@@ -121,14 +122,3 @@ class Served:
         if any(norm.training and norm.track_running_stats for norm in norms):
             with torch.no_grad():
                 self.alone(call)
-
-    @contextmanager
-    def preserved(self) -> Iterator[None]:
-        """Put running statistics back afterwards."""
-        kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in kept:
-                    buffer.copy_(before)
