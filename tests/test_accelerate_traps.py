@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
+from test_accelerate import assert_same, copied, iterations
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +16,7 @@ from dartsfast.backends import availability
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import Recognised, recognise
 from dartsfast.errors import CheckFailedError, InputError
-from test_accelerate import assert_same, copied, iterations
+from dartsfast.fused.programs import Prepared
 
 cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -208,7 +210,58 @@ def two_strides(m, x, w):
     return m.ops[0](x) + m.ops[1](x)[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
+def nodes(m, x, w):
+    pre = m.ops[4](x)
+    a = sum(w[k] * op(h) for h in (x, pre) for k, op in enumerate(m.ops[:4]))
+    b = w[5] * m.ops[5](a) + w[6] * m.ops[6](pre)
+    return pre, a, b
+
+
+def a_cell(m, x, w):
+    _, a, b = nodes(m, x, w)
+    return torch.cat([a, b], dim=1)
+
+
+def a_cell_in_place(m, x, w):
+    out = a_cell(m, x, w)
+    out += 1.0
+    out[:, :1] = 0.5
+    F.relu(out.mul_(2.0), inplace=True)
+    return torch.cat([out, out.tanh()], 1)
+
+
+def states_of_a_cell_afterwards(m, x, w):
+    pre, a, b = nodes(m, x, w)
+    out = torch.cat([a, b], 1).tanh()
+    return out * torch.cat([b, a], 1) + torch.cat((pre.tanh(), a.exp()), dim=1)
+
+
+def states_of_a_cell_before(m, x, w):
+    _, a, b = nodes(m, x, w)
+    c = a.tanh() + m.ops[7](a)
+    return torch.cat([a, b, m.ops[12](c), c], 1) + torch.cat([a, b, b, 2 * b], 1)
+
+
+def a_chain(m, x, w):
+    for op in (m.ops[4], *[m.ops[3]] * 40, m.ops[5], m.ops[6]):
+        x = 1.1 * op(x)
+    return x
+
+
+def a_cell_of_a_cell(m, x, w):
+    _, a, b = nodes(m, x, w)
+    first = torch.cat([a, b], 1)
+    c = m.ops[12](first[:, :4]) + m.ops[13](first[:, 4:])
+    return torch.cat([c, m.ops[14](c)], 1) + first
+
+
 USES = {
+    "a cell": a_cell,
+    "a cell in place": a_cell_in_place,
+    "states afterwards": states_of_a_cell_afterwards,
+    "states before": states_of_a_cell_before,
+    "a chain": a_chain,
+    "a cell of a cell": a_cell_of_a_cell,
     "sums used twice": used_twice,
     "a result used twice": one_result_twice,
     "a part of a sum afterwards": part_of_a_sum_afterwards,
@@ -435,6 +488,22 @@ def test_classes_build_accelerated_networks():
     assert "forward" in other.cells[0].edges[0].ops[4].__dict__
     dartsfast.restore(Network)
     assert "forward" not in Network().cells[0].edges[0].ops[4].__dict__
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_a_cell_is_one_program(memory, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        Prepared,
+        "__call__",
+        lambda self, *args, run=Prepared.__call__: counted.append(self) or run(self, *args),
+    )
+    torch.manual_seed(1)
+    model = Stacked()
+    dartsfast.accelerate(model, memory=memory, verify=False)
+    model(torch.randn(2, 3, 16, 16))
+    assert len(counted) == len(model.cells)
+    assert {prepared.forward.setting.memory for prepared in counted} == {memory}
 
 
 def test_few_operations_are_not_worth_it():

@@ -13,10 +13,14 @@ from torch.autograd import forward_ad
 
 from dartsfast.backends import resolve_backend
 from dartsfast.backends.table import KERNEL_DTYPES
-from dartsfast.descendants.lazy import Call, Lazy, Weighted, like
+from dartsfast.descendants.lazy import Lazy
+from dartsfast.descendants.pending import Call, Cat, Pending, Weighted, like
 from dartsfast.descendants.plan import Plans
 from dartsfast.descendants.recognise import Recognised
 from dartsfast.modules.plain import hooks_of_all
+
+_DEEPEST = 16
+"""How many operations may wait for each other."""
 
 
 class Served:
@@ -55,21 +59,32 @@ class Served:
         if len(args) != 1 or options:
             return type(self.module).forward(self.module, *args, **options)
         (x,) = args
-        if type(x) is Lazy:
-            x = x.value()
+        pending = x.pending if type(x) is Lazy else None
+        if pending is not None and (pending.value is not None or not self._waits_for(pending)):
+            x, pending = x.value(), None
         last = None if self._last is None else self._last()
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
-        if not self._serves(x):
-            return type(self.module).forward(self.module, x)
+        image = x if pending is None else pending.like
+        if not self._serves(image):
+            return type(self.module).forward(self.module, x if pending is None else x.value())
+        source = x
+        if pending is not None:
+            source, pending.read = pending, True
+        x = image
         N, C, H, W = x.shape
         s = self.stride
         shape = N, C if self.channels is None else self.channels[1], (H - 1) // s + 1, (W - 1) // s + 1
         recorded = torch.is_grad_enabled()
-        training = self.module.training
-        call = Call(self, x, like(shape, x.dtype, x.device, recorded), recorded, training)
+        call = Call(self, source, like(shape, x.dtype, x.device, recorded), recorded)
         self._last = ref(call)
         return Lazy.of(call)
+
+    @staticmethod
+    def _waits_for(pending: Pending) -> bool:
+        """Whether a source need not be computed before what is computed of it, as within a cell."""
+        alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
+        return alike and pending.depth < _DEEPEST and not isinstance(pending, Cat)
 
     def _serves(self, x: Any) -> bool:
         """Whether kernels may compute of ``x``: an ordinary image, in a world without transforms."""
@@ -105,6 +120,7 @@ class Served:
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls, the first of this operator, and of tensors."""
         (value, scale, factors, _), *others = calls
+        value.settle()
         if not others and not rest and scale == 1.0 and not factors:
             if self.kind == "skip":
                 return value.source
@@ -121,4 +137,5 @@ class Served:
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         if any(norm.training and norm.track_running_stats for norm in norms):
             with torch.no_grad():
+                call.settle()
                 self.alone(call)
