@@ -91,7 +91,7 @@ class Lazy(Tensor):
         alias = isinstance(self.pending, Call) and self.pending.operator.kind == "skip"
         found = None if alias else self._sum(other, True)
         if found is None:
-            mine = self.value()
+            mine = self.pending.changeable()
             mine += _value(other)
             return mine
         self.pending = found
@@ -106,16 +106,8 @@ class Lazy(Tensor):
                 return func(*args, **(kwargs or {}))
         if func in _CAT and (joined := _joined(args, kwargs or {})) is not None:
             return joined
-        if changes(func, kwargs):
-            for one in args[:1]:
-                if type(one) is Lazy and isinstance(one.pending, Cat):
-                    one.pending.value = one.value().clone()  # what was computed is kept for the backward
-        if not kwargs and len(args) == 2:
-            a, b = args
-            if func in _MUL:
-                return a._times(b) if type(a) is Lazy else b._times(a)
-            if func in _ADD:
-                return a._plus(b, True) if type(a) is Lazy else b._plus(a, False)
+        if changes(func, kwargs) and type(args[0]) is Lazy:
+            args[0].pending.changeable()
         args, kwargs = _value(tuple(args)), _value(kwargs or {})
         if func in _RANDOM:
             # Masks are drawn in the order of memory, in which stock modules have images [N, C, H, W].

@@ -96,6 +96,10 @@ class Pending:
             self._release()
         return self.value
 
+    def changeable(self) -> Tensor:
+        """Return the value, which may then be changed in place."""
+        return self.get()
+
     def apart(self, recorded: bool) -> bool:
         """Whether it is computed for itself where a sum of it is."""
         known = self.value is not None or self.taken
@@ -200,11 +204,18 @@ class Sum(Pending):
 class Cat(Pending):
     """Values side by side, by channels."""
 
-    __slots__ = ("pieces",)
+    __slots__ = ("owned", "pieces")
 
     def __init__(self, pieces: Sequence[Pending], like: Tensor, recorded: bool) -> None:
         super().__init__(like, recorded, max(piece.depth for piece in pieces))
         self.pieces = pieces
+        self.owned = False
+
+    def changeable(self) -> Tensor:
+        """Return the value, a copy of what was computed, which is kept for the backward."""
+        if not self.owned:
+            self.value, self.owned = self.get().clone(), True
+        return self.get()
 
     def _compute(self) -> Tensor:
         found = self._together()
