@@ -38,6 +38,16 @@ def draw_train_step(result: dict[str, Any], path: Path) -> list[Path]:
     return _draw([("step: times faster than stock", "{:.1f}x", bars)], [row["peer"] for row in rows], path)
 
 
+def draw_descendants(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw how much faster than stock every peer is, by network."""
+    rows = [row for row in result["rows"] if "speedup" in row]
+    bars: dict[str, dict[str, float]] = {}
+    for row in rows:
+        bars.setdefault(row["peer"], {})[row["network"]] = row["speedup"]
+    labels = list(dict.fromkeys(row["network"] for row in rows))
+    return _draw([("a pass: times faster than stock", "{:.1f}x", bars)], labels, path)
+
+
 def draw_hvp(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw what every product does beside its passes: milliseconds, and share of an iteration."""
     rows = [row for row in result["rows"] if "share" in row]

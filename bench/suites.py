@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, hvp, model, ops, plots, rnn_step, train_step
+from bench import cnn_step, descendants, hvp, model, ops, plots, rnn_step, train_step
 from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
@@ -64,6 +64,13 @@ SUITES = {
         train_step.table,
         train_step.conditions,
         plots.draw_train_step,
+    ),
+    "descendants": Suite(
+        "a pass of networks that know nothing of kernels: stock, accelerated",
+        descendants.run,
+        descendants.table,
+        descendants.conditions,
+        plots.draw_descendants,
     ),
     "hvp": Suite(
         "the Hessian-vector product: what it costs beyond its two passes",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import floor, gemm, hvp, memory, model, ops, steps, train_step
+from bench import descendants, floor, gemm, hvp, memory, model, ops, steps, train_step
 from bench.__main__ import main
 from bench.cnn_peers import CNN
 from bench.device import CPU
@@ -269,6 +269,27 @@ def test_the_gate_sees_each_loss_of_the_rnn(loss, output):
 
 
 @needs_cpu
+def test_descendants_rows(folder):
+    rows = json.loads((folder / "descendants.json").read_text())["rows"]
+    assert {(row["network"], row["peer"]) for row in rows} == {
+        ("sums of all", "stock"), ("sums of all", "accelerated"), ("sums of all", "dartsfast.cnn"),
+        ("partial channels", "stock"), ("partial channels", "accelerated"),
+        ("dense cells", "stock"), ("dense cells", "accelerated"),
+    }  # fmt: skip
+    assert all(row["speedup"] > 0 for row in rows)
+
+
+def test_an_accelerated_network_that_is_wrong_is_not_timed(monkeypatch):
+    right = descendants.Pass.loss_and_gradients
+
+    def planted(self):
+        loss, g = right(self)
+        return [loss, g * (1 + 1e-6)] if "forward" in self.model.cells[0].pre1.__dict__ else [loss, g]
+
+    monkeypatch.setattr(descendants.Pass, "loss_and_gradients", planted)
+    assert "gradients in float64" in descendants.refusal("sums of all", torch.device("cpu"))
+
+
 def test_train_step_rows(folder):
     rows = json.loads((folder / "train_step.json").read_text())["rows"]
     found = {row["peer"]: row for row in rows}
@@ -372,7 +393,10 @@ def test_list_and_bad_input(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert "cnn_step" in capsys.readouterr().out
     for argv, message in (
-        (["nothing"], "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, train_step, hvp"),
+        (
+            ["nothing"],
+            "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, train_step, descendants",
+        ),
         (["ops", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["rnn_step", "--batch", "1"], "batch norm needs a batch of at least 2, got 1"),
         (["report", str(tmp_path)], "no results in"),

@@ -83,7 +83,9 @@ def _edge(weights: tuple[Tensor, ...]) -> Edge:
         Stage(weights[k : k + 2], dilation, nn.BatchNorm2d(C, affine=False, device=weights[0].device))
         for k, dilation in ((0, 1), (2, 1), (4, 2))
     )
-    pools = [(half, nn.BatchNorm2d(C, affine=False, device=weights[0].device)) for half in range(2)]
+    pools: list[tuple[int, nn.BatchNorm2d | None]] = [
+        (half, nn.BatchNorm2d(C, affine=False, device=weights[0].device)) for half in range(2)
+    ]
     return Edge(1, tuple(range(5)), separable=[(a, b)], single=[d], pools=pools, skips=1)
 
 

@@ -293,19 +293,28 @@ class Forward:
         return found
 
     def _norms(
-        self, modules: Sequence[nn.BatchNorm2d], stats: Sequence[Ref], images: Sequence[Ref]
+        self, modules: Sequence[nn.BatchNorm2d | None], stats: Sequence[Ref], images: Sequence[Ref]
     ) -> tuple[list[Ref], list[bool], list[Instruction]]:
         """Return slots for mean and 1 / std, which of them are the batch's own, and what computes them.
+
+        A module None: no norm.
 
         Neighbours that are set alike are computed together.
         """
         norms: list[Ref] = []
         flags: list[bool] = []
         found = []
-        for _, alike in groupby(zip(modules, stats, images, strict=True), key=lambda one: _set_as(one[0])):
-            batch = list(alike)
+        every = zip(modules, stats, images, strict=True)
+        for _, alike in groupby(every, key=lambda one: None if one[0] is None else _set_as(one[0])):
+            group = list(alike)
+            N, H, W, C = group[0][2].shape
+            batch = [(norm, s, z) for norm, s, z in group if norm is not None]
+            if not batch:
+                none = self.builder.given(no_norm(C, self.setting.dtype, self.setting.device))
+                norms += [none] * len(group)
+                flags += [False] * len(group)
+                continue
             norm = batch[0][0]
-            N, H, W, C = batch[0][2].shape
             own = norm.training or norm.running_mean is None
             if own and N * H * W == 1:
                 raise InputError("batch norm over one value a channel: use a larger batch or larger images")

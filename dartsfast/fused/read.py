@@ -8,13 +8,12 @@ sum.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Any
 
 from torch import nn
 
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
-from dartsfast.fused.edge import Edge, Reduce, Stage
+from dartsfast.fused.edge import Edge, Operation, Reduce, Stage, gather
 from dartsfast.modules.plain import is_plain_tree
 from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 
@@ -22,45 +21,23 @@ from dartsfast.ops.branch_conv import LARGEST_DILATION, LARGEST_KERNEL
 def read(modules: Iterable[nn.Module], stride: int) -> Edge:
     """Read an edge off its modules, ``Edge.extras`` those that no operator serves."""
     modules = list(modules)
-    kinds: dict[str, list[tuple[int, Any]]] = {
-        kind: [] for kind in ("separable", "single", "pool", "reduce", "skip", "extra")
-    }
-    for k, op in enumerate(modules):
-        if not is_plain_tree(op):
-            kinds["extra"].append((k, op))
-        elif type(op) is Zero:
-            continue
-        elif type(op) is Identity:
-            kinds["skip"].append((k, None))
-        elif (stages := _stages(op, stride)) is not None:
-            kinds["separable" if len(stages) == 2 else "single"].append((k, stages))
-        elif (pool := _pool(op, stride)) is not None and pool[0] not in {p[0] for _, p in kinds["pool"]}:
-            kinds["pool"].append((k, pool))
-        elif isinstance(op, FactorizedReduce) and _reduces(op):
-            kinds["reduce"].append((k, op))
-        else:
-            kinds["extra"].append((k, op))
-    chains = [stages for kind in ("separable", "single") for _, stages in kinds[kind]]
-    form = max(map(_form, chains), key=itemgetter(0), default=None)
-    for kind in ("separable", "single"):
-        kinds["extra"] += [(k, modules[k]) for k, stages in kinds[kind] if _form(stages) != form]
-        kinds[kind] = [(k, stages) for k, stages in kinds[kind] if _form(stages) == form]
-    kinds["extra"].sort(key=itemgetter(0))
-    return Edge(
-        stride,
-        tuple(k for found in kinds.values() for k, _ in found),
-        separable=[(a, b) for _, (a, b) in kinds["separable"]],
-        single=[stage for _, [stage] in kinds["single"]],
-        pools=[pool for _, pool in kinds["pool"]],
-        reduces=[Reduce((op.conv_1.weight, op.conv_2.weight), op.bn) for _, op in kinds["reduce"]],
-        skips=len(kinds["skip"]),
-        extras=[op for _, op in kinds["extra"]],
-    )
+    found = [(k, _operation(op, stride) if is_plain_tree(op) else None) for k, op in enumerate(modules)]
+    served = [(k, op) for k, op in found if op is not None]
+    _, left = gather(stride, served)
+    extras = [(k, modules[k]) for k, op in found if op is None or k in left]
+    return gather(stride, [(k, op) for k, op in served if k not in left], extras)[0]
 
 
-def _form(stages: Sequence[Stage]) -> tuple[int, int]:
-    """Return weights and channels of a chain's first stage: one operator takes those that are alike."""
-    return len(stages[0].weights), stages[0].weights[-1].shape[0]
+def _operation(op: Any, stride: int) -> Operation | None:
+    if type(op) in (Zero, Identity):
+        return Operation("zero" if type(op) is Zero else "skip")
+    if type(op) in _LAYERS:
+        return _chain(op, stride)
+    if type(op) is FactorizedReduce and are((op.relu, op.conv_1, op.conv_2, op.bn), _STAGE):
+        return reduction(op.conv_1, op.conv_2, op.bn)
+    if type(op) is nn.Sequential and len(op) == 2:
+        return pool(op[0], op[1], stride)
+    return None
 
 
 _STAGE = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
@@ -77,34 +54,37 @@ def are(modules: Iterable[nn.Module], types: tuple[type[nn.Module], ...]) -> boo
     return tuple(map(type, found)) == types and not any(getattr(m, "inplace", False) for m in found)
 
 
-def _stages(op: nn.Module, stride: int) -> list[Stage] | None:
-    layers = _LAYERS.get(type(op))
+def _chain(op: Any, stride: int) -> Operation | None:
     part: Any = getattr(op, "op", None)
-    if layers is None or type(part) is not nn.Sequential or not are(part, layers):
+    if type(part) is not nn.Sequential or not are(part, _LAYERS[type(op)]):
         return None
     modules: list[Any] = list(part)
     if type(op) is ReLUConvBN:
-        stages = [_stage(None, modules[1], modules[2], stride)]
-    else:
-        stages = [_stage(modules[1], modules[2], modules[3], stride)]
+        return chain([stage(None, modules[1], modules[2], stride)])
+    stages = [stage(modules[1], modules[2], modules[3], stride)]
     if type(op) is SepConv:
-        stages.append(_stage(modules[5], modules[6], modules[7], 1))
-    return [stage for stage in stages if stage is not None] if all(stages) else None
+        stages.append(stage(modules[5], modules[6], modules[7], 1))
+    return chain(stages)
 
 
-def _reduces(op: Any) -> bool:
-    """Whether ``op`` is a factorized reduction as it was built: two pointwise convolutions of stride 2."""
-    return (
-        type(op) is FactorizedReduce
-        and are((op.relu, op.conv_1, op.conv_2, op.bn), _STAGE)
-        and all(
+def chain(stages: Sequence[Stage | None]) -> Operation | None:
+    """Return one stage or two as an operation, or None where one of them is None."""
+    found = tuple(stage for stage in stages if stage is not None)
+    return Operation("separable" if len(found) == 2 else "single", found) if all(stages) else None
+
+
+def reduction(conv_1: nn.Conv2d, conv_2: nn.Conv2d, norm: nn.BatchNorm2d) -> Operation | None:
+    """Return a factorized reduction as it was built: two pointwise convolutions of stride 2; else None."""
+    fits = (
+        all(
             (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (2, 2), (0, 0), 1)
             and conv.bias is None
-            for conv in (op.conv_1, op.conv_2)
+            for conv in (conv_1, conv_2)
         )
-        and op.conv_1.out_channels == op.conv_2.out_channels
-        and _plain_norm(op.bn)
+        and conv_1.out_channels == conv_2.out_channels
+        and _plain_norm(norm)
     )
+    return Operation("reduce", (Reduce((conv_1.weight, conv_2.weight), norm),)) if fits else None
 
 
 def _plain_norm(norm: nn.BatchNorm2d) -> bool:
@@ -120,7 +100,7 @@ def moves(norm: nn.BatchNorm2d) -> bool:
     return whole or none
 
 
-def _stage(
+def stage(
     depthwise: nn.Conv2d | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d, stride: int
 ) -> Stage | None:
     """Return a stage, or None where the convolutions are not of the operator's kind."""
@@ -150,20 +130,25 @@ def _stage(
     return Stage(weights, D, norm)
 
 
-def _pool(op: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
-    """Return (0 for maximum or 1 for average, norm), or None for anything else."""
-    if type(op) is not nn.Sequential or len(op) != 2:
+def pool(pool: Any, norm: Any, stride: int) -> Operation | None:
+    """Return a pooling 3x3 (0 for maximum or 1 for average) and its norm; None for anything else."""
+    if type(norm) is not nn.BatchNorm2d or not _plain_norm(norm):
         return None
-    pool: Any = op[0]
-    norm: Any = op[1]
-    if (
-        type(norm) is not nn.BatchNorm2d
-        or not _plain_norm(norm)
-        or type(pool) not in (nn.MaxPool2d, nn.AvgPool2d)
-    ):
+    half = pooled(pool, stride)
+    return None if half is None else Operation("pool", (half, norm))
+
+
+def pooled(pool: Any, stride: int) -> int | None:
+    """Return 0 for a maximum and 1 for an average over 3x3 as pool3x3 computes them, else None."""
+    if type(pool) not in (nn.MaxPool2d, nn.AvgPool2d):
         return None
-    if (pool.kernel_size, pool.stride, pool.padding) != (3, stride, 1) or pool.ceil_mode:
+    sizes = [_both(size) for size in (pool.kernel_size, pool.stride, pool.padding)]
+    if sizes != [(3, 3), (stride, stride), (1, 1)] or pool.ceil_mode:
         return None
     if isinstance(pool, nn.MaxPool2d):
-        return (0, norm) if pool.dilation == 1 and not pool.return_indices else None
-    return (1, norm) if not pool.count_include_pad and pool.divisor_override is None else None
+        return 0 if _both(pool.dilation) == (1, 1) and not pool.return_indices else None
+    return 1 if not pool.count_include_pad and pool.divisor_override is None else None
+
+
+def _both(size: Any) -> Any:
+    return (size, size) if isinstance(size, int) else size

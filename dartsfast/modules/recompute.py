@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def _running_statistics_untouched(module: nn.Module) -> Iterator[None]:
-    # The second forward must not move the running mean and variance a second time: it moves copies.
+def running_statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """Let a second forward move copies of the running statistics, which must not move a second time."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
@@ -44,5 +44,5 @@ def recomputed(module: nn.Module, fn: Callable[..., Tensor], *args: Any) -> Tens
         fn,
         *args,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _running_statistics_untouched(module)),
+        context_fn=lambda: (nullcontext(), running_statistics_untouched(module)),
     )

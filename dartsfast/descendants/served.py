@@ -1,0 +1,141 @@
+"""The ``forward`` that an accelerated operation has of its own, and what computes in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.autograd import forward_ad
+
+from dartsfast.backends import resolve_backend
+from dartsfast.backends.table import KERNEL_DTYPES
+from dartsfast.descendants.lazy import Lazy
+from dartsfast.descendants.pending import Call, Cat, Pending, Weighted, like
+from dartsfast.descendants.plan import Plans
+from dartsfast.descendants.recognise import Recognised
+from dartsfast.modules.plain import hooks_of_all
+
+_DEEPEST = 16
+"""How many operations may wait for each other."""
+
+
+class Served:
+    """The forward of a module that was recognised; it finds everything through the module.
+
+    Copies and pickles of the module have one that knows nothing yet.
+
+    Args:
+        module: the operation.
+        found: what it computes.
+        backend, memory: as :func:`dartsfast.accelerate` takes them.
+    """
+
+    def __init__(self, module: nn.Module, found: Recognised, backend: str, memory: str) -> None:
+        self.module, self.backend, self.memory = module, backend, memory
+        self.stride, self.channels = found.stride, found.channels
+        self.halves = found.operation.kind == "reduce"
+        self.kind = found.operation.kind
+        self._begin()
+
+    def _begin(self) -> None:
+        self.plans = Plans()
+        self._last: ref[Call] | None = None
+        self._backends: dict[Any, bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("module", "backend", "memory", "stride", "channels", "halves", "kind")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Return what the user's forward would, computed later where kernels serve."""
+        if len(args) != 1 or options:
+            return type(self.module).forward(self.module, *args, **options)
+        (x,) = args
+        pending = x.pending if type(x) is Lazy else None
+        if pending is not None and (pending.value is not None or not self._waits_for(pending)):
+            x, pending = x.value(), None
+        last = None if self._last is None else self._last()
+        if last is not None and last.value is None and not last.taken:
+            last.get()  # running statistics move in the order of calls
+        image = x if pending is None else pending.like
+        if not self._serves(image):
+            return type(self.module).forward(self.module, x if pending is None else x.value())
+        source = x
+        if pending is not None:
+            source, pending.read = pending, True
+        x = image
+        N, C, H, W = x.shape
+        s = self.stride
+        shape = N, C if self.channels is None else self.channels[1], (H - 1) // s + 1, (W - 1) // s + 1
+        recorded = torch.is_grad_enabled()
+        call = Call(self, source, like(shape, x.dtype, x.device, recorded), recorded)
+        self._last = ref(call)
+        return Lazy.of(call)
+
+    @staticmethod
+    def _waits_for(pending: Pending) -> bool:
+        """Whether a source need not be computed before what is computed of it, as within a cell."""
+        alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
+        return alike and pending.depth < _DEEPEST and not isinstance(pending, Cat)
+
+    def _serves(self, x: Any) -> bool:
+        """Whether kernels may compute of ``x``: an ordinary image, in a world without transforms."""
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.dim() != 4:
+            return False
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return False
+        kind = x.device.type
+        if hooks_of_all() or self.module._backward_hooks or self.module._backward_pre_hooks:
+            return False
+        # A checkpoint runs again what it ran, of one kind without autograd: results must be computed within.
+        if (x.requires_grad and not torch.is_grad_enabled()) or _top_saved_tensors_default_hooks(True):
+            return False
+        N, C, H, W = x.shape
+        s = self.stride
+        if N * ((H - 1) // s + 1) * ((W - 1) // s + 1) <= 1 or not C:
+            return False
+        if (self.channels is not None and self.channels[0] != C) or (self.halves and (H % 2 or W % 2)):
+            return False
+        return self._backend_serves(x) and not (
+            torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        )
+
+    def _backend_serves(self, x: Tensor) -> bool:
+        key = x.device, x.dtype
+        if key not in self._backends:
+            served = x.dtype in KERNEL_DTYPES
+            self._backends[key] = served and resolve_backend(self.backend, *key) != "reference"
+        return self._backends[key]
+
+    def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
+        """Return the sum of calls, the first of this operator, and of tensors."""
+        (value, scale, factors, _), *others = calls
+        value.settle()
+        if not others and not rest and scale == 1.0 and not factors:
+            if self.kind == "skip":
+                return value.source
+            if self.kind == "zero":
+                return self.alone(value)
+        return self.plans.compute(calls, rest)
+
+    def alone(self, call: Call) -> Tensor:
+        """Return what the user's own forward gives."""
+        return type(self.module).forward(self.module, call.source)
+
+    def discarded(self, call: Call) -> None:
+        """Move running statistics as the forward would have done whose result nobody asked for."""
+        norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
+        if any(norm.training and norm.track_running_stats for norm in norms):
+            with torch.no_grad():
+                call.settle()
+                self.alone(call)
