@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ def check_sizes(
     multiplier: int,
     stem_multiplier: int,
 ) -> None:
+    """Raise InputError for sizes that make no network."""
     sizes = {
         "C": C,
         "num_classes": num_classes,
