@@ -288,7 +288,7 @@ class _Refuse(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> Any:
         raise RuntimeError(
             "the result of an accelerated operation went through a torch.autograd.Function, which takes it "
-            "before it is computed: give it `x + 0.0`-like results of operations, or dartsfast.restore(model)"
+            "before it is computed: use it first, such as by x.clone(), or take dartsfast.restore(model)"
         )
 
 
