@@ -9,7 +9,7 @@ import instruction_sets
 import pytest
 import torch
 
-from dartsfast.backends import native
+from dartsfast.backends import native, table
 from dartsfast.backends.triton import INTERPRETED
 
 HERE = Path(__file__).parent
@@ -35,6 +35,13 @@ LONG = {
     "test_train_rnn_again.py": "trainings of RNNs that are stopped and go on",
 }
 """What ``--quick`` leaves out, by file or folder, and what goes unseen without it."""
+
+
+@pytest.fixture(autouse=True)
+def unused_backends_are_warned_of_anew():
+    """Let every test see the warnings that a process gives once."""
+    table._warn_of_unused.cache_clear()
+
 
 passed = Counter()  # tests by the name under which an instruction set ran
 

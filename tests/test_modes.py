@@ -10,6 +10,7 @@ from comparisons import same_bits
 from op_backends import needs_kernels
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+import dartsfast.descendants.plan  # noqa: F401 - whose constants are counted
 from dartsfast.bilevel import flatten_
 from dartsfast.cnn.model_search import Network
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -128,6 +129,9 @@ ARGUMENTS = {
     "ones": (torch.float32, torch.device("cpu")),
     "_tanh_alone": (torch.float32, torch.device("cpu")),
     "_columns": (("none", "tanh"), torch.device("cpu")),
+    "like": ((2, 3), torch.float32, torch.device("cpu"), False),
+    "_number": (1.0, torch.float32, torch.device("cpu")),
+    "_ones": ((2, 3), torch.float32, torch.device("cpu")),
 }
 
 

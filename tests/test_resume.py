@@ -114,7 +114,7 @@ EDITS = [
     (("config", "seed"), 1.5, "seed must be of type int"),
     (("data",), None, "data is None"),
     (("data",), {"train": {}}, "data.train lacks"),
-    (("kind",), "DELETE", "kind None"),
+    (("kind",), "DELETE", "is of a `None`, not of a `search"),
     (("more",), 1, "state has, unknown here, more"),
     (("step",), "DELETE", "state lacks step"),
 ]

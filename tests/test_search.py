@@ -302,7 +302,7 @@ def test_a_spoilt_checkpoint_is_refused_and_the_one_before_used(tmp_path, undraw
     torch.save({"state_dict": {}}, out / CURRENT)
     with pytest.warns(UserWarning, match="not written by a run of dartsfast"):
         load_checkpoint(out, "cnn")
-    with pytest.raises(InputError, match="kind 'cnn', not 'rnn'"):
+    with pytest.raises(InputError, match="is of a `search cnn`, not of a `search rnn`"):
         load_checkpoint(out / PREVIOUS, "rnn")
     (out / PREVIOUS).unlink()
     with pytest.raises(InputError, match="not written by a run of dartsfast"):

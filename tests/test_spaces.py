@@ -110,7 +110,7 @@ def test_noise_is_standard_normal_and_strided():
     "space, message",
     [
         (Space([["skip_connect"]] * 13, ["skip_connect"]), "14 edges, and there are operations for 13"),
-        (Space([["none", "noise"]] * 13 + [["none"]], ["noise"]), "an operation other than none"),
+        (Space([["noise"]] * 13 + [["none"]], ["noise"]), "an operation other than none"),
         (Space([["noise"]] * 13 + [["noise", "none"]], ["noise"]), "as many primitives"),
         (Space(["noise", "noise"], ["noise"]), "differ from each other"),
     ],

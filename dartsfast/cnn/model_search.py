@@ -29,7 +29,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     Zero,
     build_op,
 )
-from dartsfast.cnn.spaces import Primitives, Space, by_edge
+from dartsfast.cnn.spaces import Primitives, Space, by_edge, check_space
 from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
@@ -206,12 +206,12 @@ class Network(ArchModule):
         self._backend = backend
         self._memory = check_memory(memory, budget=True)
         self._fits: list[fused.Fit] = []
-        # A Cell or MixedOp that a script has put in the place of ours takes the original's arguments.
-        usual = (primitives is None or primitives == PRIMITIVES) and mixed_op is None
         if not isinstance(primitives, Space):
             primitives = Space(*[list(PRIMITIVES if primitives is None else primitives)] * 2)
         edges = sum(2 + i for i in range(steps))
         self._space = Space(*(by_edge(found, edges) for found in primitives))
+        check_space(self._space)
+        usual = mixed_op is None and all(row == list(PRIMITIVES) for kind in self._space for row in kind)
         self._storage_dtype = check_storage(storage_dtype, backend)
 
         C_curr = stem_multiplier * C
@@ -224,7 +224,7 @@ class Network(ArchModule):
             if reduction:
                 C_curr *= 2
             space: dict[str, Any] = {"primitives": self._space.of(reduction), "mixed_op": mixed_op}
-            if usual:
+            if usual:  # a Cell or MixedOp that a script has put in the place of ours takes the original's
                 space = {}
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
             cell._backend, cell._storage_dtype = backend, self._storage_dtype

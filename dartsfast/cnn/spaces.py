@@ -6,6 +6,7 @@ every edge has the two operations that DARTS weighs most there, ``s2`` to ``s4``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,8 +34,7 @@ def by_edge(primitives: Primitives, edges: int) -> list[list[str]]:
     """Return the operations of every edge.
 
     Raises:
-        InputError: lists for another number of edges, an edge without an operation other than ``none``, one
-            that has an operation twice, or edges that have not as many.
+        InputError: lists for another number of edges, or edges that have not as many.
     """
     found: Any = primitives
     if all(isinstance(name, str) for name in primitives):
@@ -43,13 +43,18 @@ def by_edge(primitives: Primitives, edges: int) -> list[list[str]]:
     if len(rows) != edges:
         raise InputError(f"the cell has {edges} edges, and there are operations for {len(rows)}")
     for row in rows:
+        if len(row) != len(rows[0]):
+            raise InputError(f"every edge must have as many primitives, got {rows[0]} and {row}")
+    return rows
+
+
+def check_space(space: Space) -> None:
+    """Raise InputError for an edge that has an operation twice, or none other than ``none``."""
+    for row in itertools.chain(*space):
         if not [name for name in row if name != "none"]:
             raise InputError(f"primitives must name an operation other than none, got {row}")
         if len(set(row)) < len(row):
             raise InputError(f"primitives must differ from each other, got {row}")
-        if len(row) != len(rows[0]):
-            raise InputError(f"every edge must have as many primitives, got {rows[0]} and {row}")
-    return rows
 
 
 def _pairs(text: str) -> list[list[str]]:

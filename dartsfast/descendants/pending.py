@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from dartsfast.constants import constant
 from dartsfast.modules.recompute import running_statistics_untouched
 
 Factors = tuple[Tensor, ...]
@@ -292,9 +293,9 @@ class _Refuse(torch.autograd.Function):
         )
 
 
-@functools.lru_cache(maxsize=256)
+@constant
 def like(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, recorded: bool) -> Tensor:
-    """Return what stands for a value where torch does not ask for it: not a number, without a gradient."""
-    with torch.inference_mode(False), torch.set_grad_enabled(recorded):
-        one = torch.full((), float("nan"), dtype=dtype, device=device, requires_grad=recorded)
+    """Return what stands for a value where torch does not ask for it: infinite, without a gradient."""
+    with torch.set_grad_enabled(recorded):
+        one = torch.full((), float("inf"), dtype=dtype, device=device, requires_grad=recorded)
         return (_Refuse.apply(one) if recorded else one).expand(shape)
