@@ -17,7 +17,7 @@ from bench.gate import disagreement
 from bench.miniatures import Dense, Partial, Stacked
 from bench.options import Options
 from bench.peers import HOST, flat
-from bench.timing import interleaved
+from bench.timing import in_seconds, interleaved
 from dartsfast.cnn.model_search import Network
 
 STOCK, ACCELERATED, OURS = "stock", "accelerated", "dartsfast.cnn"
@@ -116,9 +116,7 @@ def table(result: dict[str, Any]) -> str:
         if "refused" in row:
             lines.append(f"| {row['network']} | {row['peer']} | not timed: {row['refused']} | |")
             continue
-        low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
-        time = f"{middle:.3g} ({low:.3g}-{high:.3g})"
-        lines.append(f"| {row['network']} | {row['peer']} | {time} | {row['speedup']:.2f} |")
+        lines.append(f"| {row['network']} | {row['peer']} | {in_seconds(row)} | {row['speedup']:.2f} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from bench.gate import disagreement
 from bench.memory import peak_megabytes
 from bench.options import Options
 from bench.peers import REFERENCE, Peer, Workload
-from bench.timing import interleaved
+from bench.timing import in_seconds, interleaved
 from dartsfast.backends import resolve_backend
 
 # Of the largest gradient. In float32 rounding can flip a relu, stock or not, and with it a pixel's gradient.
@@ -184,8 +184,7 @@ def table(result: dict[str, Any], extra: Sequence[Column] = ()) -> str:
 def _time(row: Mapping[str, Any]) -> str:
     if "ms_p50" not in row:
         return row["failed"]
-    low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+    return in_seconds(row)
 
 
 def floor_columns(title: str) -> list[Column]:

@@ -41,6 +41,12 @@ def interleaved(
     return {name: spread(values) for name, values in samples.items()}
 
 
+def in_seconds(row: Mapping[str, Any]) -> str:
+    """Return the spread in ``row`` in seconds: the middle, and in brackets the 20th and 80th percentile."""
+    low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
 def spread(values: list[float]) -> Times:
     """Return the 20th, 50th and 80th percentile, interpolated."""
     if len(values) == 1:

@@ -13,7 +13,7 @@ from bench.device import open_device
 from bench.gate import disagreement
 from bench.options import Options
 from bench.peers import HOST, flat
-from bench.timing import interleaved
+from bench.timing import in_seconds, interleaved
 from dartsfast.cnn import genotypes
 from dartsfast.cnn.model import NetworkCIFAR
 
@@ -129,10 +129,8 @@ def table(result: dict[str, Any]) -> str:
         if "refused" in row:
             lines.append(f"| {row['peer']} | not timed: {row['refused']} | | |")
             continue
-        low, middle, high = (row[key] / 1e3 for key in ("ms_p20", "ms_p50", "ms_p80"))
         faster = f"{row['speedup']:.1f}" if "speedup" in row else ""
-        time = f"{middle:.3g} ({low:.3g}-{high:.3g})"
-        lines.append(f"| {row['peer']} | {time} | {row['images_s']:.1f} | {faster} |")
+        lines.append(f"| {row['peer']} | {in_seconds(row)} | {row['images_s']:.1f} | {faster} |")
     return "\n".join(lines)
 
 

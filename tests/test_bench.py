@@ -12,7 +12,6 @@ from bench import descendants, floor, gemm, hvp, memory, model, ops, steps, trai
 from bench.__main__ import main
 from bench.cnn_peers import CNN
 from bench.device import CPU
-from bench.gate import disagreement
 from bench.memory import peak_megabytes
 from bench.op_cases import OURS, STOCK, Timed, all_cases, pool_case
 from bench.op_cases.vectors import WEIGHTS
@@ -20,7 +19,6 @@ from bench.peers import REFERENCE, Iteration, Peer
 from bench.report import insert, markdown, read_results
 from bench.rnn_peers import PEERS, RNN, RNNIteration
 from bench.suites import SUITES, Options, run_suite, save_result
-from bench.timing import interleaved, spread
 from bench.workloads import WORKLOADS
 from dartsfast.backends import availability, resolve_backend
 from dartsfast.cnn.model_search import Network
@@ -370,23 +368,6 @@ def test_the_plain_product_puts_the_weights_back():
     before = [w.detach().clone() for w in weights]
     hvp.per_tensor(iteration.train_loss, weights, before, iteration.model.arch_parameters())
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
-
-
-def test_disagreement():
-    truth = [torch.tensor([1.0, 100.0], dtype=torch.float64)]
-    assert disagreement([torch.tensor([1.0, 100.01])], truth, 2e-4) is None
-    assert "off by 0.01" in disagreement([torch.tensor([1.0, 100.01])], truth, 5e-5)
-    assert "nan" in disagreement([torch.tensor([1.0, float("nan")])], truth, 1.0)
-    assert "[3] instead of [2]" in disagreement([torch.ones(3)], truth, 1.0)
-    assert "0 outputs instead of 1" in disagreement([], truth, 1.0)
-
-
-def test_peers_take_turns():
-    turns = []
-    times = interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU())
-    assert turns == ["a", "b"] * 4  # one to warm up
-    assert set(times) == {"a", "b"} and set(times["a"]) == set(TIMES)
-    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == {"ms_p20": 1.8, "ms_p50": 3.0, "ms_p80": 4.2}
 
 
 def test_list_and_bad_input(tmp_path, capsys):

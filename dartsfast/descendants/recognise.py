@@ -74,6 +74,10 @@ _SIMPLE = (int, float, str, bool, type(None))
 _TORCHS_OWN = frozenset(nn.Module().__dict__) - {"training"}
 _traces: dict[Any, fx.Graph | str] = {}
 _MOST_TRACES = 1024
+# What forwards raise that take what stands for a tensor for a number or a condition.
+_OF_TRACES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def _traced(module: nn.Module) -> fx.Graph | str:
@@ -85,7 +89,7 @@ def _traced(module: nn.Module) -> fx.Graph | str:
     found: fx.Graph | str
     try:
         found = _Tracer().trace(module)
-    except Exception as error:  # noqa: BLE001 - a forward may raise anything of what stands for a tensor
+    except _OF_TRACES as error:
         found = f"its forward cannot be traced ({type(error).__name__})"
     if _state(module) != before:
         found = "its forward draws random numbers or sets attributes"
