@@ -26,7 +26,7 @@ def network_size(model: nn.Module, height: int, width: int) -> Size:
     """Count what ``model`` takes for one image [1, 3, height, width], as torch's counter of operations does.
 
     Nothing is computed: it runs on the meta device, in a copy that is not in training. A multiply-add is two
-    of torch's operations; sums, norms and pools are not counted, as in the paper (section 3.3, table 3).
+    of torch's operations; sums, norms and pools are not counted. What papers count: docs/differences.md.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
