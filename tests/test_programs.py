@@ -159,10 +159,15 @@ def test_what_lives_at_once_lies_apart(space, memory):
     for program in prepared(memory, **SPACES[space]):
         layout, spans = arenas(program), lifetimes(program)
         size = {k: torch.Size(slot.shape).numel() for k, slot in enumerate(program.slots)}
-        for arena, places, end in (
+        memory = [
             ("kept", layout.kept, layout.kept_size),
             ("temporary", layout.temporary, layout.temporary_size),
-        ):
+        ]
+        for returned in {slot for slot, _ in layout.lent.values()}:
+            lent = {k: offset for k, (slot, offset) in layout.lent.items() if slot == returned}
+            assert max(spans[k][1] for k in lent) < first_use(program, returned)
+            memory.append(("temporary", lent, size[returned]))
+        for arena, places, end in memory:
             taken = sorted((offset, offset + size[k], k) for k, offset in places.items())
             assert all(last <= end for _, last, _ in taken)
             for i, (_, last, a) in enumerate(taken):
@@ -170,7 +175,19 @@ def test_what_lives_at_once_lies_apart(space, memory):
                     if begin < last:
                         assert arena == "temporary"
                         assert spans[a][1] < spans[b][0] or spans[b][1] < spans[a][0]
-        assert in_use(program) >= set(layout.temporary)
+        assert in_use(program) >= {*layout.temporary, *layout.lent}
+        assert not layout.temporary.keys() & layout.lent.keys()
+
+
+def first_use(program, slot):
+    """Return the section in which something may be in a slot: norms are made with the section before."""
+    found = next(
+        (k, i.op)
+        for k, section in enumerate(program.sections)
+        for i in section
+        if slot in {ref.slot for part in (*i.reads, *i.writes) for ref in part}
+    )
+    return found[0] - found[1].startswith("norm_stats")
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
@@ -204,6 +221,13 @@ def test_recompute_needs_the_temporaries_of_one_edge():
         for memory in ("store", "recompute")
     )
     assert recompute < store / 2
+
+
+def test_what_is_returned_lends_its_memory():
+    """The gradients of a cell's inputs are made last: before, images lie there."""
+    layouts = [(p, arenas(p)) for p in prepared("recompute", C=16)]
+    lent = [sum(torch.Size(p.slots[k].shape).numel() for k in layout.lent) for p, layout in layouts]
+    assert max(lent) > max(layout.temporary_size for _, layout in layouts)
 
 
 def test_a_program_takes_only_what_it_was_built_for():
