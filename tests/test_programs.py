@@ -14,6 +14,7 @@ from dartsfast.fused.forward import Node, Setting
 from dartsfast.fused.memory import arenas, in_use, lifetimes
 from dartsfast.fused.program import Place
 from dartsfast.fused.programs import Prepared
+from dartsfast.names import CNN_MEMORY_MODES
 
 cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -70,7 +71,7 @@ def operator_by_operator(monkeypatch):
     monkeypatch.setattr(Setting, "runner", "walk")
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_one_call_has_the_bits_of_the_operators_on_every_instruction_set(
     monkeypatch, instruction_set, memory
 ):
@@ -79,7 +80,7 @@ def test_one_call_has_the_bits_of_the_operators_on_every_instruction_set(
     assert same_bits(found, everything(network(memory=memory)))
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_one_call_has_the_bits_of_the_operators(monkeypatch, space, memory):
     options = {"dtype": torch.float64, "memory": memory, **SPACES[space]}
@@ -99,7 +100,7 @@ def test_any_set_of_gradients(monkeypatch, needed, frozen):
     assert same_bits(found, everything(network(), frozen, needed))
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_gradients_arrive_at_a_state_in_the_order_in_which_autograd_adds_those_of_nodes(
     monkeypatch, space, memory
@@ -109,6 +110,18 @@ def test_gradients_arrive_at_a_state_in_the_order_in_which_autograd_adds_those_o
     with monkeypatch.context() as patch:
         patch.setattr(cnn, "_served", lambda *parts: False)
         assert same_bits(found, everything(network(memory=memory, **SPACES[space])))
+
+
+@pytest.mark.parametrize("space", ["paper", "more steps than in the result"])
+def test_only_what_lies_between_cells_is_kept(space):
+    """Beside it norms, [norms, 2, C]; the stem's patches of 27 channels are made again as a whole."""
+
+    def kept(memory):
+        cells = [p for p in prepared(memory, **SPACES[space]) if p.slots[p.given[0]].shape[-1] != 27]
+        return {len(slot.shape) for p in cells for slot in p.slots if slot.place == Place.KEPT}
+
+    assert kept("cell") == {3}
+    assert kept("recompute") == {3, 4}
 
 
 def test_any_number_of_threads():
@@ -153,7 +166,7 @@ def prepared(memory="store", **options):
     return found
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_what_lives_at_once_lies_apart(space, memory):
     for program in prepared(memory, **SPACES[space]):
@@ -190,7 +203,7 @@ def first_use(program, slot):
     return found[0] - found[1].startswith("norm_stats")
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_nothing_is_read_before_it_is_written(memory):
     for program in prepared(memory):
         written = {k for k, slot in enumerate(program.slots) if slot.place in (Place.GIVEN, Place.KEPT)}
@@ -201,7 +214,7 @@ def test_nothing_is_read_before_it_is_written(memory):
             written |= news
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_instructions_of_a_section_do_not_depend_on_each_other(memory):
     """No instruction writes what another of its section reads or writes."""
     for program in prepared(memory, layers=3):

@@ -18,7 +18,7 @@ from dartsfast.cli import export, left, test
 from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.parsing import Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, saying
@@ -311,7 +311,7 @@ def _explain(args: argparse.Namespace) -> None:
     config, primitives = CNNConfig(**given), getattr(args, "primitives", None)
     passes = explain_cnn(config, primitives)
     print_explanation(passes, getattr(args, "instructions", None))
-    if config.memory not in MEMORY_MODES:
+    if config.memory not in CNN_MEMORY_MODES:
         print(f"memory {config.memory}: {explain_memory(config, primitives)}")
 
 

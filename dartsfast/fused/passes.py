@@ -13,7 +13,7 @@ from torch import Tensor
 from dartsfast.backends import pretending
 from dartsfast.fused.costs import Cost, costs
 from dartsfast.fused.planning import Plan, Run
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 
 PASSES = {1: {"alphas": 1, "both": 1}, 2: {"alphas": 2, "weights": 1, "both": 2}}
 """Whose gradients the passes of an iteration take, and how many of each there are, by order.
@@ -69,7 +69,7 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
     x = torch.empty(images, device="meta")
     labels = torch.empty(images[0], dtype=torch.int64, device="meta")
     plan = Plan(network._backend)
-    if network._memory not in MEMORY_MODES:
+    if network._memory not in CNN_MEMORY_MODES:
         with pretending(network._backend):
             network.fit_memory(images)
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
         stack.enter_context(plan)
         loss = network._loss(x, labels)
         kept = plan.in_use
-        plan.phase = f"backward of {of}"
+        plan.part, plan.phase = "stem", f"backward of {of}"  # of cells, what is made in the forward says so
         torch.autograd.grad(loss, wanted, allow_unused=True)
     return Pass(of, times, plan.runs, kept, plan.peak)
 

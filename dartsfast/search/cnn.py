@@ -29,7 +29,7 @@ from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Report
@@ -63,7 +63,7 @@ class CNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
-        if config.memory not in MEMORY_MODES:
+        if config.memory not in CNN_MEMORY_MODES:
             model.fit_memory((config.batch_size, 3, *sides))
         self.optimizer = torch.optim.SGD(
             model.parameters(),
