@@ -309,10 +309,11 @@ class Network(ArchModule):
         """Return [edges, ops] by which the genotype is read off."""
         return F.softmax(self.logits(reduction).detach(), dim=-1)
 
-    def fit_memory(self, images: Sequence[int]) -> fused.Fit:
-        """Choose which cells compute again so that a pass over images [N, 3, H, W] fits its memory budget.
+    def fit_memory(self, images: Sequence[int], order: int = 1) -> fused.Fit:
+        """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.
 
-        Images that are smaller in all four take what larger ones took.
+        Images that are smaller in all four take what larger ones took. ``order`` is that of the alphas'
+        gradient: passes of the second have copies of the weights beside them.
 
         Raises:
             InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
@@ -321,14 +322,14 @@ class Network(ArchModule):
             raise InputError(
                 f"memory={self._memory!r} is no budget: build the network with one, such as 800MB"
             )
-        found = next((fit for fit in self._fits if fit.serves(images)), None)
+        found = next((fit for fit in self._fits if fit.serves(images, order)), None)
         if found is None:
             if self.backend == "reference":
                 raise InputError(
                     f"memory={self._memory!r} is planned from programs, and the reference path has none: "
                     f"choose one of {', '.join(CNN_MEMORY_MODES)}"
                 )
-            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device))
+            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order)
             self._fits.append(found)
         cells: list[Any] = list(self.cells)
         for cell, mode in zip(cells, found.modes, strict=True):

@@ -23,6 +23,11 @@ validation loss after it (both), and the two passes of its finite difference (al
 """
 
 
+COPIES = {1: {"alphas": 0, "both": 0}, 2: {"weights": 0, "both": 1, "alphas": 2}}
+"""Copies of the weights that the alphas' step holds while a pass runs, by order: the weights that it will
+restore, and in the finite difference the vector of the product."""
+
+
 class Pass(NamedTuple):
     """A forward and a backward.
 
@@ -32,6 +37,7 @@ class Pass(NamedTuple):
         runs: programs, in order.
         kept: bytes that live between the two.
         peak: bytes that live at most. Both are beside model, data and optimisers.
+        beside: bytes of copies of the weights that live all the time.
     """
 
     of: str
@@ -39,6 +45,7 @@ class Pass(NamedTuple):
     runs: list[Run]
     kept: int
     peak: int
+    beside: int
 
 
 def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
@@ -53,10 +60,10 @@ def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
     Raises:
         InputError: images that do not fit the network.
     """
-    return [planned(network, images, of, times) for of, times in PASSES[order].items()]
+    return [planned(network, images, of, order) for of in PASSES[order]]
 
 
-def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pass:
+def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pass:
     """Return a pass that takes the gradients ``of``; arguments and errors as :func:`iteration`."""
     groups: dict[str, list[Tensor]] = {
         "alphas": network.arch_parameters(),
@@ -71,7 +78,7 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
     plan = Plan(network._backend)
     if network._memory not in CNN_MEMORY_MODES:
         with pretending(network._backend):
-            network.fit_memory(images)
+            network.fit_memory(images, order)
     with ExitStack() as stack:
         # The cell itself takes no part in what it computes: a hook on it alters nothing.
         for k, cell in enumerate(network.cells):
@@ -82,7 +89,8 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
         kept = plan.in_use
         plan.part, plan.phase = "stem", f"backward of {of}"  # of cells, what is made in the forward says so
         torch.autograd.grad(loss, wanted, allow_unused=True)
-    return Pass(of, times, plan.runs, kept, plan.peak)
+    beside = COPIES[order][of] * sum(w.numel() * w.itemsize for w in groups["weights"])
+    return Pass(of, PASSES[order][of], plan.runs, kept, plan.peak, beside)
 
 
 def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:

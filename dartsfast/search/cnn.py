@@ -64,7 +64,7 @@ class CNNSearch(Search):
             synchronise_(model)
         self.model = model.to(self.device)
         if config.memory not in CNN_MEMORY_MODES:
-            model.fit_memory((config.batch_size, 3, *sides))
+            model.fit_memory((config.batch_size, 3, *sides), config.order)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -143,9 +143,9 @@ class CNNSearch(Search):
         """
         config, model = self.config, self.model
         lr = self.scheduler.get_last_lr()[0]
+        self.optimizer.zero_grad()  # as large as the weights, and of no use to the alphas' step
         if self.epoch >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
-        self.optimizer.zero_grad()
         with smoothed(model, radius(config.smooth, self.epoch, config.epochs) if config.smooth else 0.0):
             logits = model(x)
         loss = model._criterion(logits, y)
