@@ -119,6 +119,12 @@ def test_the_second_order_counts_its_copies_of_the_weights():
 
 
 @needs_cpu
+def test_networks_in_float64_take_twice_as_much():
+    single, double = (network("1GB").to(dtype).fit_memory(IMAGES) for dtype in (torch.float32, torch.float64))
+    assert double.peak == pytest.approx(2 * single.peak, rel=0.01)
+
+
+@needs_cpu
 def test_what_is_too_little_says_what_would_do():
     least = network("1GB").fit_memory(IMAGES).least
     with pytest.raises(InputError, match=r"0\.1 MB is too little.*or smaller images, or fewer channels"):

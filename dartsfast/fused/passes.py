@@ -73,7 +73,7 @@ def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pas
         for t in group:
             t.requires_grad_(of in (name, "both"))
     wanted = [t for group in groups.values() for t in group if t.requires_grad]
-    x = torch.empty(images, device="meta")
+    x = torch.empty(images, dtype=network.alphas_normal.dtype, device="meta")
     labels = torch.empty(images[0], dtype=torch.int64, device="meta")
     plan = Plan(network._backend)
     if network._memory not in CNN_MEMORY_MODES:
