@@ -25,6 +25,8 @@ from dartsfast.data import (
     limited,
     load_images,
 )
+from dartsfast.errors import InputError
+from dartsfast.fused import fit
 from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.smooth_darts import radius, smoothed
@@ -37,6 +39,7 @@ from dartsfast.runs.run import Iteration
 from dartsfast.search.config import CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
 from dartsfast.search.search import ABSENT, AlphaTable, Search, SearchResult
+from dartsfast.sizes import in_bytes
 
 
 class CNNSearch(Search):
@@ -63,8 +66,9 @@ class CNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
+        self.images = config.batch_size, 3, *sides
         if config.memory not in CNN_MEMORY_MODES:
-            model.fit_memory((config.batch_size, 3, *sides), config.order)
+            model.fit_memory(self.images, config.order)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -190,6 +194,16 @@ class CNNSearch(Search):
             )
         return found
 
+    def smaller(self) -> tuple[str, list[str]]:
+        """Return how cells would have to be kept so that an iteration fits what the device has free now."""
+        if self.model.backend == "reference":
+            return "Checkpointing by cell takes the least", ["--memory", "cell"]
+        try:
+            found = fit(self.model, self.images, in_bytes("90%", self.device), self.config.order)
+        except InputError as error:
+            return f"Nothing fits: {error}", []
+        return f"What is free would do for this: {found}", ["--memory", f"{found.peak}B"]
+
     def introduction(self) -> str:
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
         method = f" by {self.config.method}" if self.config.method != "darts" else ""
@@ -268,8 +282,9 @@ def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> Search
     Args:
         config: options, the original's names and defaults.
         resume: folder or checkpoint of a run to go on with, under its own configuration; of ``config``
-            only ``device``, ``checkpoint_seconds`` and, other than its default, ``data`` are taken: where
-            the run's data lie now. A run that is finished says so, and its result is returned.
+            only ``device``, ``checkpoint_seconds`` and, other than their defaults, ``memory`` and ``data``
+            are taken: where the run's data lie now. A run that is finished says so, and its result is
+            returned.
 
     Returns:
         The genotype, the alphas, the history, and where everything lies.
