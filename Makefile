@@ -89,6 +89,6 @@ sanitize-address sanitize-undefined: sanitize-%: install
 
 bench: install
 	$(BIN)/python -m bench ops --threads 1 --out bench/results
-	$(BIN)/python -m bench cnn_step rnn_step train_step hvp model --out bench/results
+	$(BIN)/python -m bench cnn_step memory rnn_step train_step hvp model --out bench/results
 	$(BIN)/python -m bench report bench/results --readme README.md
 	$(BIN)/python -m bench report bench/results --readme docs/performance.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,17 @@ PEERS = {
 }
 
 
+BUDGETS = (18, 12, 8, 5)  # MB an image
+MEMORY_PEERS = {
+    "cpu store": Peer("cpu"),
+    **{f"cpu {budget} MB an image": Peer("cpu", budget=budget) for budget in BUDGETS},
+    "cpu recompute": Peer("cpu", memory="recompute"),
+    "cpu cell": Peer("cpu", memory="cell"),
+    REFERENCE: Peer("reference"),
+    "reference cell": Peer("reference", memory="cell"),
+}
+
+
 class CNNIteration(Iteration):
     """An iteration of the CNN search on random images."""
 
@@ -55,11 +67,13 @@ class CNNIteration(Iteration):
             size.layers,
             nn.CrossEntropyLoss(),
             backend=peer.backend,
-            memory=peer.memory,
+            memory=peer.memory if peer.budget is None else f"{peer.budget * size.batch}MB",
             storage_dtype=peer.storage,
         )
         self.model = model.to(device, dtype)
         self.train, self.valid = (_batch(size, seed, dtype, device) for seed in (1, 2))
+        if peer.budget is not None:
+            self.model.fit_memory(self.train[0].shape, order=2)
         if peer.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
             self.train, self.valid = _channels_last(self.train), _channels_last(self.valid)
@@ -111,3 +125,5 @@ CNN = Workload(
     quick=Size(batch=2, C=4, layers=3, image=8),
     gate=Size(batch=2, C=4, layers=3, image=16),
 )
+
+MEMORY = dataclasses.replace(CNN, network="memory", peers=MEMORY_PEERS)

@@ -16,13 +16,17 @@ HOST = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to compute: backend, what it keeps and how, memory format, and whether cells are compiled."""
+    """A way to compute: backend, what it keeps and how, memory format, and whether cells are compiled.
+
+    ``budget``: MB an image that it may take, in place of ``memory``.
+    """
 
     backend: str
     memory: str = "store"
     storage: torch.dtype | None = None
     channels_last: bool = False
     compiled: bool = False
+    budget: int | None = None
 
 
 class Iteration(ABC):
@@ -57,8 +61,8 @@ class Iteration(ABC):
 
     def run(self, order: int) -> None:
         """Move the alphas by a gradient of ``order``, then the weights."""
-        self.step_alphas(order)
         self.optimizer.zero_grad()
+        self.step_alphas(order)
         self.weight_loss().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()

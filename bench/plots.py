@@ -31,6 +31,31 @@ def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
     return _draw(panels, labels, path)
 
 
+def draw_memory(result: dict[str, Any], path: Path) -> list[Path]:
+    """Draw peak against time, a panel an order: budgets as a line, the ways to keep as points."""
+    rows = [row for row in result["rows"] if "peak_mb" in row and "ms_p50" in row]
+    orders = sorted({row["order"] for row in rows})
+    figure = new_figure(figsize=(5.2 * max(len(orders), 1), 4), layout="constrained")
+    for ax, order in zip(figure.subplots(1, max(len(orders), 1), squeeze=False)[0], orders, strict=False):
+        mine = [row for row in rows if row["order"] == order]
+        for place, backend in enumerate(sorted({row["peer"].split()[0] for row in mine})):
+            found = sorted((r for r in mine if r["peer"].split()[0] == backend), key=lambda r: r["peak_mb"])
+            peaks, seconds = [r["peak_mb"] for r in found], [r["ms_p50"] / 1e3 for r in found]
+            ax.plot(peaks, seconds, "o-", color=COLORS[place % len(COLORS)], label=backend, linewidth=1)
+            for r, x, y in zip(found, peaks, seconds, strict=True):
+                kept = r["peer"].removeprefix(backend).strip() or "store"
+                ax.annotate(kept, (x, y), (3, 4), textcoords="offset points", fontsize=7)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_title(f"order {order}", fontsize=10)
+        ax.set_xlabel("peak memory above idle, MB")
+        ax.set_ylabel("iteration, s")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
 def draw_train_step(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw how much faster than stock every peer is."""
     rows = [row for row in result["rows"] if "speedup" in row]

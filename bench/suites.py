@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cnn_step, descendants, hvp, model, ops, plots, rnn_step, train_step
+from bench import cnn_step, descendants, frontier, hvp, model, ops, plots, rnn_step, train_step
 from bench.device import open_device
 from bench.machine import header, threads
 from bench.options import Options
@@ -50,6 +50,13 @@ SUITES = {
         cnn_step.table,
         cnn_step.conditions,
         plots.draw_steps,
+    ),
+    "memory": Suite(
+        "an iteration of the CNN search in every way to keep, and within budgets: peak against time",
+        frontier.run,
+        frontier.table,
+        frontier.conditions,
+        plots.draw_memory,
     ),
     "rnn_step": Suite(
         "an iteration of the RNN search: the same, beside its matrix products",

@@ -38,7 +38,7 @@ def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -
     """Return how a search keeps its memory budget; arguments and errors as :func:`explain_cnn`."""
     network = _network(config, primitives)
     with pretending(network._backend):
-        return network.fit_memory(_images(config))
+        return network.fit_memory(_images(config), config.order)
 
 
 def _images(config: CNNConfig) -> tuple[int, int, int, int]:
@@ -88,11 +88,19 @@ def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:
         rows.append([part, phase, str(times), *_counts(runs).values(), *map(_megabytes, sizes)])
     print_table("Programs, and how often an iteration runs them", columns, rows, len(columns) - 2)
     rows = [
-        [p.of, str(p.times), *_counts(p.runs).values(), *map(_megabytes, (p.kept, p.peak))] for p in passes
+        [
+            p.of,
+            str(p.times),
+            *_counts(p.runs).values(),
+            *map(_megabytes, (p.kept, p.beside, p.peak + p.beside)),
+        ]
+        for p in passes
     ]
-    most = max(p.kept for p in passes), max(p.peak for p in passes)
+    most = [
+        max(sizes) for sizes in zip(*((p.kept, p.beside, p.peak + p.beside) for p in passes), strict=True)
+    ]
     rows.append(["iteration", "", *counts.values(), *map(_megabytes, most)])
-    columns = ["gradients of", "times", *counts, "kept, MB", "peak, MB"]
+    columns = ["gradients of", "times", *counts, "kept, MB", "copies of weights, MB", "peak, MB"]
     print_table(
         "Passes: what their programs add up to, and all their memory", columns, rows, len(columns) - 1
     )

@@ -2,3 +2,4 @@
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 MEMORY_MODES = ("store", "recompute")
+CNN_MEMORY_MODES = (*MEMORY_MODES, "cell")

@@ -19,7 +19,7 @@ from bench.peers import REFERENCE, Iteration, Peer
 from bench.report import insert, markdown, read_results
 from bench.rnn_peers import PEERS, RNN, RNNIteration
 from bench.suites import SUITES, Options, run_suite, save_result
-from bench.workloads import WORKLOADS
+from bench.workloads import MEASURED, WORKLOADS
 from dartsfast.backends import availability, resolve_backend
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
     @functools.cache
     def measured(network, peer):
-        return peak_megabytes(network, peer, 2, WORKLOADS[network].quick, "cpu")
+        return peak_megabytes(network, peer, 2, MEASURED[network].quick, "cpu")
 
     with pytest.MonkeyPatch.context() as patch:
         # A process a peer instead of one a peer and order: most of its seconds are torch's import.
@@ -370,13 +370,21 @@ def test_the_plain_product_puts_the_weights_back():
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
 
 
+@needs_cpu
+def test_budgets_of_peers_go_by_the_image():
+    size = dataclasses.replace(CNN.quick, batch=3)
+    model = CNN.iteration(MEASURED["memory"].peers["cpu 5 MB an image"], size).model
+    assert model._memory == "15MB"
+    assert [fit.order for fit in model._fits] == [2]
+
+
 def test_list_and_bad_input(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert "cnn_step" in capsys.readouterr().out
     for argv, message in (
         (
             ["nothing"],
-            "unknown suite 'nothing': choose from ops, cnn_step, rnn_step, train_step, descendants",
+            "unknown suite 'nothing': choose from ops, cnn_step, memory, rnn_step, train_step, descendants",
         ),
         (["ops", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["rnn_step", "--batch", "1"], "batch norm needs a batch of at least 2, got 1"),

@@ -163,9 +163,10 @@ def test_fifty_first_order_iterations_agree_to_1e_7():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_same_bits_for_any_number_of_threads_and_either_memory(order):
+def test_same_bits_for_any_number_of_threads_and_all_ways_to_keep(order):
     states = []
-    for threads, memory in [(1, "store"), (2, "store"), (3, "store"), (3, "store"), (2, "recompute")]:
+    each = [(1, "store"), (2, "store"), (3, "store"), (3, "store"), (2, "recompute"), (2, "cell")]
+    for threads, memory in each:
         torch.set_num_threads(threads)
         # large enough that the kernels are worth more than one thread
         model = network("cpu", torch.float32, C=8, memory=memory)

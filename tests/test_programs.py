@@ -14,6 +14,7 @@ from dartsfast.fused.forward import Node, Setting
 from dartsfast.fused.memory import arenas, in_use, lifetimes
 from dartsfast.fused.program import Place
 from dartsfast.fused.programs import Prepared
+from dartsfast.names import CNN_MEMORY_MODES
 
 cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -70,7 +71,7 @@ def operator_by_operator(monkeypatch):
     monkeypatch.setattr(Setting, "runner", "walk")
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_one_call_has_the_bits_of_the_operators_on_every_instruction_set(
     monkeypatch, instruction_set, memory
 ):
@@ -79,7 +80,7 @@ def test_one_call_has_the_bits_of_the_operators_on_every_instruction_set(
     assert same_bits(found, everything(network(memory=memory)))
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_one_call_has_the_bits_of_the_operators(monkeypatch, space, memory):
     options = {"dtype": torch.float64, "memory": memory, **SPACES[space]}
@@ -99,7 +100,7 @@ def test_any_set_of_gradients(monkeypatch, needed, frozen):
     assert same_bits(found, everything(network(), frozen, needed))
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_gradients_arrive_at_a_state_in_the_order_in_which_autograd_adds_those_of_nodes(
     monkeypatch, space, memory
@@ -109,6 +110,18 @@ def test_gradients_arrive_at_a_state_in_the_order_in_which_autograd_adds_those_o
     with monkeypatch.context() as patch:
         patch.setattr(cnn, "_served", lambda *parts: False)
         assert same_bits(found, everything(network(memory=memory, **SPACES[space])))
+
+
+@pytest.mark.parametrize("space", ["paper", "more steps than in the result"])
+def test_only_what_lies_between_cells_is_kept(space):
+    """Beside it norms, [norms, 2, C]; the stem's patches of 27 channels are made again as a whole."""
+
+    def kept(memory):
+        cells = [p for p in prepared(memory, **SPACES[space]) if p.slots[p.given[0]].shape[-1] != 27]
+        return {len(slot.shape) for p in cells for slot in p.slots if slot.place == Place.KEPT}
+
+    assert kept("cell") == {3}
+    assert kept("recompute") == {3, 4}
 
 
 def test_any_number_of_threads():
@@ -153,16 +166,21 @@ def prepared(memory="store", **options):
     return found
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 @pytest.mark.parametrize("space", SPACES)
 def test_what_lives_at_once_lies_apart(space, memory):
     for program in prepared(memory, **SPACES[space]):
         layout, spans = arenas(program), lifetimes(program)
         size = {k: torch.Size(slot.shape).numel() for k, slot in enumerate(program.slots)}
-        for arena, places, end in (
+        memory = [
             ("kept", layout.kept, layout.kept_size),
             ("temporary", layout.temporary, layout.temporary_size),
-        ):
+        ]
+        for returned in {slot for slot, _ in layout.lent.values()}:
+            lent = {k: offset for k, (slot, offset) in layout.lent.items() if slot == returned}
+            assert max(spans[k][1] for k in lent) < first_use(program, returned)
+            memory.append(("temporary", lent, size[returned]))
+        for arena, places, end in memory:
             taken = sorted((offset, offset + size[k], k) for k, offset in places.items())
             assert all(last <= end for _, last, _ in taken)
             for i, (_, last, a) in enumerate(taken):
@@ -170,10 +188,22 @@ def test_what_lives_at_once_lies_apart(space, memory):
                     if begin < last:
                         assert arena == "temporary"
                         assert spans[a][1] < spans[b][0] or spans[b][1] < spans[a][0]
-        assert in_use(program) >= set(layout.temporary)
+        assert in_use(program) >= {*layout.temporary, *layout.lent}
+        assert not layout.temporary.keys() & layout.lent.keys()
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+def first_use(program, slot):
+    """Return the section in which something may be in a slot: norms are made with the section before."""
+    found = next(
+        (k, i.op)
+        for k, section in enumerate(program.sections)
+        for i in section
+        if slot in {ref.slot for part in (*i.reads, *i.writes) for ref in part}
+    )
+    return found[0] - found[1].startswith("norm_stats")
+
+
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_nothing_is_read_before_it_is_written(memory):
     for program in prepared(memory):
         written = {k for k, slot in enumerate(program.slots) if slot.place in (Place.GIVEN, Place.KEPT)}
@@ -184,7 +214,7 @@ def test_nothing_is_read_before_it_is_written(memory):
             written |= news
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_instructions_of_a_section_do_not_depend_on_each_other(memory):
     """No instruction writes what another of its section reads or writes."""
     for program in prepared(memory, layers=3):
@@ -204,6 +234,13 @@ def test_recompute_needs_the_temporaries_of_one_edge():
         for memory in ("store", "recompute")
     )
     assert recompute < store / 2
+
+
+def test_what_is_returned_lends_its_memory():
+    """The gradients of a cell's inputs are made last: before, images lie there."""
+    layouts = [(p, arenas(p)) for p in prepared("recompute", C=16)]
+    lent = [sum(torch.Size(p.slots[k].shape).numel() for k in layout.lent) for p, layout in layouts]
+    assert max(lent) > max(layout.temporary_size for _, layout in layouts)
 
 
 def test_a_program_takes_only_what_it_was_built_for():

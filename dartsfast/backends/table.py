@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -154,13 +154,13 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
     return storage_dtype if storage_dtype in STORAGE_DTYPES else None
 
 
-def check_memory(memory: str, *, budget: bool = False) -> str:
-    """Return ``memory`` if it is ``store`` or ``recompute``, or where a ``budget`` serves a size.
+def check_memory(memory: str, modes: Sequence[str] = MEMORY_MODES, *, budget: bool = False) -> str:
+    """Return ``memory`` if it is one of ``modes``, or where a ``budget`` serves a size.
 
     Raises:
         InputError: it is neither.
     """
-    if memory in MEMORY_MODES or (budget and is_size(memory)):
+    if memory in modes or (budget and is_size(memory)):
         return memory
     sizes = ", or a budget such as 800MB, 6GB or 50% of what is free" if budget else ""
-    raise InputError(f"unknown memory mode {memory!r}: choose one of {', '.join(MEMORY_MODES)}{sizes}")
+    raise InputError(f"unknown memory mode {memory!r}: choose one of {', '.join(modes)}{sizes}")

@@ -18,11 +18,11 @@ from dartsfast.cli import export, left, test
 from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.parsing import Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, saying
-from dartsfast.runs.options import GROUPS, HERE
+from dartsfast.runs.options import GROUPS, HERE, MOVED
 from dartsfast.search.config import CNNConfig
 from dartsfast.verbs import VERBS, WITHOUT_EFFECT
 
@@ -242,7 +242,7 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
     paths = [Path(place).resolve() for place in places]
     if len({path.parent if path.is_file() else path for path in paths}) > 1:
         raise InputError(f"a resumed run stays in its folder: name one of {', '.join(places)}")
-    own = set(given) - {"out", "save", "data", *HERE}
+    own = set(given) - {"out", "save", *MOVED, *HERE}
     fixed = sorted(name.removesuffix("_file") for name in own)
     if fixed:
         raise InputError(
@@ -252,7 +252,7 @@ def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume
         raise InputError(
             f"--data {given['data']} is no place where the data of a run can lie now: leave it out"
         )
-    here = {name: given[name] for name in ("data", *HERE) if name in given}
+    here = {name: given[name] for name in (*MOVED, *HERE) if name in given}
     _begin(verb, kind, config_cls(**here), folder, detail)
 
 
@@ -311,7 +311,7 @@ def _explain(args: argparse.Namespace) -> None:
     config, primitives = CNNConfig(**given), getattr(args, "primitives", None)
     passes = explain_cnn(config, primitives)
     print_explanation(passes, getattr(args, "instructions", None))
-    if config.memory not in MEMORY_MODES:
+    if config.memory not in CNN_MEMORY_MODES:
         print(f"memory {config.memory}: {explain_memory(config, primitives)}")
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast import fused
-from dartsfast.backends import MEMORY_MODES, check_memory, check_storage, resolve_backend
+from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn.checks import check_images, check_labels, check_sizes
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
@@ -34,7 +34,8 @@ from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
 from dartsfast.modules.plain import difference, served
-from dartsfast.modules.recompute import applied
+from dartsfast.modules.recompute import applied, recomputed
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.sizes import in_bytes
 
 
@@ -94,7 +95,7 @@ class Cell(nn.Module):
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
         self._steps = steps
         self._multiplier = multiplier
-        self._memory = check_memory(memory)
+        self._memory = check_memory(memory, CNN_MEMORY_MODES)
         self._storage_dtype = storage_dtype
         self._ops = nn.ModuleList()
         count = sum(2 + i for i in range(steps))
@@ -121,12 +122,17 @@ class Cell(nn.Module):
             return fused.cell(self, [s0, s1], weights.to(dtype), self._memory, self._storage_dtype)
         if fusable:
             _warn_of_altered_edges("their weights are a list, not a tensor: torch.stack its rows")
+        if self._memory == "cell" and torch.is_grad_enabled():
+            return recomputed(self, functools.partial(self._stock, memory="store"), s0, s1, weights)
+        return self._stock(s0, s1, weights, self._memory)
+
+    def _stock(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any], memory: str) -> Tensor:
+        """Return what stock modules make of ``s0`` and ``s1``."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self._steps):
             s = sum(
-                applied(self._ops[offset + j], self._memory, h, weights[offset + j])
-                for j, h in enumerate(states)
+                applied(self._ops[offset + j], memory, h, weights[offset + j]) for j, h in enumerate(states)
             )
             offset += len(states)
             states.append(s)
@@ -159,10 +165,11 @@ class Network(ArchModule):
         multiplier: nodes concatenated into a cell's output.
         stem_multiplier: channels of the stem, in units of ``C``.
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
-        memory: ``store``, or ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
-            backward; or a budget for all that a pass takes beside model, data and optimisers, such as
-            ``800MB``, ``6GB`` or ``50%`` of what the device has free: the first pass over images of a size
-            chooses which cells compute again, the fastest choice that fits (:meth:`fit_memory`).
+        memory: ``store``; ``recompute`` to keep only the inputs of nodes (reference: of edges) for the
+            backward, ``cell`` those of cells; or a budget for all that a pass takes beside model, data and
+            optimisers, such as ``800MB``, ``6GB`` or ``50%`` of what the device has free: the first pass over
+            images of a size chooses how every cell keeps, the fastest choice that fits
+            (:meth:`fit_memory`).
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. The backends cuda and triton only.
         primitives: operation names of the search space, keys of ``operations.OPS``, or a
@@ -204,7 +211,7 @@ class Network(ArchModule):
         self._multiplier = multiplier
         self._stem_multiplier = stem_multiplier
         self._backend = backend
-        self._memory = check_memory(memory, budget=True)
+        self._memory = check_memory(memory, CNN_MEMORY_MODES, budget=True)
         self._fits: list[fused.Fit] = []
         if not isinstance(primitives, Space):
             primitives = Space(*[list(PRIMITIVES if primitives is None else primitives)] * 2)
@@ -228,7 +235,7 @@ class Network(ArchModule):
                 space = {}
             cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
             cell._backend, cell._storage_dtype = backend, self._storage_dtype
-            cell._memory = memory if memory in MEMORY_MODES else "recompute"
+            cell._memory = memory if memory in CNN_MEMORY_MODES else "recompute"
             reduction_prev = reduction
             self.cells.append(cell)
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
@@ -302,26 +309,27 @@ class Network(ArchModule):
         """Return [edges, ops] by which the genotype is read off."""
         return F.softmax(self.logits(reduction).detach(), dim=-1)
 
-    def fit_memory(self, images: Sequence[int]) -> fused.Fit:
-        """Choose which cells compute again so that a pass over images [N, 3, H, W] fits its memory budget.
+    def fit_memory(self, images: Sequence[int], order: int = 1) -> fused.Fit:
+        """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.
 
-        Images that are smaller in all four take what larger ones took.
+        Images that are smaller in all four take what larger ones took. ``order`` is that of the alphas'
+        gradient: passes of the second have copies of the weights beside them.
 
         Raises:
             InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
         """
-        if self._memory in MEMORY_MODES:
+        if self._memory in CNN_MEMORY_MODES:
             raise InputError(
                 f"memory={self._memory!r} is no budget: build the network with one, such as 800MB"
             )
-        found = next((fit for fit in self._fits if fit.serves(images)), None)
+        found = next((fit for fit in self._fits if fit.serves(images, order)), None)
         if found is None:
             if self.backend == "reference":
                 raise InputError(
                     f"memory={self._memory!r} is planned from programs, and the reference path has none: "
-                    f"choose one of {', '.join(MEMORY_MODES)}"
+                    f"choose one of {', '.join(CNN_MEMORY_MODES)}"
                 )
-            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device))
+            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order)
             self._fits.append(found)
         cells: list[Any] = list(self.cells)
         for cell, mode in zip(cells, found.modes, strict=True):
@@ -337,7 +345,7 @@ class Network(ArchModule):
             InputError: not four dimensions with the stem's channels, or a size that cannot be halved twice.
         """
         check_images(self.stem, input)
-        if self._memory not in MEMORY_MODES and torch.is_grad_enabled():
+        if self._memory not in CNN_MEMORY_MODES and torch.is_grad_enabled():
             self.fit_memory(input.shape)
         kinds = sorted({bool(cell.reduction) for cell in self.cells})
         rows = self.mixing_weights(kinds)
@@ -347,7 +355,8 @@ class Network(ArchModule):
         if self.backend == "reference":
             s0 = s1 = self.stem(input)
         else:
-            s0 = s1 = fused.stem(self, self.stem, input, self._storage_dtype)
+            memory = getattr(self.cells[0], "_memory", "store")
+            s0 = s1 = fused.stem(self, self.stem, input, self._storage_dtype, memory)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, mixing[bool(cell.reduction)])
         out = self.global_pooling(s1)

@@ -72,6 +72,7 @@ class Backward:
         if forward.weights.slot in self.needed:
             section.append(zero(self.gradient(forward.weights)))
         self.program.section(section)
+        self._states()
         inputs = len(forward.setting.inputs)
         for first, last in reversed(forward.apart):
             nodes = []
@@ -181,6 +182,19 @@ class Backward:
         self.program.section(section)
         if not together:
             self.program.section([i for p in group for i in builder.second_stages(p, Place.TEMPORARY)])
+
+    def _states(self) -> None:
+        """Add the states that edges read and that nothing kept."""
+        forward, sources = self.forward, self.forward.stored
+        for k, node in enumerate(forward.placed, len(forward.setting.inputs)):
+            out, base = sources[k], None
+            if k not in forward.read or self.program.slots[out.slot].place != Place.TEMPORARY:
+                continue
+            for placed in node:
+                self._compute([placed], together=False)
+                images, count = placed.summed(sources[placed.source]), len(placed.edge.ops)
+                self.program.section([mixed_sum(images, placed.final, placed.weights, base, out, [count])])
+                base = out
 
     def _sums(self, groups: list[tuple[Ref, list[Placed]]]) -> list[list[Ref]]:
         """Add the gradients of nodes' mixing weights; return coef [4, C] of every operation, by edge."""

@@ -1,10 +1,11 @@
-"""Which cells of a network keep their images and which compute them again, so that a pass fits a budget."""
+"""Which cells of a network keep their images and which compute them again, so that passes fit a budget."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,18 @@ from torch import nn
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import costs
 from dartsfast.fused.passes import Pass, planned
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.sizes import megabytes
 
 # How many operations take the time of a byte of memory: a CPU's core has 84 GFLOP/s and 14 GB/s, an A100
 # 19.5 TFLOP/s and 2 TB/s. Which cells to compute again first hardly depends on it.
 OPERATIONS_A_BYTE = 8
-_TRIES = 8
+_LARGEST = {
+    1: ("both",),
+    2: ("both", "alphas"),
+}  # of the passes of an iteration, those that may need the most
+_STEPS = 256  # of a frontier
+_SLACK = 0.02  # how far sums by cells may be above what a pass takes
 
 
 @dataclass(frozen=True)
@@ -28,64 +34,66 @@ class Fit:
 
     Attributes:
         images: [N, 3, H, W] that it is for.
-        modes: ``store`` or ``recompute``, by cell.
-        peak: bytes that a pass takes at most, beside model, data and optimisers.
-        least: the same where every cell is computed again.
+        order: of the alphas' gradient, likewise.
+        modes: ``store``, ``recompute`` or ``cell``, by cell; the stem is kept as the first cell.
+        peak: bytes that an iteration takes at most, beside model, data and optimisers.
+        least: the same where nothing is kept but what lies between cells.
         price: time of a pass over that of one whose cells are all stored, by operations and bytes.
     """
 
     images: tuple[int, ...]
+    order: int
     modes: tuple[str, ...]
     peak: int
     least: int
     price: float
 
-    def serves(self, images: Sequence[int]) -> bool:
-        """Whether a pass over such images takes no more."""
-        return all(a <= b for a, b in zip(images, self.images, strict=True))
+    def serves(self, images: Sequence[int], order: int) -> bool:
+        """Whether an iteration over such images takes no more."""
+        return order <= self.order and all(a <= b for a, b in zip(images, self.images, strict=True))
 
     def __str__(self) -> str:
-        stored = [str(k) for k, mode in enumerate(self.modes) if mode == "store"]
+        cells = {m: [str(k) for k, mode in enumerate(self.modes) if mode == m] for m in CNN_MEMORY_MODES}
+        kept = "; ".join(f"{mode} cells {', '.join(found)}" for mode, found in cells.items() if found)
         return (
-            f"stores cells {', '.join(stored) or 'none'} of {len(self.modes)}, "
-            f"peak {megabytes(self.peak)} MB (least {megabytes(self.least)}), "
+            f"{kept}; peak {megabytes(self.peak)} MB (least {megabytes(self.least)}), "
             f"{self.price:.2f} times the time of storing all"
         )
 
 
-def fit(network: Any, images: Sequence[int], budget: int) -> Fit:
+def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit:
     """Return the modes of cells with which a pass is the fastest of those that fit, by what cells come to.
-
-    The pass takes the gradients of alphas and weights, which needs the most memory.
 
     Args:
         network: :class:`dartsfast.cnn.model_search.Network`, its backend ``cpu``, ``cuda`` or ``triton``.
         images: [N, 3, H, W].
         budget: bytes beside model, data and optimisers.
+        order: of the alphas' gradient: with the second, passes have copies of the weights beside them.
 
     Raises:
         InputError: nothing fits; it says what would.
     """
     twin = _twin(network)
     cells = len(twin.cells)
-    passes = {mode: _pass(twin, [mode] * cells, images) for mode in MEMORY_MODES}
-    least = passes["recompute"].peak
+    passes = {mode: _passes(twin, [mode] * cells, images, order) for mode in CNN_MEMORY_MODES}
+    least = _peak(passes["cell"])
     if least > budget:
-        raise InputError(_too_little(twin, images, budget, least))
-    each = {mode: _by_cell(p, cells) for mode, p in passes.items()}
+        raise InputError(_too_little(twin, images, budget, order, least))
+    between = min(_outside(found[0]) for found in passes.values())
+    each = {mode: _by_cell(p, cells, _outside(p) - between) for mode, (p, *_) in passes.items()}
     times = {mode: sum(c.time for c in found) for mode, found in each.items()}
-    goal = budget
-    for _ in range(_TRIES):
-        modes = _fastest(each, goal)
-        peak = _pass(twin, modes, images).peak
+    beside = passes["store"][0].beside
+    for estimate, modes in _frontier(each):
+        if estimate + beside > (1 + _SLACK) * budget:
+            continue
+        peak = _peak(_passes(twin, modes, images, order))
         if peak <= budget:
             break
-        goal -= peak - budget  # what a sum by cells leaves out, such as blocks that are kept to be used again
     else:
-        modes, peak = ["recompute"] * cells, least
+        modes, peak = ["cell"] * cells, least
     time = sum(each[mode][k].time for k, mode in enumerate(modes))
     price = time / times["store"] if times["store"] else 1.0  # where no cell has programs
-    return Fit(tuple(images), tuple(modes), peak, least, price)
+    return Fit(tuple(images), order, tuple(modes), peak, least, price)
 
 
 class _Cell(NamedTuple):
@@ -94,13 +102,21 @@ class _Cell(NamedTuple):
     time: float  # in those of a byte
 
 
-def _by_cell(p: Pass, cells: int) -> list[_Cell]:
-    """Return what the cells of a pass come to; what is beside their programs counts to those."""
+def _outside(p: Pass) -> int:
+    """Return the bytes outside cells: what lies between them, alike in all modes, and the stem's."""
+    return p.kept - sum(run.kept for run in p.runs if run.part != "stem")
+
+
+def _by_cell(p: Pass, cells: int, stem: int) -> list[_Cell]:
+    """Return what the cells of a pass come to; what is beside their programs counts to those.
+
+    ``stem``: bytes that the stem keeps, which is kept as the first cell.
+    """
     found: list[_Cell] = []
     before = 0
     for k in range(cells):
         runs = [run for run in p.runs if run.part.startswith(f"cell {k},")]
-        kept = sum(run.kept for run in runs)
+        kept = sum(run.kept for run in runs) + (0 if k else stem)
         time = sum(
             max(cost.operations / OPERATIONS_A_BYTE, cost.read + cost.written)
             for run in runs
@@ -111,47 +127,63 @@ def _by_cell(p: Pass, cells: int) -> list[_Cell]:
     return found
 
 
-def _fastest(each: dict[str, list[_Cell]], budget: int) -> list[str]:
-    """Return the modes that take the least time of those that fit, as sums of what cells come to.
+def _frontier(each: dict[str, list[_Cell]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield peaks, as sums of what cells come to, and modes: the fastest first, the smallest last."""
+    most: float = inf
+    step = 0
+    while (found := _fastest(each, most)) is not None:
+        yield found
+        step = step or found[0] // _STEPS + 1
+        most = found[0] - step
+
+
+def _fastest(each: dict[str, list[_Cell]], most: float) -> tuple[int, list[str]] | None:
+    """Return peak and modes of the least time of those whose peak is not above ``most``, if there are any.
 
     Of ways to have got to a cell, those that neither keep less nor are faster than another are dropped.
     """
-    ways: list[tuple[int, float, list[str]]] = [(0, 0.0, [])]
-    for k in range(len(each["recompute"])):
+    ways: list[tuple[int, float, int, list[str]]] = [(0, 0.0, 0, [])]
+    for k in range(len(each["cell"])):
         more = []
-        for kept, time, modes in ways:
-            for mode in MEMORY_MODES:
-                cell = each[mode][k]
-                if kept + cell.most <= budget or mode == "recompute":
-                    more.append((kept + cell.kept, time + cell.time, [*modes, mode]))
+        for kept, time, peak, modes in ways:
+            for mode, cells in each.items():
+                highest = max(peak, kept + cells[k].most)
+                if highest <= most:
+                    more.append((kept + cells[k].kept, time + cells[k].time, highest, [*modes, mode]))
         ways = []
-        for way in sorted(more, key=lambda way: way[:2]):
+        for way in sorted(more, key=lambda way: way[:3]):
             if not ways or way[1] < ways[-1][1]:
                 ways.append(way)
-    return ways[-1][2]
+        if not ways:
+            return None
+    return ways[-1][2], ways[-1][3]
 
 
-def _pass(network: Any, modes: Sequence[str], images: Sequence[int]) -> Pass:
+def _passes(network: Any, modes: Sequence[str], images: Sequence[int], order: int) -> list[Pass]:
     for cell, mode in zip(network.cells, modes, strict=True):
         cell._memory = mode
-    return planned(network, images, "both")
+    return [planned(network, images, of, order) for of in _LARGEST[order]]
 
 
-def _too_little(network: Any, images: Sequence[int], budget: int, least: int) -> str:
+def _peak(passes: Sequence[Pass]) -> int:
+    return max(p.peak + p.beside for p in passes)
+
+
+def _too_little(network: Any, images: Sequence[int], budget: int, order: int, least: int) -> str:
     """Say what would fit: memory grows with the batch in a line."""
     N, *shape = images
     batch = 0
     if N > 1:
-        modes = ["recompute"] * len(network.cells)
+        modes = ["cell"] * len(network.cells)
         half = max(1, N // 2)
-        at_half = _pass(network, modes, [half, *shape]).peak
+        at_half = _peak(_passes(network, modes, [half, *shape], order))
         batch = max(0, N - int(-(-(least - budget) * (N - half) // (least - at_half))))
-        while batch and _pass(network, modes, [batch, *shape]).peak > budget:
+        while batch and _peak(_passes(network, modes, [batch, *shape], order)) > budget:
             batch -= 1
     advice = f"or images in batches of {batch} at most" if batch else "or smaller images, or fewer channels"
     return (
-        f"a memory budget of {megabytes(budget)} MB is too little: a pass over images {list(images)} takes "
-        f"{megabytes(least)} MB with every cell computed again. Give it that, {advice}"
+        f"a memory budget of {megabytes(budget)} MB is too little: passes over images {list(images)} take "
+        f"{megabytes(least)} MB with nothing kept but what lies between cells. Give it that, {advice}"
     )
 
 
@@ -163,7 +195,7 @@ def _twin(network: Any) -> Any:
         memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
     backend = network.backend
     twin = copy.deepcopy(network, memo)
-    twin._backend, twin._memory = backend, "recompute"  # what it is within a plan is said cell by cell
+    twin._backend, twin._memory = backend, "cell"  # what it is within a plan is said cell by cell
     for cell in twin.cells:
         cell._backend = backend
     return twin

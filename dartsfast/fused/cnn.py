@@ -7,6 +7,7 @@ Images between cells are [N, C, H, W] in channels_last memory, the same memory a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dartsfast.cnn.operations import FactorizedReduce
@@ -70,10 +72,13 @@ class _Reading:
 
 
 @eager
-def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | None) -> Tensor:
+def stem(
+    owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | None, memory: str = "recompute"
+) -> Tensor:
     """Convolution 3x3 and batch norm with affine: [N, 3, H, W] to [N, C, H, W]; any other stem as it is.
 
-    ``owner`` is the network, as long as which what was read is known.
+    ``owner`` is the network, as long as which what was read is known. With ``memory="cell"`` only ``images``
+    are kept for the backward, unless images are stored in half precision.
     """
     built = type(module) is nn.Sequential and is_plain_tree(module)
     if not built or not are(module, (nn.Conv2d, nn.BatchNorm2d)):
@@ -87,13 +92,20 @@ def stem(owner: nn.Module, module: Any, images: Tensor, storage: torch.dtype | N
         if not torch.is_autocast_enabled(images.device.type) or images.dtype == torch.float64:
             return module(images)  # which says that they do not go together
         images = images.to(conv.weight.dtype)
-    patches = _Patches.apply(images)
     reading = _Reading.of(owner, [module], lambda: [])
     edge = reading.get("edge", lambda: Edge(1, (0,), relu=False, single=[Stage((conv.weight,), 1, norm)]))
+    again = memory == "cell" and storage is None and torch.is_grad_enabled()
     # Cheap enough to be computed again, except that half precision keeps what it always kept.
-    memory = "recompute" if storage is None else "store"
-    out = _single(reading, edge, patches, _stored(patches, storage), memory, storage)
-    return nchw(_Affine.apply(out, norm.weight, norm.bias, _stored(out, storage)))
+    inner = "recompute" if storage is None and not again else "store"
+    first = iter([True])  # of two times only one moves running statistics
+
+    def run(images: Tensor) -> Tensor:
+        patches = _Patches.apply(images)
+        moves = next(first, False)
+        out = _single(reading, edge, patches, _stored(patches, storage), inner, storage, moves=moves)
+        return nchw(_Affine.apply(out, norm.weight, norm.bias, _stored(out, storage)))
+
+    return checkpoint(run, images, use_reentrant=False, preserve_rng_state=False) if again else run(images)
 
 
 @eager
@@ -103,7 +115,7 @@ def cell(
     """Run a search cell, ``weights`` [edges, ops] being the mixing weights of its edges' MixedOps.
 
     Edges that are altered run as the modules that they are. What is kept for the backward is kept as
-    ``storage``, with ``memory="recompute"`` only what lies between two passes; None: as it is computed.
+    ``storage``, unless ``memory`` is ``store`` only what lies between two passes; None: as it is computed.
     """
     preprocess, mixed = [module.preprocess0, module.preprocess1], list(module._ops)
     reading = _Reading.of(module, [*preprocess, *mixed], module._altered_edges)
@@ -202,11 +214,18 @@ def _preprocessed(
 
 
 def _single(
-    reading: _Reading, edge: Edge, x: Tensor, stored: Tensor, memory: str, storage: torch.dtype | None
+    reading: _Reading,
+    edge: Edge,
+    x: Tensor,
+    stored: Tensor,
+    memory: str,
+    storage: torch.dtype | None,
+    *,
+    moves: bool = True,
 ) -> Tensor:
     """Run an edge whose operation is not weighted."""
     weights = ones(x.dtype, x.device)
-    setting = _setting([x], weights, memory, storage)
+    setting = replace(_setting([x], weights, memory, storage), moves=moves)
     graph = [Node([(0, edge, None)])]
     prepared = reading.get((id(edge), setting), lambda: Prepared(graph, 1, setting))
     return prepared([x], weights, stored=[stored] if setting.kept_as else ())

@@ -99,6 +99,12 @@ class _Places:
         given, returned = len(program.given), len(program.returned)
         self._found = {slot: (k, 0) for k, slot in enumerate(program.given)}
         self._found |= {slot: (given + k, 0) for k, slot in enumerate(program.returned)}
+        memory = list(memory)
+        self._found |= {
+            slot: (self._found[returned][0], offset)
+            for found in memory
+            for slot, (returned, offset) in found.lent.items()
+        }
         own = [offsets for found in memory for offsets in (found.kept, found.temporary)]
         for k, offsets in enumerate(own, given + returned):
             self._found |= {slot: (k, offset) for slot, offset in offsets.items()}

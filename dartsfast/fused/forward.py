@@ -44,9 +44,10 @@ class Setting:
         inputs: [N, H, W, C] of each.
         weights: [edges, ops] of the mixing weights.
         dtype, device: of the arithmetic.
-        memory: ``store`` or ``recompute``.
+        memory: ``store``, ``recompute``, or ``cell``, which keeps no state beside the result either.
         storage: dtype of images before their norms; None: that of the arithmetic.
         backward: whether there will be one.
+        moves: whether batch norms in training move their running statistics.
         traced: whether tensors stand for others, which have no memory.
         part: where programs are noted instead of run.
 
@@ -63,6 +64,7 @@ class Setting:
     backward: bool
     traced: bool = False
     part: Part | None = None
+    moves: bool = True
 
     def __post_init__(self) -> None:
         served = self.storage is None or self.dtype == torch.float32
@@ -190,7 +192,8 @@ class Forward:
         halved = setting.kept_as if read and not (direct and setting.runner in NATIVE) else None
         if direct:
             return Place.RETURNED, halved
-        return self.kept if read and halved is None else Place.TEMPORARY, halved
+        keeps = read and halved is None and setting.memory != "cell"
+        return self.kept if keeps else Place.TEMPORARY, halved
 
     def _next(self, nodes: list[list[Placed]]) -> list[Placed]:
         """Return the edges to compute before nodes: theirs.
@@ -322,7 +325,7 @@ class Forward:
                 mean, variance = [s.row(0) for _, s, _ in batch], [s.row(1) for _, s, _ in batch]
             else:
                 mean, variance = ([self._buffer(n, name, C) for n, _, _ in batch] for name in _RUNNING[:2])
-            moves = norm.training and norm.track_running_stats
+            moves = norm.training and norm.track_running_stats and self.setting.moves
             moved = [[self._buffer(n, name, C) for n, _, _ in batch] if moves else [] for name in _RUNNING]
             rows = self.builder.program.new((len(batch), 2, C), self.kept).rows()
             found.append(norm_stats(mean, variance, moved, norm.momentum, norm.eps, N * H * W, rows))

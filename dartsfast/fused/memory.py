@@ -1,10 +1,11 @@
-"""Lifetimes of a program's slots, and their places in two arenas: what is kept, and what is temporary."""
+"""Lifetimes of a program's slots, and where they lie: in what is kept, in what is temporary, or in what is
+returned as long as nothing has been written there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ def lifetimes(program: Program) -> dict[int, tuple[int, int]]:
     return found
 
 
+def untouched(program: Program) -> dict[int, int]:
+    """Return how many sections run before anything is in each returned slot."""
+    found: dict[int, int] = {}
+    for k, section in enumerate(program.sections):
+        for i in section:
+            for ref in (*refs(i.reads), *refs(i.writes)):
+                if program.slots[ref.slot].place == Place.RETURNED:
+                    found.setdefault(ref.slot, max(k - 1, 0) if i.op in _EARLY else k)
+    return found
+
+
 def last_reads(program: Program) -> dict[int, list[int]]:
     """Return the temporary slots that nothing uses after a section, by section."""
     found: dict[int, list[int]] = {}
@@ -76,10 +88,14 @@ class Bytes(NamedTuple):
 
 @dataclass
 class Arenas:
-    """Offsets of slots of one dtype in elements, and the elements of both arenas."""
+    """Offsets of slots of one dtype in elements, and the elements of both arenas.
+
+    ``lent``: returned slot and offset of temporary slots that are done with before anything is written there.
+    """
 
     kept: dict[int, int]
     temporary: dict[int, int]
+    lent: dict[int, tuple[int, int]]
     kept_size: int
     temporary_size: int
 
@@ -93,7 +109,8 @@ def halves(program: Program) -> torch.dtype | None:
 def arenas(program: Program, halved: torch.dtype | None = None) -> Arenas:
     """Lay out a program's own slots: kept ones side by side, temporary ones where none that lives lies.
 
-    A slot takes the lowest gap that is large enough, the largest slot of a section first.
+    A slot takes the lowest gap that is large enough, the largest slot of a section first; in a returned
+    tensor if there is one.
 
     Args:
         program: the program.
@@ -107,12 +124,34 @@ def arenas(program: Program, halved: torch.dtype | None = None) -> Arenas:
             kept[number] = kept_size
             kept_size += _size(slot.shape)
     spans = {number: span for number, span in lifetimes(program).items() if chosen[number]}
-    temporary, size = packed(spans, {slot: prod(program.slots[slot].shape) for slot in spans})
-    return Arenas(kept, temporary, kept_size, size)
+    sizes = {slot: prod(program.slots[slot].shape) for slot in spans}
+    lent = {} if halved else _lent(program, spans, sizes)
+    temporary, size = packed({slot: span for slot, span in spans.items() if slot not in lent}, sizes)
+    return Arenas(kept, temporary, lent, kept_size, size)
 
 
-def packed(spans: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]) -> tuple[dict[int, int], int]:
-    """Return offsets of what lives from a first to a last section, and the elements of all."""
+def _lent(
+    program: Program, spans: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]
+) -> dict[int, tuple[int, int]]:
+    """Return which temporary slots lie in which returned slot, and where."""
+    found: dict[int, tuple[int, int]] = {}
+    for returned, until in untouched(program).items():
+        room = prod(program.slots[returned].shape)
+        fit = {
+            s: span for s, span in spans.items() if s not in found and span[1] < until and sizes[s] <= room
+        }
+        offsets, _ = packed(fit, sizes, room)
+        found |= {slot: (returned, offset) for slot, offset in offsets.items()}
+    return found
+
+
+def packed(
+    spans: Mapping[int, tuple[int, int]], sizes: Mapping[int, int], room: float = inf
+) -> tuple[dict[int, int], int]:
+    """Return offsets of what lives from a first to a last section, and the elements of all.
+
+    What does not fit into a ``room`` of so many elements is left out.
+    """
     alive: list[tuple[int, int, int]] = []  # offset, end, last section
     found: dict[int, int] = {}
     size = 0
@@ -124,6 +163,8 @@ def packed(spans: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]) -> tu
             if begin - offset >= wanted:
                 break
             offset = end
+        if offset + sizes[number] > room:
+            continue
         found[number] = offset
         alive.append((offset, offset + wanted, last))
         size = max(size, offset + wanted)

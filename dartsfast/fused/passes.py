@@ -13,7 +13,7 @@ from torch import Tensor
 from dartsfast.backends import pretending
 from dartsfast.fused.costs import Cost, costs
 from dartsfast.fused.planning import Plan, Run
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 
 PASSES = {1: {"alphas": 1, "both": 1}, 2: {"alphas": 2, "weights": 1, "both": 2}}
 """Whose gradients the passes of an iteration take, and how many of each there are, by order.
@@ -21,6 +21,11 @@ PASSES = {1: {"alphas": 1, "both": 1}, 2: {"alphas": 2, "weights": 1, "both": 2}
 The step of the weights takes the alphas' gradients too. The second order has a virtual step (weights), the
 validation loss after it (both), and the two passes of its finite difference (alphas).
 """
+
+
+COPIES = {1: {"alphas": 0, "both": 0}, 2: {"weights": 0, "both": 1, "alphas": 2}}
+"""Copies of the weights that the alphas' step holds while a pass runs, by order: the weights that it will
+restore, and in the finite difference the vector of the product."""
 
 
 class Pass(NamedTuple):
@@ -32,6 +37,7 @@ class Pass(NamedTuple):
         runs: programs, in order.
         kept: bytes that live between the two.
         peak: bytes that live at most. Both are beside model, data and optimisers.
+        beside: bytes of copies of the weights that live all the time.
     """
 
     of: str
@@ -39,6 +45,7 @@ class Pass(NamedTuple):
     runs: list[Run]
     kept: int
     peak: int
+    beside: int
 
 
 def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
@@ -53,10 +60,10 @@ def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
     Raises:
         InputError: images that do not fit the network.
     """
-    return [planned(network, images, of, times) for of, times in PASSES[order].items()]
+    return [planned(network, images, of, order) for of in PASSES[order]]
 
 
-def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pass:
+def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pass:
     """Return a pass that takes the gradients ``of``; arguments and errors as :func:`iteration`."""
     groups: dict[str, list[Tensor]] = {
         "alphas": network.arch_parameters(),
@@ -66,12 +73,12 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
         for t in group:
             t.requires_grad_(of in (name, "both"))
     wanted = [t for group in groups.values() for t in group if t.requires_grad]
-    x = torch.empty(images, device="meta")
+    x = torch.empty(images, dtype=network.alphas_normal.dtype, device="meta")
     labels = torch.empty(images[0], dtype=torch.int64, device="meta")
     plan = Plan(network._backend)
-    if network._memory not in MEMORY_MODES:
+    if network._memory not in CNN_MEMORY_MODES:
         with pretending(network._backend):
-            network.fit_memory(images)
+            network.fit_memory(images, order)
     with ExitStack() as stack:
         # The cell itself takes no part in what it computes: a hook on it alters nothing.
         for k, cell in enumerate(network.cells):
@@ -80,9 +87,10 @@ def planned(network: Any, images: Sequence[int], of: str, times: int = 1) -> Pas
         stack.enter_context(plan)
         loss = network._loss(x, labels)
         kept = plan.in_use
-        plan.phase = f"backward of {of}"
+        plan.part, plan.phase = "stem", f"backward of {of}"  # of cells, what is made in the forward says so
         torch.autograd.grad(loss, wanted, allow_unused=True)
-    return Pass(of, times, plan.runs, kept, plan.peak)
+    beside = COPIES[order][of] * sum(w.numel() * w.itemsize for w in groups["weights"])
+    return Pass(of, PASSES[order][of], plan.runs, kept, plan.peak, beside)
 
 
 def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:

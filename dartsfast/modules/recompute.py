@@ -1,4 +1,4 @@
-"""``memory="recompute"`` on the reference path: trade a second forward for the stored activations."""
+"""``memory`` on the reference path: trade a second forward for the stored activations."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def running_statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 
 def applied(module: nn.Module, memory: str, *args: Any) -> Tensor:
-    """Return ``module(*args)``; with ``memory="recompute"`` only ``args`` are kept for the backward."""
-    if memory == "recompute" and torch.is_grad_enabled():
+    """Return ``module(*args)``; unless ``memory`` is ``store`` only ``args`` are kept for the backward."""
+    if memory != "store" and torch.is_grad_enabled():
         return recomputed(module, module, *args)
     return module(*args)
 

@@ -16,7 +16,7 @@ from dartsfast.errors import InputError
 from dartsfast.runs.checkpoint import CURRENT, has_checkpoint, load_checkpoint, one_line
 from dartsfast.runs.fit import check_pieces, check_progress, match, match_keys, restored_config
 from dartsfast.runs.folder import locked, new_folder, refuse_used
-from dartsfast.runs.options import here
+from dartsfast.runs.options import MOVED, here
 from dartsfast.runs.run import STATE, Run
 
 
@@ -143,8 +143,9 @@ def _processes(count: int) -> str:
 def _run_again(run_cls: type[Run], config: Any, own: Any, folder: Path) -> Run:
     """Return a run under the configuration ``own`` of the run, but for what ``config`` says of here."""
     now = here(config)
-    if config.data != type(config).data:
-        now["data"] = config.data
+    for name in MOVED:
+        if getattr(config, name, None) != getattr(type(config), name, None):
+            now[name] = getattr(config, name)
     try:
         return _built(run_cls, dataclasses.replace(own, **now))
     except InputError as error:

@@ -29,3 +29,9 @@ def resolve_device(device: str) -> torch.device:
             f"device {device!r} is not here (CUDA devices: {torch.cuda.device_count()}): use --device cpu"
         )
     return found
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether ``error`` says that there is no more memory: that of kernels, or torch's."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)

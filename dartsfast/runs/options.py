@@ -17,6 +17,7 @@ from dartsfast.errors import InputError
 GROUPS = ("data", "network", "optimisation", "method", "searches", "trainings", "run")
 DATA, NETWORK, OPTIMISATION, METHOD, SEARCHES, TRAININGS, RUN = GROUPS
 HERE = ("device", "checkpoint_seconds", "workers")  # options of a process, not of a run
+MOVED = ("data", "memory")  # those of a run that may be others when it goes on: they change no bit
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] = (), *, group: str = RUN) -> Any:

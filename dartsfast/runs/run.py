@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ import torch
 from dartsfast import ranks
 from dartsfast.bilevel.flat import average_over_ranks_
 from dartsfast.bilevel.guard import random_state, set_random_state
-from dartsfast.errors import DivergedError, RunStopped
+from dartsfast.errors import DivergedError, InputError, RunStopped
 from dartsfast.genotypes import AnyGenotype
 from dartsfast.runs.checkpoint import CURRENT, save_checkpoint
 from dartsfast.runs.config_file import changed_options, resume_command, write_config
-from dartsfast.runs.device import resolve_device
+from dartsfast.runs.device import ran_out, resolve_device
 from dartsfast.runs.fit import check_progress, match, match_optimizer
 from dartsfast.runs.interrupts import Stop, StopAsked, signal_name, stop_signals
 from dartsfast.runs.journal import Journal
@@ -253,6 +254,10 @@ class Run(ABC):
                 raise self._stopped(out, self.stop.signum, "the checkpoint is of this moment") from None
             except KeyboardInterrupt as error:
                 raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+                raise self._ran_out(out, error) from error
             result = ranks.from_first(lambda: self.result(out, checkpoint))
             self.journal.lesson = result.lesson
         return result
@@ -331,6 +336,22 @@ class Run(ABC):
         self.journal.end = f"stopped by {signal_name(signum)} {place}"
         command = resume_command(out, self.command, changed_options(self.config), ranks.size())
         return RunStopped(f"{self.journal.end}; {saved}. Go on with: {command}", signum)
+
+    def _ran_out(self, out: Path, error: BaseException) -> InputError:
+        self.journal.end = f"out of memory in epoch {self.epoch + 1}, iteration {self.step}"
+        traceback.clear_frames(error.__traceback__)  # which hold what the pass has made
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        advice, options = self.smaller()
+        command = resume_command(out, self.command, changed_options(self.config), ranks.size())
+        return InputError(
+            f"{self.journal.end}; the checkpoint of before is whole. {advice}. Go on with: "
+            f"{' '.join([command, *options])}"
+        )
+
+    def smaller(self) -> tuple[str, list[str]]:
+        """Return what would take less memory, in words, and the options with which a resumed run does."""
+        return "Free memory of other programs", []
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on."""

@@ -25,11 +25,13 @@ from dartsfast.data import (
     limited,
     load_images,
 )
+from dartsfast.errors import InputError
+from dartsfast.fused import fit
 from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.modules.sync_norm import synchronise_
-from dartsfast.names import MEMORY_MODES
+from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Report
@@ -37,6 +39,7 @@ from dartsfast.runs.run import Iteration
 from dartsfast.search.config import CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
 from dartsfast.search.search import ABSENT, AlphaTable, Search, SearchResult
+from dartsfast.sizes import in_bytes
 
 
 class CNNSearch(Search):
@@ -63,8 +66,9 @@ class CNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
-        if config.memory not in MEMORY_MODES:
-            model.fit_memory((config.batch_size, 3, *sides))
+        self.images = config.batch_size, 3, *sides
+        if config.memory not in CNN_MEMORY_MODES:
+            model.fit_memory(self.images, config.order)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -143,9 +147,9 @@ class CNNSearch(Search):
         """
         config, model = self.config, self.model
         lr = self.scheduler.get_last_lr()[0]
+        self.optimizer.zero_grad()  # as large as the weights, and of no use to the alphas' step
         if self.epoch >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
-        self.optimizer.zero_grad()
         with smoothed(model, radius(config.smooth, self.epoch, config.epochs) if config.smooth else 0.0):
             logits = model(x)
         loss = model._criterion(logits, y)
@@ -189,6 +193,16 @@ class CNNSearch(Search):
                 f"with the cell of epoch {self.epoch + 1 - WINDOW}"
             )
         return found
+
+    def smaller(self) -> tuple[str, list[str]]:
+        """Return how cells would have to be kept so that an iteration fits what the device has free now."""
+        if self.model.backend == "reference":
+            return "Checkpointing by cell takes the least", ["--memory", "cell"]
+        try:
+            found = fit(self.model, self.images, in_bytes("90%", self.device), self.config.order)
+        except InputError as error:
+            return f"Nothing fits: {error}", []
+        return f"What is free would do for this: {found}", ["--memory", f"{found.peak}B"]
 
     def introduction(self) -> str:
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
@@ -268,8 +282,9 @@ def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> Search
     Args:
         config: options, the original's names and defaults.
         resume: folder or checkpoint of a run to go on with, under its own configuration; of ``config``
-            only ``device``, ``checkpoint_seconds`` and, other than its default, ``data`` are taken: where
-            the run's data lie now. A run that is finished says so, and its result is returned.
+            only ``device``, ``checkpoint_seconds`` and, other than their defaults, ``memory`` and ``data``
+            are taken: where the run's data lie now. A run that is finished says so, and its result is
+            returned.
 
     Returns:
         The genotype, the alphas, the history, and where everything lies.

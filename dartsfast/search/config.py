@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
-from dartsfast.names import BACKENDS, MEMORY_MODES
+from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES
 from dartsfast.presets import PRESETS
 from dartsfast.runs.config_file import changed_options
 from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
@@ -28,6 +30,7 @@ class SearchConfig(RunOptions):
         budgets: whether ``memory`` may be a budget.
     """
 
+    memory_modes: ClassVar[Sequence[str]] = MEMORY_MODES
     budgets = False
 
     order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2), group=OPTIMISATION)
@@ -40,7 +43,8 @@ class SearchConfig(RunOptions):
     backend: str = option("auto", "how the networks are computed", ("auto", *BACKENDS), group=NETWORK)
     memory: str = option(
         "store",
-        "store: keep activations; recompute: compute them again in the backward; of the CNN also a budget "
+        "store: keep activations; recompute: compute them again in the backward; of the CNN also cell: keep "
+        "only what lies between cells, and a budget "
         "beside model, data and optimisers, such as 800MB, 6GB or 50% of what is free",
         group=NETWORK,
     )
@@ -58,9 +62,11 @@ class SearchConfig(RunOptions):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        if self.memory not in MEMORY_MODES and not (self.budgets and is_size(self.memory)):
+        if self.memory not in self.memory_modes and not (self.budgets and is_size(self.memory)):
             sizes = ", or a budget such as 800MB, 6GB or 50%" if self.budgets else ""
-            raise InputError(f"memory must be one of {', '.join(MEMORY_MODES)}{sizes}, got {self.memory}")
+            raise InputError(
+                f"memory must be one of {', '.join(self.memory_modes)}{sizes}, got {self.memory}"
+            )
         if self.sync_bn and self.backend != "reference":
             raise InputError(
                 f"sync_bn needs --backend reference, got {self.backend}: kernels make the statistics of the "
@@ -72,6 +78,7 @@ class SearchConfig(RunOptions):
 class CNNConfig(SearchConfig):
     """Options of the CNN search (the original's ``cnn/train_search.py``)."""
 
+    memory_modes = CNN_MEMORY_MODES
     budgets = True
 
     data: str = option(

@@ -11,6 +11,7 @@ from dartsfast.backends.triton import INTERPRETED
 from dartsfast.cnn.model_search import Cell
 from dartsfast.errors import InputError
 from dartsfast.fused.forward import Setting
+from dartsfast.names import CNN_MEMORY_MODES
 
 KERNELS = ("grouped",)
 pytestmark = MARKS
@@ -78,7 +79,7 @@ EVERYTHING = "images", "alphas", "weights"
 
 
 @pytest.mark.parametrize("reduction", [False, True])
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_cells_have_the_bits_of_single_operators(launches, exact, poisoned, reduction, memory):
     assert same(Case(reduction, C=6 if reduction else 5, memory=memory), *EVERYTHING)
     assert {"grouped_conv_kernel", "grouped_sum_kernel", "grouped_means_kernel"} <= set(launches)
@@ -138,7 +139,7 @@ def test_weights_may_move(exact):
     assert all(torch.equal(a, b) for a, b in zip(before, case.run(True, EVERYTHING), strict=True))
 
 
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
 def test_half_precision_storage_is_near_single_operators(exact, poisoned, memory):
     case = Case(memory=memory, storage_dtype=torch.bfloat16)
     found, wanted = case.run(True, EVERYTHING), case.run(False, EVERYTHING)
