@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_accelerate import assert_same, copied, iterations
 from test_accelerate_traps import C, Every, Flagged, Residual, checkpointed, in_a_loop
 from torch import nn
 
 import dartsfast
-from bench.miniatures import Separable, Stacked, eight, relu_conv_norm
+from bench.miniatures import Dense, Separable, Stacked, eight, relu_conv_norm
 from dartsfast.backends import availability
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import recognise
@@ -219,6 +220,15 @@ def test_a_cell_is_one_program(memory, monkeypatch):
     model(torch.randn(2, 3, 16, 16))
     assert len(counted) == len(model.cells)
     assert {prepared.forward.setting.memory for prepared in counted} == {memory}
+
+
+def test_a_pool_by_itself_is_computed_with_the_others(monkeypatch):
+    model = Dense()
+    dartsfast.accelerate(model, verify=False)
+    pooled = []
+    monkeypatch.setattr(F, "avg_pool2d", lambda *given: pooled.append(given))
+    model(torch.randn(2, 3, 8, 8))
+    assert not pooled
 
 
 def test_few_operations_are_not_worth_it():

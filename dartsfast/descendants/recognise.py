@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from dartsfast.fused.edge import Operation
 from dartsfast.fused.read import chain, pool, pooled, reduction, stage
-from dartsfast.modules.plain import difference
+from dartsfast.modules.plain import difference, is_as_built
 
 RELU = nn.ReLU()
 """What stands for a call of a function that is one."""
@@ -61,12 +61,17 @@ def recognise(module: nn.Module) -> Recognised | str:
     if layer(module):
         return _skip() if type(module) is nn.Identity else _of_layers([module])
     inner = [m for m in module.modules() if not layer(m)]
-    if any(type(m.__dict__.get("forward")).__name__ != "Served" for m in inner if "forward" in m.__dict__):
+    if any(not _is_served(m) for m in inner if "forward" in m.__dict__):
         return "it has a forward of its own"
     if any(any(m.__dict__[name] for name in _HOOKS) for m in inner[1:]):
         return "modules within have hooks"
     graph = _traced(module)
     return graph if isinstance(graph, str) else _of_graph(module, graph)
+
+
+def _is_served(module: nn.Module) -> bool:
+    """Whether the forward that a module has of its own is the one that it got here."""
+    return type(module.__dict__.get("forward")).__name__ == "Served"
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -234,7 +239,9 @@ def _unfit(layers: Sequence[nn.Module]) -> str | None:
     for one in layers:
         if type(one) not in _KINDS:
             return f"it calls {type(one).__name__}"
-        if (reason := difference(one, type(one))) is not None:
+        # A layer that is an operation by itself; its hooks run around what it got as its forward.
+        operation = _is_served(one) and is_as_built(type(one))
+        if not operation and (reason := difference(one, type(one))) is not None:
             return reason
     first = layers[0]
     if isinstance(first, nn.ReLU) and first.inplace:
