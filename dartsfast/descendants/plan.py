@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,83 +19,7 @@ from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.watch import Watch
 
-_MOST_PLANS = 32  # sums that begin with one operation; where there are more, its edges are summed one by one
-_MOST_CELLS = 4  # that begin with one operation; where there are more, sums are computed one by one
 _MOST_PREPARED = 8
-
-
-class Plans:
-    """The plans of sums whose first call is of one operation."""
-
-    def __init__(self) -> None:
-        self._plans: dict[Any, list[Plan]] = {}
-        self._cells: dict[Any, list[Cell]] = {}
-
-    def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
-        """Return the sum of calls and tensors."""
-        for call, *_ in calls:
-            call.check()
-        groups = _by_source(calls)
-        key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, *_ in group)
-        if key not in self._plans and len(self._plans) >= _MOST_PLANS:
-            return self._apart(calls, groups, rest)
-        plan = _known(self._plans.setdefault(key, []), lambda: Plan(groups))
-        found = plan.run(groups)
-        for part in rest:
-            found.append(weighted(part))
-        return functools.reduce(_joined, found)
-
-    def whole(self, nodes: Sequence[tuple[Pending, Sequence[Weighted]]], returned: int) -> Tensor | None:
-        """Return the last nodes side by side, all being sums of calls of tensors or of nodes before.
-
-        None where a node is more than an edge a source can take, or cells hardly repeat.
-        """
-        calls = [part.value for _, parts in nodes for part in parts]
-        for call in calls:
-            if not call.waits:
-                call.check()
-        inputs = list({id(call.source): call.source for call in calls if not call.waits}.values())
-        states = {id(x): k for k, x in enumerate((*inputs, *(value for value, _ in nodes)))}
-        grouped = [_by_source(parts) for _, parts in nodes]
-        reads = [[states[id(group[0].value.source)] for group in groups] for groups in grouped]
-        key: Any = tuple(
-            tuple(
-                (id(part.value.operator), k) for k, group in zip(read, groups, strict=True) for part in group
-            )
-            for read, groups in zip(reads, grouped, strict=True)
-        )
-        key = (*key, returned)
-        if key not in self._cells and len(self._cells) >= _MOST_CELLS:
-            return None
-        cell = _known(self._cells.setdefault(key, []), lambda: Cell(grouped, reads))
-        return cell.run(grouped, inputs, returned) if cell.served else None
-
-    def _apart(
-        self, calls: Sequence[Weighted], groups: Sequence[Sequence[Weighted]], rest: Sequence[Weighted]
-    ) -> Tensor:
-        """Sum edge by edge, or operation by operation, so that plans are met again."""
-        parts = groups if len(groups) > 1 else [[call] for call in calls]
-        found = [part[0].value.operator.plans.compute(part, []) for part in parts]
-        return functools.reduce(_joined, [*found, *map(weighted, rest)])
-
-
-def _known(known: list[Any], make: Callable[[], Any]) -> Any:
-    """Return the plan of the last two whose modules are what they were, or else a new one."""
-    plan = next((plan for plan in known if plan.unchanged()), None) or make()
-    if known[:1] != [plan]:
-        known[:] = [plan, *known[:1]]
-    return plan
-
-
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    return a + b
-
-
-def _by_source(calls: Sequence[Weighted]) -> list[list[Weighted]]:
-    groups: dict[int, list[Weighted]] = {}
-    for part in calls:
-        groups.setdefault(id(part.value.source), []).append(part)
-    return list(groups.values())
 
 
 class Plan:
@@ -206,60 +129,14 @@ class _Round:
     def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
         """Return the sum of the calls that it serves."""
         sources = [groups[g][0].value.source for g in self.groups]
-        return _run(self._prepared, [Node(list(self.edges))], 1, sources, self.rows(groups), memory)
+        return run(self._prepared, [Node(list(self.edges))], 1, sources, self.rows(groups), memory)
 
     def rows(self, groups: Sequence[Sequence[Weighted]]) -> list[list[Weighted]]:
         """Return the calls that it serves, edge by edge."""
         return [[groups[g][k] for k in columns] for g, columns in zip(self.groups, self.columns, strict=True)]
 
 
-class Cell:
-    """Nodes that read each other as one program, where every one is an edge a source.
-
-    Args:
-        grouped: the calls of every node, those of one source together.
-        reads: the numbers of these sources: tensors that are given, then nodes.
-    """
-
-    def __init__(
-        self, grouped: Sequence[Sequence[Sequence[Weighted]]], reads: Sequence[Sequence[int]]
-    ) -> None:
-        self.plans = [Plan(groups) for groups in grouped]
-        owned = [thing for plan in self.plans for thing in plan.owned]
-        alone = len(set(owned)) == len(owned)
-        self.served = alone and all(len(plan.rounds) == 1 and not plan.ordinary for plan in self.plans)
-        self.nodes: list[Node] = []
-        rows = 0
-        for plan, read in zip(self.plans, reads, strict=True) if self.served else ():
-            (round,) = plan.rounds
-            self.nodes.append(
-                Node(
-                    [
-                        (read[g], edge, rows + row)
-                        for g, (_, edge, row) in zip(round.groups, round.edges, strict=True)
-                    ]
-                )
-            )
-            rows += len(round.edges)
-        self._prepared: dict[Setting, Prepared] = {}
-
-    def unchanged(self) -> bool:
-        """Whether all modules are what they were."""
-        return all(plan.unchanged() for plan in self.plans)
-
-    def run(
-        self, grouped: Sequence[Sequence[Sequence[Weighted]]], inputs: Sequence[Tensor], returned: int
-    ) -> Tensor:
-        """Return the last ``returned`` nodes side by side."""
-        rows = [
-            row
-            for plan, groups in zip(self.plans, grouped, strict=True)
-            for row in plan.rounds[0].rows(groups)
-        ]
-        return _run(self._prepared, self.nodes, returned, inputs, rows, self.plans[0].memory)
-
-
-def _run(
+def run(
     known: dict[Setting, Prepared],
     nodes: Sequence[Node],
     returned: int,

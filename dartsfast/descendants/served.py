@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 from dartsfast.backends import resolve_backend
 from dartsfast.backends.table import KERNEL_DTYPES
 from dartsfast.descendants.lazy import Lazy
-from dartsfast.descendants.pending import Call, Cat, Pending, Weighted, like
-from dartsfast.descendants.plan import Plans
+from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted, like
+from dartsfast.descendants.plans import Plans
 from dartsfast.descendants.recognise import Recognised
+from dartsfast.descendants.sources import origin
 from dartsfast.modules.plain import hooks_of_all
 
 _DEEPEST = 16
@@ -84,7 +85,8 @@ class Served:
     def _waits_for(pending: Pending) -> bool:
         """Whether a source need not be computed before what is computed of it, as within a cell."""
         alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
-        return alike and pending.depth < _DEEPEST and not isinstance(pending, Cat)
+        value, _ = origin(pending)
+        return alike and pending.depth < _DEEPEST and isinstance(value, (Call, Sum))
 
     def _serves(self, x: Any) -> bool:
         """Whether kernels may compute of ``x``: an ordinary image, in a world without transforms."""
@@ -127,6 +129,10 @@ class Served:
             if self.kind == "zero":
                 return self.alone(value)
         return self.plans.compute(calls, rest)
+
+    def together(self, cat: Cat) -> Tensor | None:
+        """Return values side by side as one program; None where they are none."""
+        return self.plans.together(cat)
 
     def alone(self, call: Call) -> Tensor:
         """Return what the user's own forward gives."""
