@@ -245,14 +245,17 @@ def test_what_is_no_module_is_refused(call):
 
 
 def test_the_report_says_what_and_why():
-    model = Every(in_a_loop, [*eight(C, 1), *eight(C, 1), relu_conv_norm(C, C, 3)])
+    model = Every(
+        in_a_loop, [*eight(C, 1), *eight(C, 1), relu_conv_norm(C, C, 3), nn.Conv2d(C, C, 3, padding=1)]
+    )
     report = dartsfast.accelerate(model)
     text = str(report)
     assert "twice relu, depthwise 3x3, pointwise, norm" in text
-    assert "Sequential: it has a dense 3x3 convolution" in text
-    assert report.share == 16 / 17
+    assert "relu, convolution (torch's own), norm" in text
+    assert "Conv2d: a chain of Conv2d" in text
+    assert report.share == 17 / 18
     convs = 2 * (2 * (9 + 4) * 4 + 2 * (25 + 4) * 4 + (9 + 4) * 4 + (25 + 4) * 4)
-    assert report.share_of_arithmetic == convs / (convs + 9 * 16)
+    assert report.share_of_arithmetic == convs / (convs + 2 * 9 * 16)
 
 
 def wrongly_recognised(monkeypatch):

@@ -107,7 +107,9 @@ class Cell:
         self.plans = [Plan(sources) for sources in grouped]
         owned = [thing for plan in self.plans for thing in plan.owned]
         alone = len(set(owned)) == len(owned)
-        self.served = alone and all(len(plan.rounds) == 1 and not plan.ordinary for plan in self.plans)
+        self.served = alone and all(
+            len(plan.rounds) == 1 and not plan.ordinary and not plan.library for plan in self.plans
+        )
         self.nodes: list[Node] = []
         rows = 0
         every = zip(self.plans, grouped, reads, groups, strict=True)

@@ -70,7 +70,7 @@ def accelerate(
         report.add(module, one)
         if isinstance(one, Recognised):
             served.append((module, one))
-    if sum(bool(one.layers) for _, one in served) < _FEWEST:
+    if sum(bool(one.layers) and one.operation.kind != "library" for _, one in served) < _FEWEST:
         report.refuse(f"nothing is fused: fewer than {_FEWEST} operations compute what kernels serve")
         if strict:
             raise CheckFailedError(report.note)
@@ -126,6 +126,12 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Recognised | 
             seen.add(id(child))
             path = f"{name}.{short}".lstrip(".")
             found = "" if isinstance(child, _LISTS) else recognise(child)
+            if (
+                not isinstance(found, str)
+                and found.operation.kind == "library"
+                and type(parent) not in _LISTS
+            ):
+                continue  # a part of the network that nothing chooses from
             if isinstance(found, Recognised):
                 yield path, child, found
                 continue

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
 
@@ -40,6 +41,7 @@ class Plan:
         self._seen = self._look()
         self.ordinary: list[tuple[int, int]] = []
         self.rounds: list[_Round] = []
+        self.library: list[tuple[int, int, tuple[nn.Module, ...]]] = []
         self.owned: set[int] = set()
         left: list[list[tuple[int, Recognised]]] = []
         for g, group in enumerate(groups):
@@ -47,7 +49,10 @@ class Plan:
             for k, (call, *_) in enumerate(group):
                 found = recognise(call.operator.module)
                 if not isinstance(found, str) and _fits(found, call, self.owned):
-                    left[g].append((k, found))
+                    if found.operation.kind == "library":
+                        self.library.append((g, k, found.layers))
+                    else:
+                        left[g].append((k, found))
                 else:
                     self.ordinary.append((g, k))
         self._lone_zeros(left)
@@ -71,10 +76,33 @@ class Plan:
     def run(self, groups: Sequence[Sequence[Weighted]]) -> list[Tensor]:
         """Return the tensors that add up to the sum of calls."""
         found = [round.run(groups, self.memory) for round in self.rounds]
+        for g, k, layers in self.library:
+            found.append(_scaled_by_norm(layers, groups[g][k]))
         for g, k in self.ordinary:
             call, scale, factors, _ = groups[g][k]
             found.append(weighted(Weighted(call.operator.alone(call), scale, factors)))
         return found
+
+
+def _scaled_by_norm(layers: Sequence[Any], part: Weighted) -> Tensor:
+    """Return an operation times its weight, which its last norm multiplies with, as with an affine."""
+    *before, norm = layers
+    x = part.value.source
+    for one in before:
+        x = one(x)
+    weight = _number(part.scale, x.dtype, x.device)
+    for factor in part.factors:
+        weight = weight * _as(factor, x.dtype, x.device)
+    moved, momentum = norm.training and norm.track_running_stats, norm.momentum
+    if moved:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
+    own = norm.training or norm.running_mean is None
+    running = (norm.running_mean, norm.running_var) if moved or not norm.training else (None, None)
+    # Repeated, not expanded: torch's kernels take it for dense.
+    affine = weight.repeat(norm.num_features) if norm.weight is None else weight * norm.weight
+    bias = None if norm.bias is None else weight * norm.bias
+    return F.batch_norm(x, running[0], running[1], affine, bias, own, momentum or 0.0, norm.eps)
 
 
 def _fits(found: Recognised, call: Call, taken: set[int]) -> bool:

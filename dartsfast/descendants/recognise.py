@@ -32,7 +32,8 @@ class Recognised:
     """An operation that kernels serve.
 
     Attributes:
-        operation: what they compute, with the module's own weights and norms.
+        operation: what they compute, with the module's own weights and norms; of kind ``library`` where
+            torch's own layers do, of which the last, a norm, multiplies with the operation's weight.
         stride: of what reads the source.
         relu: whether convolutions begin with relu.
         channels: of the source, and of the result; None: any, and the same.
@@ -268,10 +269,21 @@ def _of_layers(layers: list[Any]) -> Recognised | str:
         stages = [stage(rest[0], rest[1], rest[2], stride)]
         stages += [stage(rest[4], rest[5], rest[6], 1)] if len(rest) > 3 else []
     found = chain(stages)
+    if found is None and len(rest) == 2 and _keeps_size(rest[0]):
+        sizes = _in_channels(rest[0]), rest[0].out_channels
+        return Recognised(Operation("library"), stride, relu, sizes, tuple(layers))
     if found is None:
         return _why(layers)
     channels = _in_channels(rest[0]), found.parts[-1].weights[-1].shape[0]
     return Recognised(found, stride, relu, channels, tuple(layers))
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution gives an image as large as a stride makes it."""
+    if conv.stride not in ((1, 1), (2, 2)) or isinstance(conv.padding, str):
+        return False
+    each = zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)
+    return all(k % 2 == 1 and p == d * (k - 1) // 2 for k, p, d in each)
 
 
 def _in_channels(conv: nn.Conv2d) -> int:

@@ -86,6 +86,8 @@ class Served:
         """Whether a source need not be computed before what is computed of it, as within a cell."""
         alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
         value, _ = origin(pending)
+        if isinstance(value, Call) and value.operator.kind == "library":
+            return False
         return alike and pending.depth < _DEEPEST and isinstance(value, (Call, Sum))
 
     def _serves(self, x: Any) -> bool:
@@ -126,7 +128,7 @@ class Served:
         if not others and not rest and scale == 1.0 and not factors:
             if self.kind == "skip":
                 return value.source
-            if self.kind == "zero":
+            if self.kind in ("zero", "library"):
                 return self.alone(value)
         return self.plans.compute(calls, rest)
 
