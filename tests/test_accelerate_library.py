@@ -29,6 +29,12 @@ def affine():
     return norm
 
 
+def resting():
+    norm = nn.BatchNorm2d(C)
+    norm.track_running_stats = False
+    return norm
+
+
 LIBRARY = {
     "dense": lambda: conv_norm(bias=False),
     "a bias": conv_norm,
@@ -38,6 +44,8 @@ LIBRARY = {
     "reflected": lambda: conv_norm(padding_mode="reflect"),
     "an average over all batches": lambda: conv_norm(nn.BatchNorm2d(C, momentum=None)),
     "no running statistics": lambda: conv_norm(nn.BatchNorm2d(C, track_running_stats=False)),
+    "statistics that rest": lambda: conv_norm(resting()),
+    "evaluating without statistics": lambda: conv_norm(nn.BatchNorm2d(C, track_running_stats=False)).eval(),
     "evaluating": lambda: conv_norm(affine()).eval(),
 }
 
@@ -83,11 +91,14 @@ def test_their_weights_are_multiplied_with_in_their_norms(monkeypatch):
 def test_reductions_and_other_sizes():
     torch.manual_seed(1)
     halved = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, 2, 1), nn.BatchNorm2d(C))
-    cut = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3), nn.BatchNorm2d(C), nn.ZeroPad2d(1))
+    cut = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3), nn.BatchNorm2d(C))
     ops = [*eight(C, 2), *eight(C, 2), halved]
 
     def use(m, x, w):
-        return sum(w[k] * op(x) for k, op in enumerate(m.ops[:17])) + m.ops[17](x)[:, :, ::2, ::2]
+        return (
+            sum(w[k] * op(x) for k, op in enumerate(m.ops[:17]))
+            + F.pad(m.ops[17](x), (0, 2, 0, 2))[:, :, ::2, ::2]
+        )
 
     model = Every(use, [*ops, cut]).double()
     fast = copied(model)
