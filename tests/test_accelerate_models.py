@@ -223,6 +223,7 @@ def test_a_cell_is_one_program(memory, monkeypatch):
 
 
 def test_a_pool_by_itself_is_computed_with_the_others(monkeypatch):
+    monkeypatch.setattr("dartsfast.descendants.models._FEWEST_VALUES", 0)
     model = Dense()
     dartsfast.accelerate(model, verify=False)
     pooled = []
@@ -236,6 +237,19 @@ def test_few_operations_are_not_worth_it():
     assert not report.fused and "nothing is fused" in str(report)
     with pytest.raises(CheckFailedError, match="nothing is fused"):
         dartsfast.accelerate(nn.Linear(2, 2), strict=True)
+
+
+def test_small_images_are_left_to_operations_of_few_layers():
+    torch.manual_seed(1)
+    model = Dense(C=8).doubled()
+    fast = copied(model)
+    report = dartsfast.accelerate(fast)
+    assert "images of fewer than 16384 values" in str(report) and report.fused
+    assert_same(iterations(model, images=32), iterations(fast, images=32))
+    point = fast.stages[0][0].edges["1<-0"][2]
+    assert type(point(torch.randn(2, 8, 31, 32, dtype=torch.float64))) is torch.Tensor
+    assert type(point(torch.randn(2, 8, 32, 32, dtype=torch.float64))) is Lazy
+    assert not dartsfast.accelerate(Stacked()).note
 
 
 @pytest.mark.parametrize("call", [dartsfast.accelerate, dartsfast.restore])

@@ -33,10 +33,13 @@ class Served:
         module: the operation.
         found: what it computes.
         backend, memory: as :func:`dartsfast.accelerate` takes them.
+        fewest: values of a source, of fewer of which the user's own forward is faster.
     """
 
-    def __init__(self, module: nn.Module, found: Recognised, backend: str, memory: str) -> None:
-        self.module, self.backend, self.memory = module, backend, memory
+    def __init__(
+        self, module: nn.Module, found: Recognised, backend: str, memory: str, fewest: int = 0
+    ) -> None:
+        self.module, self.backend, self.memory, self.fewest = module, backend, memory, fewest
         self.stride, self.channels = found.stride, found.channels
         self.halves = found.operation.kind == "reduce"
         self.kind = found.operation.kind
@@ -48,7 +51,7 @@ class Served:
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "backend", "memory", "stride", "channels", "halves", "kind")
+        kept = ("module", "backend", "memory", "fewest", "stride", "channels", "halves", "kind")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,6 +70,8 @@ class Served:
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
         image = x if pending is None else pending.like
+        if self.fewest and type(image) is Tensor and image.numel() < self.fewest:
+            return type(self.module).forward(self.module, x if pending is None else x.value())
         if not self._serves(image):
             return type(self.module).forward(self.module, x if pending is None else x.value())
         source = x
