@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_accelerate import assert_same, copied, iterations
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from test_accelerate_traps import C, Every
 from torch import nn
 

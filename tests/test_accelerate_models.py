@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from test_accelerate import assert_same, copied, iterations
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from test_accelerate_traps import C, Every, Flagged, Residual, checkpointed, in_a_loop
 from torch import nn
 
@@ -223,7 +223,6 @@ def test_a_cell_is_one_program(memory, monkeypatch):
 
 
 def test_a_pool_by_itself_is_computed_with_the_others(monkeypatch):
-    monkeypatch.setattr("dartsfast.descendants.models._FEWEST_VALUES", 0)
     model = Dense()
     dartsfast.accelerate(model, verify=False)
     pooled = []
@@ -239,7 +238,8 @@ def test_few_operations_are_not_worth_it():
         dartsfast.accelerate(nn.Linear(2, 2), strict=True)
 
 
-def test_small_images_are_left_to_operations_of_few_layers():
+def test_small_images_are_left_to_operations_of_few_layers(monkeypatch):
+    monkeypatch.setattr("dartsfast.descendants.models._FEWEST_VALUES", 16384)
     torch.manual_seed(1)
     model = Dense(C=8).doubled()
     fast = copied(model)
@@ -250,6 +250,24 @@ def test_small_images_are_left_to_operations_of_few_layers():
     assert type(point(torch.randn(2, 8, 31, 32, dtype=torch.float64))) is torch.Tensor
     assert type(point(torch.randn(2, 8, 32, 32, dtype=torch.float64))) is Lazy
     assert not dartsfast.accelerate(Stacked()).note
+
+
+@pytest.mark.parametrize(("chosen", "pixels", "programs"), [(1, 20, 0), (1, 21, 1), (8, 3, 1)])
+def test_small_sums_of_few_layers_are_left_to_operations(chosen, pixels, programs, monkeypatch):
+    monkeypatch.setattr("dartsfast.descendants.models._LEAST_WORK", 8 * 2 * C * 21 * 21)
+    counted = []
+    run = Prepared.__call__
+    monkeypatch.setattr(Prepared, "__call__", lambda self, *args: counted.append(1) or run(self, *args))
+    model = Every(in_a_loop).double()
+    fast = copied(model)
+    dartsfast.accelerate(fast, verify=False)
+    x = torch.randn(2, C, pixels, pixels, dtype=torch.float64)
+    for _ in range(10):
+        found = [sum(0.5 * op(x) for op in m.ops[4 : 4 + chosen]).sum() for m in (model, fast)]
+        torch.testing.assert_close(*found)
+    assert len(counted) == 10 * programs
+    assert (type(fast.ops[4](x)) is Lazy) == bool(programs)
+    assert type(fast.ops[4](torch.randn(2, C, 32, 32, dtype=torch.float64))) is Lazy
 
 
 @pytest.mark.parametrize("call", [dartsfast.accelerate, dartsfast.restore])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_accelerate import assert_same, copied, iterations
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from torch import nn
 
 import dartsfast

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_accelerate import assert_same, copied, iterations
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

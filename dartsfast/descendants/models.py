@@ -21,6 +21,9 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 _FEWEST = 8
 """Operations with a convolution, a pool or a norm, below which results that wait cost more than they give."""
 
+_LEAST_WORK = 65536
+"""Layers times values of an image, for less of which a sum of few layers costs more as a program."""
+
 _FEW_LAYERS = 2
 _FEWEST_VALUES = 16384
 """Operations of fewer layers, one with another, cost less than waiting does for fewer values of an image."""
@@ -85,7 +88,7 @@ def accelerate(
             f"images of fewer than {fewest} values are left to the operations, which have few layers"
         )
     for module, one in served:
-        module.__dict__["forward"] = Served(module, one, backend, memory, fewest)
+        module.__dict__["forward"] = Served(module, one, backend, memory, fewest, _LEAST_WORK)
     return report
 
 

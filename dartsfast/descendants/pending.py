@@ -31,6 +31,9 @@ class Operator(Protocol):
     def together(self, cat: Cat) -> Tensor | None:
         """Return values side by side as one program; None where they are none."""
 
+    def unpaid(self, values: int) -> None:
+        """Note that a sum of it was too small to pay."""
+
     def discarded(self, call: Call) -> None:
         """Do what the user's forward would have done beside a result that nobody asked for."""
 

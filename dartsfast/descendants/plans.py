@@ -15,13 +15,19 @@ from dartsfast.descendants.sources import Channels, by_source, identity, origin
 
 SHUFFLED_ON = ("cpu", "meta")  # devices whose programs shuffle channels
 _MOST_PLANS = 32  # sums that begin with one operation; where there are more, its edges are summed one by one
+_MANY_LAYERS = 24  # of a sum, which pay however small images are
 _MOST_CELLS = 4  # that begin with one operation; where there are more, sums are computed one by one
 
 
 class Plans:
-    """The plans of sums whose first call is of one operation."""
+    """The plans of sums whose first call is of one operation.
 
-    def __init__(self) -> None:
+    Args:
+        work: layers times values of a source, for less of which a sum of few layers runs as they are.
+    """
+
+    def __init__(self, work: int) -> None:
+        self._work = work
         self._plans: dict[Any, list[Plan]] = {}
         self._cells: dict[Any, list[Cell]] = {}
 
@@ -29,6 +35,11 @@ class Plans:
         """Return the sum of calls and tensors."""
         for call, *_ in calls:
             call.check()
+        if not self._pays(calls):
+            for call, *_ in calls:
+                call.operator.unpaid(call.source.numel())
+            found = [weighted(one._replace(value=one.value.operator.alone(one.value))) for one in calls]
+            return functools.reduce(_joined, [*found, *map(weighted, rest)])
         groups = by_source(calls)
         key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, *_ in group)
         if key not in self._plans and len(self._plans) >= _MOST_PLANS:
@@ -38,6 +49,10 @@ class Plans:
         for part in rest:
             found.append(weighted(part))
         return functools.reduce(_joined, found)
+
+    def _pays(self, calls: Sequence[Weighted]) -> bool:
+        layers = sum(call.operator.layers for call, *_ in calls)
+        return layers >= _MANY_LAYERS or layers * calls[0].value.source.numel() >= self._work
 
     def together(self, cat: Cat) -> Tensor | None:
         """Compute values side by side, and what they are made of, as one program.

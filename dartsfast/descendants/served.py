@@ -20,6 +20,9 @@ from dartsfast.descendants.recognise import Recognised
 from dartsfast.descendants.sources import origin
 from dartsfast.modules.plain import hooks_of_all
 
+_OFTEN = 8
+"""How many sums of an operation are too small before it waits for none of their size."""
+
 _DEEPEST = 16
 """How many operations may wait for each other."""
 
@@ -34,24 +37,39 @@ class Served:
         found: what it computes.
         backend, memory: as :func:`dartsfast.accelerate` takes them.
         fewest: values of a source, of fewer of which the user's own forward is faster.
+        work: layers times values of a sum, for less of which its operations run as they are.
     """
 
     def __init__(
-        self, module: nn.Module, found: Recognised, backend: str, memory: str, fewest: int = 0
+        self, module: nn.Module, found: Recognised, backend: str, memory: str, fewest: int = 0, work: int = 0
     ) -> None:
-        self.module, self.backend, self.memory, self.fewest = module, backend, memory, fewest
+        self.module, self.backend, self.memory = module, backend, memory
+        self.fewest, self.work = fewest, work
         self.stride, self.channels = found.stride, found.channels
+        self.layers = len(found.layers)
         self.halves = found.operation.kind == "reduce"
         self.kind = found.operation.kind
         self._begin()
 
     def _begin(self) -> None:
-        self.plans = Plans()
+        self.plans = Plans(self.work)
+        self._unpaid, self._least = 0, self.fewest
         self._last: ref[Call] | None = None
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "backend", "memory", "fewest", "stride", "channels", "halves", "kind")
+        kept = (
+            "module",
+            "backend",
+            "memory",
+            "fewest",
+            "work",
+            "stride",
+            "channels",
+            "layers",
+            "halves",
+            "kind",
+        )
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -70,7 +88,7 @@ class Served:
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
         image = x if pending is None else pending.like
-        if self.fewest and type(image) is Tensor and image.numel() < self.fewest:
+        if self._least and type(image) is Tensor and image.numel() < self._least:
             return type(self.module).forward(self.module, x if pending is None else x.value())
         if not self._serves(image):
             return type(self.module).forward(self.module, x if pending is None else x.value())
@@ -125,6 +143,12 @@ class Served:
             served = x.dtype in KERNEL_DTYPES
             self._backends[key] = served and resolve_backend(self.backend, *key) != "reference"
         return self._backends[key]
+
+    def unpaid(self, values: int) -> None:
+        """Note that a sum with this was too small to pay; after some it waits for none of this size."""
+        self._unpaid += 1
+        if self._unpaid >= _OFTEN:
+            self._least = max(self._least, values + 1)
 
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls, the first of this operator, and of tensors."""
