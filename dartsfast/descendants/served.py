@@ -58,19 +58,8 @@ class Served:
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = (
-            "module",
-            "backend",
-            "memory",
-            "fewest",
-            "work",
-            "stride",
-            "channels",
-            "layers",
-            "halves",
-            "kind",
-        )
-        return {name: getattr(self, name) for name in kept}
+        known = ("plans", "_unpaid", "_least", "_last", "_backends")
+        return {name: value for name, value in self.__dict__.items() if name not in known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

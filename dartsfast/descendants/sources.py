@@ -32,13 +32,12 @@ def _slice(x: Tensor) -> Hashable:
     base, made = x._base, x.grad_fn
     if base is None or x._backward_hooks or x.retains_grad or (made is None and x.requires_grad):
         return None
-    if made is not None:
-        if made.name() != "SliceBackward0":
-            return None
-        before = [(id(function), number) for function, number in made.next_functions]
-    else:
-        before = []
-    return id(base), tuple(before), x.storage_offset(), x.shape, x.stride(), version_of(x)
+    if made is not None and made.name() != "SliceBackward0":
+        return None
+    before = (
+        () if made is None else made.next_functions
+    )  # themselves: the number of one may be another's later
+    return id(base), before, x.storage_offset(), x.shape, x.stride(), version_of(x)
 
 
 def by_source(parts: Sequence[Weighted]) -> list[list[Weighted]]:
