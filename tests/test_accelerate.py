@@ -25,6 +25,13 @@ cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 
 
+@pytest.fixture(autouse=True)
+def whatever_the_size(monkeypatch):
+    """Have small images computed on kernels, so that tests are of these."""
+    monkeypatch.setattr("dartsfast.descendants.models._FEWEST_VALUES", 0)
+    monkeypatch.setattr("dartsfast.descendants.models._LEAST_WORK", 0)
+
+
 class Masked(Mixed):
     """Skips operations of weight 0, as pruning code does."""
 

@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
-from test_accelerate import assert_same, copied, iterations
+import torch.nn.functional as F
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from test_accelerate_traps import C, Every, Flagged, Residual, checkpointed, in_a_loop
 from torch import nn
 
 import dartsfast
-from bench.miniatures import Separable, Stacked, eight, relu_conv_norm
+from bench.miniatures import Dense, Separable, Stacked, eight, relu_conv_norm
 from dartsfast.backends import availability
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import recognise
@@ -221,11 +222,52 @@ def test_a_cell_is_one_program(memory, monkeypatch):
     assert {prepared.forward.setting.memory for prepared in counted} == {memory}
 
 
+def test_a_pool_by_itself_is_computed_with_the_others(monkeypatch):
+    model = Dense()
+    dartsfast.accelerate(model, verify=False)
+    pooled = []
+    monkeypatch.setattr(F, "avg_pool2d", lambda *given: pooled.append(given))
+    model(torch.randn(2, 3, 8, 8))
+    assert not pooled
+
+
 def test_few_operations_are_not_worth_it():
     report = dartsfast.accelerate(Every(in_a_loop, eight(C, 1)[:6]))
     assert not report.fused and "nothing is fused" in str(report)
     with pytest.raises(CheckFailedError, match="nothing is fused"):
         dartsfast.accelerate(nn.Linear(2, 2), strict=True)
+
+
+def test_small_images_are_left_to_operations_of_few_layers(monkeypatch):
+    monkeypatch.setattr("dartsfast.descendants.models._FEWEST_VALUES", 16384)
+    torch.manual_seed(1)
+    model = Dense(C=8).doubled()
+    fast = copied(model)
+    report = dartsfast.accelerate(fast)
+    assert "images of fewer than 16384 values" in str(report) and report.fused
+    assert_same(iterations(model, images=32), iterations(fast, images=32))
+    point = fast.stages[0][0].edges["1<-0"][2]
+    assert type(point(torch.randn(2, 8, 31, 32, dtype=torch.float64))) is torch.Tensor
+    assert type(point(torch.randn(2, 8, 32, 32, dtype=torch.float64))) is Lazy
+    assert not dartsfast.accelerate(Stacked()).note
+
+
+@pytest.mark.parametrize(("chosen", "pixels", "programs"), [(1, 20, 0), (1, 21, 1), (8, 3, 1)])
+def test_small_sums_of_few_layers_are_left_to_operations(chosen, pixels, programs, monkeypatch):
+    monkeypatch.setattr("dartsfast.descendants.models._LEAST_WORK", 8 * 2 * C * 21 * 21)
+    counted = []
+    run = Prepared.__call__
+    monkeypatch.setattr(Prepared, "__call__", lambda self, *args: counted.append(1) or run(self, *args))
+    model = Every(in_a_loop).double()
+    fast = copied(model)
+    dartsfast.accelerate(fast, verify=False)
+    x = torch.randn(2, C, pixels, pixels, dtype=torch.float64)
+    for _ in range(10):
+        found = [sum(0.5 * op(x) for op in m.ops[4 : 4 + chosen]).sum() for m in (model, fast)]
+        torch.testing.assert_close(*found)
+    assert len(counted) == 10 * programs
+    assert (type(fast.ops[4](x)) is Lazy) == bool(programs)
+    assert type(fast.ops[4](torch.randn(2, C, 32, 32, dtype=torch.float64))) is Lazy
 
 
 @pytest.mark.parametrize("call", [dartsfast.accelerate, dartsfast.restore])
@@ -235,14 +277,17 @@ def test_what_is_no_module_is_refused(call):
 
 
 def test_the_report_says_what_and_why():
-    model = Every(in_a_loop, [*eight(C, 1), *eight(C, 1), relu_conv_norm(C, C, 3)])
+    model = Every(
+        in_a_loop, [*eight(C, 1), *eight(C, 1), relu_conv_norm(C, C, 3), nn.Conv2d(C, C, 3, padding=1)]
+    )
     report = dartsfast.accelerate(model)
     text = str(report)
     assert "twice relu, depthwise 3x3, pointwise, norm" in text
-    assert "Sequential: it has a dense 3x3 convolution" in text
-    assert report.share == 16 / 17
+    assert "relu, convolution (torch's own), norm" in text
+    assert "Conv2d: a chain of Conv2d" in text
+    assert report.share == 17 / 18
     convs = 2 * (2 * (9 + 4) * 4 + 2 * (25 + 4) * 4 + (9 + 4) * 4 + (25 + 4) * 4)
-    assert report.share_of_arithmetic == convs / (convs + 9 * 16)
+    assert report.share_of_arithmetic == convs / (convs + 2 * 9 * 16)
 
 
 def wrongly_recognised(monkeypatch):

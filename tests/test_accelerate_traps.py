@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_accelerate import assert_same, copied, iterations
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import dartsfast
-from bench.miniatures import Same, Separable, eight, relu_conv_norm
+from bench.miniatures import Same, Separable, eight
 from dartsfast.backends import availability
 from dartsfast.descendants.recognise import Recognised, recognise
 
@@ -77,7 +77,9 @@ ORDINARY = {
     "another activation": lambda: edited(Separable(C, 3, 1), body__0=nn.ReLU6()),
     "a norm with an affine": lambda: edited(Separable(C, 3, 1), body__3=nn.BatchNorm2d(C)),
     "a bias": lambda: edited(Separable(C, 3, 1), body__2=nn.Conv2d(C, C, 1)),
-    "dense": lambda: relu_conv_norm(C, C, 3),
+    "dense, of another size": lambda: nn.Sequential(
+        nn.Conv2d(C, C, 2), nn.BatchNorm2d(C), nn.ZeroPad2d((0, 1, 0, 1))
+    ),
     "another padding": lambda: edited(Separable(C, 3, 1), body__1__padding_mode="reflect"),
     "an average that counts padding": lambda: nn.Sequential(
         nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(C, affine=False)

@@ -8,12 +8,12 @@
 
 namespace dartsfast {
 
-// out = a, or a + b, images [N, H, W, C] with adjacent channels; out may be the memory of either.
+// out = a, or a + b, images [N, H, W, C], with adjacent channels where they are added; out may be the memory of either.
 template <class T>
 class ImageCall {
  public:
   ImageCall(const Array& a, const Array& b, const Array& out)
-      : a_(a), b_(b), out_(out), whole_(dense(a) && dense(b) && dense(out)) {}
+      : a_(a), b_(b), out_(out), adjacent_(adjacent(a) && adjacent(out)), whole_(dense(a) && dense(b) && dense(out)) {}
 
   Work images() {
     return {out_.size[0], out_.size[1] * out_.size[2] * out_.size[3], [this](int64_t n, bool) { run(n); }};
@@ -22,8 +22,10 @@ class ImageCall {
  private:
   bool dense(const Array& x) const {
     const int64_t W = out_.size[2], C = out_.size[3];
-    return !x.data || (x.stride[2] == C && x.stride[1] == W * C);
+    return !x.data || (adjacent_ && x.stride[2] == C && x.stride[1] == W * C);
   }
+
+  static bool adjacent(const Array& x) { return x.size[3] == 1 || x.stride[3] == 1; }
 
   // Image n, pixel by pixel, or at once where all are dense.
   void run(int64_t n) const {
@@ -36,6 +38,11 @@ class ImageCall {
       for (int64_t w = 0; w < W; ++w) {
         const T *from = at(a_, y, w), *other = at(b_, y, w);
         T* to = at(out_, y, w);
+        if (!adjacent_) {
+          const int64_t step = a_.stride[3], out_step = out_.stride[3];
+          for (int64_t c = 0; c < C; ++c) to[c * out_step] = from[c * step];
+          continue;
+        }
         if (!other) std::memmove(to, from, count * sizeof(T));
         for (int64_t c = 0; other && c < count; ++c) to[c] = from[c] + other[c];
       }
@@ -43,7 +50,7 @@ class ImageCall {
   }
 
   Array a_, b_, out_;
-  bool whole_;
+  bool adjacent_, whole_;
 };
 
 // `count` zeros.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted, like, version_of, versions
+from dartsfast.descendants.shaped import Shaped, shaped
 
 
 class Lazy(Tensor):
@@ -59,9 +60,7 @@ class Lazy(Tensor):
         pending, recorded = self.pending, torch.is_grad_enabled()
         if pending.value is not None or pending.recorded != recorded or not isinstance(other, Tensor):
             return None
-        their: Any = other
-        if type(other) is Lazy:
-            their = other.pending if other.pending.value is None else other.pending.value
+        their: Any = _waiting_or_tensor(other)
         like = their.like if isinstance(their, Pending) else their
         if not isinstance(their, Pending) and type(their) not in _TENSORS:
             return None
@@ -87,8 +86,10 @@ class Lazy(Tensor):
         return self._plus(other, False)
 
     def __iadd__(self, other: Any) -> Any:  # noqa: PYI034 - where it was computed it is another tensor
-        # An identity is its source, which would change with it.
-        alias = isinstance(self.pending, Call) and self.pending.operator.kind == "skip"
+        # An identity is its source, which would change with it, as does what is only seen another way.
+        alias = isinstance(self.pending, Shaped) or (
+            isinstance(self.pending, Call) and self.pending.operator.kind == "skip"
+        )
         found = None if alias else self._sum(other, True)
         if found is None:
             mine = self.pending.changeable()
@@ -106,6 +107,8 @@ class Lazy(Tensor):
                 return func(*args, **(kwargs or {}))
         if func in _CAT and (joined := _joined(args, kwargs or {})) is not None:
             return joined
+        if (looked := shaped(func, args, kwargs)) is not None:
+            return Lazy.of(looked)
         if changes(func, kwargs) and type(args[0]) is Lazy:
             args[0].pending.changeable()
         args, kwargs = _value(tuple(args)), _value(kwargs or {})
@@ -131,16 +134,27 @@ def _joined(args: Sequence[Any], options: Any) -> Lazy | None:
         or type(pieces) not in (list, tuple)
     ):
         return None
-    if not all(type(piece) is Lazy and piece.pending.value is None for piece in pieces):
+    values = [_waiting_or_tensor(piece) for piece in pieces]
+    waiting = [value for value in values if isinstance(value, Pending)]
+    likes = [value.like if isinstance(value, Pending) else value for value in values]
+    if not waiting or not all(type(one) in _TENSORS and one.dim() == 4 for one in likes):
         return None
-    waiting = [piece.pending for piece in pieces]
-    first, recorded = waiting[0], torch.is_grad_enabled()
-    kinds = {(p.like.shape[:1] + p.like.shape[2:], p.like.dtype, p.like.device, p.recorded) for p in waiting}
-    if len(kinds) > 1 or first.recorded != recorded or len(set(map(id, waiting))) < len(waiting):
+    recorded = torch.is_grad_enabled()
+    kinds = {(one.shape[:1] + one.shape[2:], one.dtype, one.device) for one in likes}
+    alike = len(kinds) == 1 and all(value.recorded == recorded for value in waiting)
+    if not alike or len(set(map(id, waiting))) < len(waiting):
         return None
-    N, _, H, W = first.like.shape
-    shape = N, sum(p.like.shape[1] for p in waiting), H, W
-    return Lazy.of(Cat(waiting, like(shape, first.like.dtype, first.like.device, recorded), recorded))
+    N, _, H, W = likes[0].shape
+    shape = N, sum(one.shape[1] for one in likes), H, W
+    parts = [Weighted(value, version=versions(value, ())) for value in values]
+    return Lazy.of(Cat(parts, like(shape, likes[0].dtype, likes[0].device, recorded), recorded))
+
+
+def _waiting_or_tensor(one: Any) -> Any:
+    """Return what a tensor waits for, or its value where it waits for nothing."""
+    if type(one) is not Lazy:
+        return one
+    return one.pending if one.pending.value is None else one.pending.value
 
 
 _TENSORS = (Tensor, nn.Parameter)

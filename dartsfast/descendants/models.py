@@ -21,6 +21,13 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 _FEWEST = 8
 """Operations with a convolution, a pool or a norm, below which results that wait cost more than they give."""
 
+_LEAST_WORK = 65536
+"""Layers times values of an image, for less of which a sum of few layers costs more as a program."""
+
+_FEW_LAYERS = 2
+_FEWEST_VALUES = 16384
+"""Operations of fewer layers, one with another, cost less than waiting does for fewer values of an image."""
+
 
 def accelerate(
     model: Any, *, backend: str = "auto", memory: str = "store", verify: bool = True, strict: bool = False
@@ -70,14 +77,27 @@ def accelerate(
         report.add(module, one)
         if isinstance(one, Recognised):
             served.append((module, one))
-    if sum(bool(one.layers) for _, one in served) < _FEWEST:
+    fewest = _fewest_values([one for _, one in served])
+    if fewest is None:
         report.refuse(f"nothing is fused: fewer than {_FEWEST} operations compute what kernels serve")
         if strict:
             raise CheckFailedError(report.note)
         return report
+    if fewest:
+        report.note = (
+            f"images of fewer than {fewest} values are left to the operations, which have few layers"
+        )
     for module, one in served:
-        module.__dict__["forward"] = Served(module, one, backend, memory)
+        module.__dict__["forward"] = Served(module, one, backend, memory, fewest, _LEAST_WORK)
     return report
+
+
+def _fewest_values(served: list[Recognised]) -> int | None:
+    """Return from how many values of an image on fusing pays; None: from none, with so few operations."""
+    layers = [len(one.layers) for one in served if one.operation.kind != "library"]
+    if sum(map(bool, layers)) < _FEWEST:
+        return None
+    return _FEWEST_VALUES if sum(layers) < _FEW_LAYERS * len(layers) else 0
 
 
 def restore(model: Any) -> None:
@@ -126,6 +146,12 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Recognised | 
             seen.add(id(child))
             path = f"{name}.{short}".lstrip(".")
             found = "" if isinstance(child, _LISTS) else recognise(child)
+            if (
+                not isinstance(found, str)
+                and found.operation.kind == "library"
+                and type(parent) not in _LISTS
+            ):
+                continue  # a part of the network that nothing chooses from
             if isinstance(found, Recognised):
                 yield path, child, found
                 continue

@@ -1,10 +1,10 @@
-"""Values that are not computed yet: calls of operations, weighted sums of them, and these side by side."""
+"""Values that are not computed yet: calls of operations, weighted sums, values and tensors side by side."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,14 +28,22 @@ class Operator(Protocol):
     def alone(self, call: Call) -> Tensor:
         """Return what the user's own forward gives."""
 
+    def together(self, cat: Cat) -> Tensor | None:
+        """Return values side by side as one program; None where they are none."""
+
+    def unpaid(self, values: int) -> None:
+        """Note that a sum of it was too small to pay."""
+
     def discarded(self, call: Call) -> None:
         """Do what the user's forward would have done beside a result that nobody asked for."""
 
 
-CHANGED = (
-    "{} was changed in place before the result was used: "
-    "change a copy, use the result first, or take dartsfast.restore(model)"
-)
+def changed(what: str) -> RuntimeError:
+    """Return an error that says what was changed in place."""
+    return RuntimeError(
+        f"{what} was changed in place before the result was used: "
+        "change a copy, use the result first, or take dartsfast.restore(model)"
+    )
 
 
 def versions(value: Any, factors: Factors) -> int:
@@ -55,9 +63,7 @@ class Weighted(NamedTuple):
     def check(self) -> None:
         """Raise where one of its tensors is not what it was."""
         if self.version != versions(self.value, self.factors):
-            raise RuntimeError(
-                CHANGED.format("a tensor in a sum with the result of an accelerated operation")
-            )
+            raise changed("a tensor in a sum with the result of an accelerated operation")
 
 
 class Pending:
@@ -70,7 +76,7 @@ class Pending:
         uses: how many other values are made of it.
         taken: whether it was computed within another, and not kept.
         made: how often it had been changed in place when it was computed.
-        read: whether an operation was called on it.
+        read: whether an operation was called on it, or on some of its channels.
         number: values are numbered as they are made.
         depth: how many operations lie behind it, one of the result of another.
     """
@@ -104,7 +110,12 @@ class Pending:
     def apart(self, recorded: bool) -> bool:
         """Whether it is computed for itself where a sum of it is."""
         known = self.value is not None or self.taken
-        return known or self.uses > 1 or self.read or self.recorded != recorded or isinstance(self, Cat)
+        return known or self.uses > 1 or self.read or self.recorded != recorded
+
+    @property
+    def first(self) -> Call | None:
+        """A call that it is made of."""
+        return None
 
     def _compute(self) -> Tensor:
         raise NotImplementedError
@@ -124,9 +135,9 @@ class Call(Pending):
         self.version = 0 if isinstance(source, Pending) else version_of(source)
 
     @property
-    def waits(self) -> bool:
-        """Whether the source is not computed yet."""
-        return isinstance(self.source, Pending) and self.source.value is None
+    def first(self) -> Call | None:
+        """Itself."""
+        return self
 
     def settle(self) -> None:
         """Compute the source."""
@@ -139,7 +150,7 @@ class Call(Pending):
         """Raise where the source is not what it was at the call."""
         self.settle()
         if version_of(self.source) != self.version:
-            raise RuntimeError(CHANGED.format("the input of an accelerated operation"))
+            raise changed("the input of an accelerated operation")
 
     def _compute(self) -> Tensor:
         self.settle()
@@ -162,13 +173,17 @@ class Sum(Pending):
     __slots__ = ("parts",)
 
     def __init__(self, parts: Sequence[Weighted], like: Tensor, recorded: bool) -> None:
-        depths = [part.value.depth for part in parts if isinstance(part.value, Pending)]
-        super().__init__(like, recorded, max(depths))
+        super().__init__(like, recorded, max(value.depth for value in _waiting(parts)))
         self.parts = parts
+
+    @property
+    def first(self) -> Call | None:
+        """A call within."""
+        return _first(self.parts)
 
     def _compute(self) -> Tensor:
         calls, waiting, inner = self.flat()
-        rest = [_settled(part) for part in waiting]
+        rest = [settled(part) for part in waiting]
         if not calls:
             return functools.reduce(torch.add, map(weighted, rest))
         for value in (*inner, *(part.value for part in calls)):
@@ -189,8 +204,9 @@ class Sum(Pending):
                 rest.append(part)
             elif isinstance(value, Call):
                 calls.append(part)
+            elif not isinstance(value, Sum):
+                rest.append(part)
             else:
-                assert isinstance(value, Sum)
                 sums.append(value)
                 for part in value.parts:
                     part.check()
@@ -203,14 +219,21 @@ class Sum(Pending):
 
 
 class Cat(Pending):
-    """Values side by side, by channels."""
+    """Values and tensors side by side, by channels."""
 
     __slots__ = ("owned", "pieces")
 
-    def __init__(self, pieces: Sequence[Pending], like: Tensor, recorded: bool) -> None:
-        super().__init__(like, recorded, max(piece.depth for piece in pieces))
+    def __init__(self, pieces: Sequence[Weighted], like: Tensor, recorded: bool) -> None:
+        super().__init__(like, recorded, max(value.depth for value in _waiting(pieces)))
+        for value in _waiting(pieces):
+            value.uses += 1
         self.pieces = pieces
         self.owned = False
+
+    @property
+    def first(self) -> Call | None:
+        """A call within."""
+        return _first(self.pieces)
 
     def changeable(self) -> Tensor:
         """Return the value, a copy of what was computed, which is kept for the backward."""
@@ -219,51 +242,31 @@ class Cat(Pending):
         return self.get()
 
     def _compute(self) -> Tensor:
-        found = self._together()
-        return torch.cat([piece.get() for piece in self.pieces], 1) if found is None else found
-
-    def _together(self) -> Tensor | None:
-        """Compute the pieces and what they are made of as one program; None where they are not alone."""
-        nodes: dict[int, tuple[list[Weighted], list[Sum]]] = {}
-        found: list[Pending] = []
-        stack = list(self.pieces)
-        while stack:
-            value = stack.pop()
-            if id(value) in nodes:
-                continue
-            if value.value is not None or value.taken or value.recorded != self.recorded:
-                return None
-            calls, rest, sums = value.flat() if isinstance(value, Sum) else ([Weighted(value)], [], [])
-            if rest or not calls or isinstance(value, Cat):
-                return None
-            nodes[id(value)] = calls, sums
-            found.append(value)
-            stack += [part.value.source for part in calls if part.value.waits]
-        found.sort(key=lambda value: value.number)
-        if found[-len(self.pieces) :] != list(self.pieces):
-            return None
-        first = nodes[id(found[0])][0][0].value.operator
-        out: Tensor | None = first.plans.whole(
-            [(value, nodes[id(value)][0]) for value in found], len(self.pieces)
-        )
-        if out is not None:
-            for value in found:
-                calls, sums = nodes[id(value)]
-                for one in (value, *sums, *(part.value for part in calls)):
-                    one.taken = True
-        return out
+        for piece in self.pieces:
+            piece.check()
+        first = self.first
+        found = None if first is None else first.operator.together(self)
+        return torch.cat([settled(piece).value for piece in self.pieces], 1) if found is None else found
 
     def _release(self) -> None:
         self.pieces = ()
 
 
-def _settled(part: Weighted) -> Weighted:
+def _waiting(parts: Sequence[Weighted]) -> Iterator[Pending]:
+    return (part.value for part in parts if isinstance(part.value, Pending))
+
+
+def _first(parts: Sequence[Weighted]) -> Call | None:
+    return next((call for call in (value.first for value in _waiting(parts)) if call is not None), None)
+
+
+def settled(part: Weighted) -> Weighted:
     """Return a part whose value is computed."""
     if not isinstance(part.value, Pending):
         return part
     value = part.value.get()
     if version_of(value) != part.value.made:
-        raise RuntimeError(CHANGED.format("the result of an accelerated operation"))
+        raise changed("the result of an accelerated operation")
     return part._replace(value=value)
 
 

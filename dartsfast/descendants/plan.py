@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._guards import active_fake_mode
 
@@ -20,83 +20,7 @@ from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.watch import Watch
 
-_MOST_PLANS = 32  # sums that begin with one operation; where there are more, its edges are summed one by one
-_MOST_CELLS = 4  # that begin with one operation; where there are more, sums are computed one by one
 _MOST_PREPARED = 8
-
-
-class Plans:
-    """The plans of sums whose first call is of one operation."""
-
-    def __init__(self) -> None:
-        self._plans: dict[Any, list[Plan]] = {}
-        self._cells: dict[Any, list[Cell]] = {}
-
-    def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
-        """Return the sum of calls and tensors."""
-        for call, *_ in calls:
-            call.check()
-        groups = _by_source(calls)
-        key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, *_ in group)
-        if key not in self._plans and len(self._plans) >= _MOST_PLANS:
-            return self._apart(calls, groups, rest)
-        plan = _known(self._plans.setdefault(key, []), lambda: Plan(groups))
-        found = plan.run(groups)
-        for part in rest:
-            found.append(weighted(part))
-        return functools.reduce(_joined, found)
-
-    def whole(self, nodes: Sequence[tuple[Pending, Sequence[Weighted]]], returned: int) -> Tensor | None:
-        """Return the last nodes side by side, all being sums of calls of tensors or of nodes before.
-
-        None where a node is more than an edge a source can take, or cells hardly repeat.
-        """
-        calls = [part.value for _, parts in nodes for part in parts]
-        for call in calls:
-            if not call.waits:
-                call.check()
-        inputs = list({id(call.source): call.source for call in calls if not call.waits}.values())
-        states = {id(x): k for k, x in enumerate((*inputs, *(value for value, _ in nodes)))}
-        grouped = [_by_source(parts) for _, parts in nodes]
-        reads = [[states[id(group[0].value.source)] for group in groups] for groups in grouped]
-        key: Any = tuple(
-            tuple(
-                (id(part.value.operator), k) for k, group in zip(read, groups, strict=True) for part in group
-            )
-            for read, groups in zip(reads, grouped, strict=True)
-        )
-        key = (*key, returned)
-        if key not in self._cells and len(self._cells) >= _MOST_CELLS:
-            return None
-        cell = _known(self._cells.setdefault(key, []), lambda: Cell(grouped, reads))
-        return cell.run(grouped, inputs, returned) if cell.served else None
-
-    def _apart(
-        self, calls: Sequence[Weighted], groups: Sequence[Sequence[Weighted]], rest: Sequence[Weighted]
-    ) -> Tensor:
-        """Sum edge by edge, or operation by operation, so that plans are met again."""
-        parts = groups if len(groups) > 1 else [[call] for call in calls]
-        found = [part[0].value.operator.plans.compute(part, []) for part in parts]
-        return functools.reduce(_joined, [*found, *map(weighted, rest)])
-
-
-def _known(known: list[Any], make: Callable[[], Any]) -> Any:
-    """Return the plan of the last two whose modules are what they were, or else a new one."""
-    plan = next((plan for plan in known if plan.unchanged()), None) or make()
-    if known[:1] != [plan]:
-        known[:] = [plan, *known[:1]]
-    return plan
-
-
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    return a + b
-
-
-def _by_source(calls: Sequence[Weighted]) -> list[list[Weighted]]:
-    groups: dict[int, list[Weighted]] = {}
-    for part in calls:
-        groups.setdefault(id(part.value.source), []).append(part)
-    return list(groups.values())
 
 
 class Plan:
@@ -117,6 +41,7 @@ class Plan:
         self._seen = self._look()
         self.ordinary: list[tuple[int, int]] = []
         self.rounds: list[_Round] = []
+        self.library: list[tuple[int, int, tuple[nn.Module, ...]]] = []
         self.owned: set[int] = set()
         left: list[list[tuple[int, Recognised]]] = []
         for g, group in enumerate(groups):
@@ -124,7 +49,10 @@ class Plan:
             for k, (call, *_) in enumerate(group):
                 found = recognise(call.operator.module)
                 if not isinstance(found, str) and _fits(found, call, self.owned):
-                    left[g].append((k, found))
+                    if found.operation.kind == "library":
+                        self.library.append((g, k, found.layers))
+                    else:
+                        left[g].append((k, found))
                 else:
                     self.ordinary.append((g, k))
         self._lone_zeros(left)
@@ -148,10 +76,33 @@ class Plan:
     def run(self, groups: Sequence[Sequence[Weighted]]) -> list[Tensor]:
         """Return the tensors that add up to the sum of calls."""
         found = [round.run(groups, self.memory) for round in self.rounds]
+        for g, k, layers in self.library:
+            found.append(_scaled_by_norm(layers, groups[g][k]))
         for g, k in self.ordinary:
             call, scale, factors, _ = groups[g][k]
             found.append(weighted(Weighted(call.operator.alone(call), scale, factors)))
         return found
+
+
+def _scaled_by_norm(layers: Sequence[Any], part: Weighted) -> Tensor:
+    """Return an operation times its weight, which its last norm multiplies with, as with an affine."""
+    *before, norm = layers
+    x = part.value.source
+    for one in before:
+        x = one(x)
+    weight = _number(part.scale, x.dtype, x.device)
+    for factor in part.factors:
+        weight = weight * _as(factor, x.dtype, x.device)
+    moved, momentum = norm.training and norm.track_running_stats, norm.momentum
+    if moved:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
+    own = norm.training or norm.running_mean is None
+    running = (norm.running_mean, norm.running_var) if moved or not norm.training else (None, None)
+    # Repeated, not expanded: torch's kernels take it for dense.
+    affine = weight.repeat(norm.num_features) if norm.weight is None else weight * norm.weight
+    bias = None if norm.bias is None else weight * norm.bias
+    return F.batch_norm(x, running[0], running[1], affine, bias, own, momentum or 0.0, norm.eps)
 
 
 def _fits(found: Recognised, call: Call, taken: set[int]) -> bool:
@@ -206,60 +157,14 @@ class _Round:
     def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
         """Return the sum of the calls that it serves."""
         sources = [groups[g][0].value.source for g in self.groups]
-        return _run(self._prepared, [Node(list(self.edges))], 1, sources, self.rows(groups), memory)
+        return run(self._prepared, [Node(list(self.edges))], 1, sources, self.rows(groups), memory)
 
     def rows(self, groups: Sequence[Sequence[Weighted]]) -> list[list[Weighted]]:
         """Return the calls that it serves, edge by edge."""
         return [[groups[g][k] for k in columns] for g, columns in zip(self.groups, self.columns, strict=True)]
 
 
-class Cell:
-    """Nodes that read each other as one program, where every one is an edge a source.
-
-    Args:
-        grouped: the calls of every node, those of one source together.
-        reads: the numbers of these sources: tensors that are given, then nodes.
-    """
-
-    def __init__(
-        self, grouped: Sequence[Sequence[Sequence[Weighted]]], reads: Sequence[Sequence[int]]
-    ) -> None:
-        self.plans = [Plan(groups) for groups in grouped]
-        owned = [thing for plan in self.plans for thing in plan.owned]
-        alone = len(set(owned)) == len(owned)
-        self.served = alone and all(len(plan.rounds) == 1 and not plan.ordinary for plan in self.plans)
-        self.nodes: list[Node] = []
-        rows = 0
-        for plan, read in zip(self.plans, reads, strict=True) if self.served else ():
-            (round,) = plan.rounds
-            self.nodes.append(
-                Node(
-                    [
-                        (read[g], edge, rows + row)
-                        for g, (_, edge, row) in zip(round.groups, round.edges, strict=True)
-                    ]
-                )
-            )
-            rows += len(round.edges)
-        self._prepared: dict[Setting, Prepared] = {}
-
-    def unchanged(self) -> bool:
-        """Whether all modules are what they were."""
-        return all(plan.unchanged() for plan in self.plans)
-
-    def run(
-        self, grouped: Sequence[Sequence[Sequence[Weighted]]], inputs: Sequence[Tensor], returned: int
-    ) -> Tensor:
-        """Return the last ``returned`` nodes side by side."""
-        rows = [
-            row
-            for plan, groups in zip(self.plans, grouped, strict=True)
-            for row in plan.rounds[0].rows(groups)
-        ]
-        return _run(self._prepared, self.nodes, returned, inputs, rows, self.plans[0].memory)
-
-
-def _run(
+def run(
     known: dict[Setting, Prepared],
     nodes: Sequence[Node],
     returned: int,

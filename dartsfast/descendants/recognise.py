@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from dartsfast.fused.edge import Operation
 from dartsfast.fused.read import chain, pool, pooled, reduction, stage
-from dartsfast.modules.plain import difference
+from dartsfast.modules.plain import difference, is_as_built
 
 RELU = nn.ReLU()
 """What stands for a call of a function that is one."""
@@ -32,7 +32,8 @@ class Recognised:
     """An operation that kernels serve.
 
     Attributes:
-        operation: what they compute, with the module's own weights and norms.
+        operation: what they compute, with the module's own weights and norms; of kind ``library`` where
+            torch's own layers do, of which the last, a norm, multiplies with the operation's weight.
         stride: of what reads the source.
         relu: whether convolutions begin with relu.
         channels: of the source, and of the result; None: any, and the same.
@@ -61,12 +62,17 @@ def recognise(module: nn.Module) -> Recognised | str:
     if layer(module):
         return _skip() if type(module) is nn.Identity else _of_layers([module])
     inner = [m for m in module.modules() if not layer(m)]
-    if any(type(m.__dict__.get("forward")).__name__ != "Served" for m in inner if "forward" in m.__dict__):
+    if any(not _is_served(m) for m in inner if "forward" in m.__dict__):
         return "it has a forward of its own"
     if any(any(m.__dict__[name] for name in _HOOKS) for m in inner[1:]):
         return "modules within have hooks"
     graph = _traced(module)
     return graph if isinstance(graph, str) else _of_graph(module, graph)
+
+
+def _is_served(module: nn.Module) -> bool:
+    """Whether the forward that a module has of its own is the one that it got here."""
+    return type(module.__dict__.get("forward")).__name__ == "Served"
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -234,7 +240,9 @@ def _unfit(layers: Sequence[nn.Module]) -> str | None:
     for one in layers:
         if type(one) not in _KINDS:
             return f"it calls {type(one).__name__}"
-        if (reason := difference(one, type(one))) is not None:
+        # A layer that is an operation by itself; its hooks run around what it got as its forward.
+        operation = _is_served(one) and is_as_built(type(one))
+        if not operation and (reason := difference(one, type(one))) is not None:
             return reason
     first = layers[0]
     if isinstance(first, nn.ReLU) and first.inplace:
@@ -261,10 +269,21 @@ def _of_layers(layers: list[Any]) -> Recognised | str:
         stages = [stage(rest[0], rest[1], rest[2], stride)]
         stages += [stage(rest[4], rest[5], rest[6], 1)] if len(rest) > 3 else []
     found = chain(stages)
+    if found is None and len(rest) == 2 and _keeps_size(rest[0]):
+        sizes = _in_channels(rest[0]), rest[0].out_channels
+        return Recognised(Operation("library"), stride, relu, sizes, tuple(layers))
     if found is None:
         return _why(layers)
     channels = _in_channels(rest[0]), found.parts[-1].weights[-1].shape[0]
     return Recognised(found, stride, relu, channels, tuple(layers))
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution gives an image as large as a stride makes it."""
+    if conv.stride not in ((1, 1), (2, 2)) or isinstance(conv.padding, str):
+        return False
+    each = zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)
+    return all(k % 2 == 1 and p == d * (k - 1) // 2 for k, p, d in each)
 
 
 def _in_channels(conv: nn.Conv2d) -> int:

@@ -28,7 +28,8 @@ class Report:
 
     def add(self, module: nn.Module, found: Recognised | str) -> None:
         """Enter an operation."""
-        self.arithmetic[isinstance(found, str)] += multiply_adds(module)
+        own = isinstance(found, str) or found.operation.kind == "library"
+        self.arithmetic[own] += multiply_adds(module)
         if isinstance(found, str):
             self.ordinary[type(module).__name__, found] += 1
         else:
@@ -78,6 +79,8 @@ def kind(found: Recognised) -> str:
         return {"skip": "identity", "zero": "zero"}[name] + stride
     if name == "reduce":
         return "factorized reduction"
+    if name == "library":
+        return f"{relu}convolution (torch's own), norm{stride}"
     stage = parts[0]
     if len(stage.weights) == 1:
         return f"{relu}convolution 1x1, norm{stride}"

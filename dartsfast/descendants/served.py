@@ -14,10 +14,14 @@ from torch.autograd import forward_ad
 from dartsfast.backends import resolve_backend
 from dartsfast.backends.table import KERNEL_DTYPES
 from dartsfast.descendants.lazy import Lazy
-from dartsfast.descendants.pending import Call, Cat, Pending, Weighted, like
-from dartsfast.descendants.plan import Plans
+from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted, like
+from dartsfast.descendants.plans import Plans
 from dartsfast.descendants.recognise import Recognised
+from dartsfast.descendants.sources import origin
 from dartsfast.modules.plain import hooks_of_all
+
+_OFTEN = 8
+"""How many sums of an operation are too small before it waits for none of their size."""
 
 _DEEPEST = 16
 """How many operations may wait for each other."""
@@ -32,23 +36,30 @@ class Served:
         module: the operation.
         found: what it computes.
         backend, memory: as :func:`dartsfast.accelerate` takes them.
+        fewest: values of a source, of fewer of which the user's own forward is faster.
+        work: layers times values of a sum, for less of which its operations run as they are.
     """
 
-    def __init__(self, module: nn.Module, found: Recognised, backend: str, memory: str) -> None:
+    def __init__(
+        self, module: nn.Module, found: Recognised, backend: str, memory: str, fewest: int = 0, work: int = 0
+    ) -> None:
         self.module, self.backend, self.memory = module, backend, memory
+        self.fewest, self.work = fewest, work
         self.stride, self.channels = found.stride, found.channels
+        self.layers = len(found.layers)
         self.halves = found.operation.kind == "reduce"
         self.kind = found.operation.kind
         self._begin()
 
     def _begin(self) -> None:
-        self.plans = Plans()
+        self.plans = Plans(self.work)
+        self._unpaid, self._least = 0, self.fewest
         self._last: ref[Call] | None = None
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "backend", "memory", "stride", "channels", "halves", "kind")
-        return {name: getattr(self, name) for name in kept}
+        known = ("plans", "_unpaid", "_least", "_last", "_backends")
+        return {name: value for name, value in self.__dict__.items() if name not in known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -66,6 +77,8 @@ class Served:
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
         image = x if pending is None else pending.like
+        if self._least and type(image) is Tensor and image.numel() < self._least:
+            return type(self.module).forward(self.module, x if pending is None else x.value())
         if not self._serves(image):
             return type(self.module).forward(self.module, x if pending is None else x.value())
         source = x
@@ -84,7 +97,10 @@ class Served:
     def _waits_for(pending: Pending) -> bool:
         """Whether a source need not be computed before what is computed of it, as within a cell."""
         alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
-        return alike and pending.depth < _DEEPEST and not isinstance(pending, Cat)
+        value, _ = origin(pending)
+        if isinstance(value, Call) and value.operator.kind == "library":
+            return False
+        return alike and pending.depth < _DEEPEST and isinstance(value, (Call, Sum))
 
     def _serves(self, x: Any) -> bool:
         """Whether kernels may compute of ``x``: an ordinary image, in a world without transforms."""
@@ -117,6 +133,12 @@ class Served:
             self._backends[key] = served and resolve_backend(self.backend, *key) != "reference"
         return self._backends[key]
 
+    def unpaid(self, values: int) -> None:
+        """Note that a sum with this was too small to pay; after some it waits for none of this size."""
+        self._unpaid += 1
+        if self._unpaid >= _OFTEN:
+            self._least = max(self._least, values + 1)
+
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls, the first of this operator, and of tensors."""
         (value, scale, factors, _), *others = calls
@@ -124,9 +146,13 @@ class Served:
         if not others and not rest and scale == 1.0 and not factors:
             if self.kind == "skip":
                 return value.source
-            if self.kind == "zero":
+            if self.kind in ("zero", "library"):
                 return self.alone(value)
         return self.plans.compute(calls, rest)
+
+    def together(self, cat: Cat) -> Tensor | None:
+        """Return values side by side as one program; None where they are none."""
+        return self.plans.together(cat)
 
     def alone(self, call: Call) -> Tensor:
         """Return what the user's own forward gives."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.constants import constant
-from dartsfast.fused.build import Builder, Placed, halves
+from dartsfast.fused.build import Builder, Placed, by_part, halves, shuffle
 from dartsfast.fused.forward import NATIVE, Forward, no_norm
 from dartsfast.fused.program import (
     Instruction,
@@ -32,6 +32,7 @@ from dartsfast.fused.program import (
 )
 
 Phases = list[list[Instruction]]
+Channels = tuple[int, int] | None
 _MANY_IMAGES = 16
 
 
@@ -66,8 +67,8 @@ class Backward:
         self.needed = {slot for slot, need in zip(self.program.given, needed, strict=False) if need}
         g = self.builder.given(None, slots[out].shape)
         self._reach_states()
-        self._arrived: list[Ref | None] = [None] * len(forward.states)
-        self._own: dict[int, Ref] = {}  # where gradients of states are added up
+        self._arrived: dict[tuple[int, Channels], Ref] = {}  # at a state, or at channels of it
+        self._places: dict[int, Ref] = {}  # where gradients of states are added up
         section = self._share_out(g)
         if forward.weights.slot in self.needed:
             section.append(zero(self.gradient(forward.weights)))
@@ -77,9 +78,9 @@ class Backward:
         for first, last in reversed(forward.apart):
             nodes = []
             for k in reversed(range(first, last)):
-                g_node = self._arrived[inputs + k]
+                g_node = self._whole(inputs + k)
                 if g_node is not None and self.reached[inputs + k]:
-                    nodes.append((g_node, forward.placed[k]))
+                    nodes += self._parts(k, g_node)
             self._nodes(nodes)
         self.program.prune()
 
@@ -115,7 +116,7 @@ class Backward:
                 dense = self.program.new(part.shape, Place.TEMPORARY)
                 section.append(copy(part, dense))
                 part = dense
-            self._arrived[k] = part
+            self._arrived[k, None] = part
         return section
 
     def gradient(self, of: Ref) -> Ref:
@@ -127,26 +128,51 @@ class Backward:
             self.returned.append(self.program.given.index(of.slot))
         return of._replace(slot=self._gradients[of.slot])
 
-    def arriving(self, state: int) -> tuple[Ref | None, Ref]:
-        """Return what has arrived at a state until now, and where it is with the next gradient added."""
-        before = self._arrived[state]
-        ref = self.forward.states[state]
+    def _whole(self, state: int) -> Ref | None:
+        """Return what has arrived at a state: where its channels are read apart, all of them are."""
+        apart = any(k == state and channels is not None for k, channels in self._arrived)
+        return self._places[state] if apart else self._arrived.get((state, None))
+
+    def _parts(self, k: int, g: Ref) -> list[tuple[Ref, list[Placed]]]:
+        """Return the gradients of the parts of a node's channels."""
+        forward = self.forward
+        parts = by_part(forward.placed[k])
+        if len(parts) == 1:
+            return [(g, parts[0])]
+        *NHW, C = g.shape
+        first = C // forward.groups[k]
+        images = [self.program.new((*NHW, c), Place.TEMPORARY) for c in (first, C - first)]
+        self.program.section(shuffle(images, g, forward.groups[k], back=True))
+        return list(zip(images, parts, strict=True))
+
+    def arriving(self, placed: Placed) -> tuple[Ref | None, Ref]:
+        """Return what has arrived at an edge's source until now, and where it is with the next added."""
+        state, channels = key = placed.source, placed.edge.channels
+        before, ref = self._before(placed), self.forward.states[state]
         if ref.slot in self.needed:
             after = self.gradient(ref)
-        elif state in self._own:
-            after = self._own[state]
+        elif state in self._places:
+            after = self._places[state]
         else:
-            after = self._own[state] = self.program.new(ref.shape, Place.TEMPORARY)
-        self._arrived[state] = after
+            after = self.program.new(ref.shape, Place.TEMPORARY)
+        self._places[state] = after
+        self._arrived[key] = after = after if channels is None else after.channels(*channels)
         return before, after
 
-    def nothing_arrived(self, state: int) -> bool:
-        """Whether the next gradient is a state's first."""
-        return self._arrived[state] is None
+    def _before(self, placed: Placed) -> Ref | None:
+        key = placed.source, placed.edge.channels
+        whole = self._arrived.get((placed.source, None))
+        if key in self._arrived or whole is None or placed.edge.channels is None:
+            return self._arrived.get(key)
+        return whole.channels(*placed.edge.channels)
 
-    def arrive(self, state: int, dx: Ref) -> list[Instruction]:
+    def nothing_arrived(self, placed: Placed) -> bool:
+        """Whether the next gradient is the first of an edge's source."""
+        return self._before(placed) is None
+
+    def arrive(self, placed: Placed, dx: Ref) -> list[Instruction]:
         """Return what adds an edge's gradient to what has arrived at its source."""
-        before, after = self.arriving(state)
+        before, after = self.arriving(placed)
         if after == dx:
             return []
         return [copy(dx, after) if before is None else add(before, dx, after)]
@@ -175,10 +201,10 @@ class Backward:
 
     def _compute(self, group: list[Placed], together: bool) -> None:
         """Add what was not kept: pools, and everything of an edge where edges are computed again."""
-        builder, sources = self.builder, self.forward.stored
-        section = [i for p in group for i in builder.pools(p, sources[p.source], shared=together)]
+        builder, states = self.builder, self.forward.stored
+        section = [i for p in group for i in builder.pools(p, p.reads(states), shared=together)]
         if not together:
-            section += [i for p in group for i in builder.first_stages(p, sources[p.source], Place.TEMPORARY)]
+            section += [i for p in group for i in builder.first_stages(p, p.reads(states), Place.TEMPORARY)]
         self.program.section(section)
         if not together:
             self.program.section([i for p in group for i in builder.second_stages(p, Place.TEMPORARY)])
@@ -200,7 +226,7 @@ class Backward:
         """Add the gradients of nodes' mixing weights; return coef [4, C] of every operation, by edge."""
         sums, norms, found = [], [], []
         for g, group in groups:
-            images = [image for p in group for image in p.summed(self.forward.stored[p.source])]
+            images = [image for p in group for image in p.summed(self.forward.stored)]
             finals = [norm for p in group for norm in p.final]
             d_weights = [d for p in group for d in self._mixing_gradients(p)]
             means = self.program.new((1 + len(images), g.shape[-1]), Place.TEMPORARY).rows()
@@ -232,7 +258,7 @@ class _Edge:
     def __init__(self, backward: Backward, placed: Placed, g: Ref, coef: list[Ref]) -> None:
         self.backward, self.placed, self.edge, self.g, self.coef = backward, placed, placed.edge, g, coef
         self.builder, self.program = backward.builder, backward.program
-        self.x = backward.forward.stored[placed.source]
+        self.x = placed.reads(backward.forward.stored)
         self.input_grad = backward.reached[placed.source]
         self.weight_grads = backward.weights_needed(placed)
         self.dx: Ref | None = None  # what there is until now of this edge's gradient of x
@@ -248,7 +274,7 @@ class _Edge:
         if self.input_grad or self.weight_grads:
             found += self._reduces()
         if self.dx is not None:
-            found.append(self.backward.arrive(self.placed.source, self.dx))
+            found.append(self.backward.arrive(self.placed, self.dx))
         return found
 
     def _temporary(self, like: Ref) -> Ref:
@@ -256,9 +282,8 @@ class _Edge:
 
     def _last(self) -> Ref:
         """Return a place for the last dx; where it is a state's first gradient, the state's own."""
-        source = self.placed.source
-        alone = self.backward.nothing_arrived(source)
-        return self.backward.arriving(source)[1] if alone else self._temporary(self.x)
+        alone = self.backward.nothing_arrived(self.placed)
+        return self.backward.arriving(self.placed)[1] if alone else self._temporary(self.x)
 
     def _scaled(self, weight: Ref, base: Ref | None, out: Ref) -> Instruction:
         """Return out = base + weight * g."""
@@ -338,12 +363,12 @@ class _Edge:
 
     def _first_stages(self, gs: list[Ref], coef: list[Ref]) -> list[Instruction]:
         depthwise, pointwise, dilation = self.builder.weights(self.edge.first, self.x.shape[-1])
-        source, onto, base = self.placed.source, None, self.dx
+        onto, base = None, self.dx
         dx = None
         if (
             self.input_grad and not self.edge.reduces
         ):  # nothing comes after it: it arrives at the state at once
-            onto, dx = self.backward.arriving(source)
+            onto, dx = self.backward.arriving(self.placed)
             self.dx = None
         elif self.input_grad:
             dx = self.dx = self._last()

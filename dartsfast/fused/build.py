@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.fused.edge import Edge, Stage
-from dartsfast.fused.program import Instruction, Place, Program, Ref, branch_conv, pool3x3
+from dartsfast.fused.program import Instruction, Place, Program, Ref, branch_conv, copy, pool3x3
 from dartsfast.ops.contract import require
 
 
@@ -23,6 +25,7 @@ class Placed:
         edge: the edge.
         source: number of the state that it reads.
         row: of the mixing weights; None: every weight is one.
+        part: of its node's channels that it adds to: 0, or 1 for those that pass.
         weights: [] of every operation, in the order of the sum.
         inner: norms [2, C] between two stages.
         pool_norms: those of pools, which are made for all edges that share them.
@@ -36,6 +39,7 @@ class Placed:
     edge: Edge
     source: int
     row: int | None
+    part: int = 0
     weights: list[Ref] = field(default_factory=list)
     inner: list[Ref] = field(default_factory=list)
     pool_norms: list[Ref] = field(default_factory=list)
@@ -53,9 +57,19 @@ class Placed:
     pool_stats: list[Ref] = field(default_factory=list)
     reduced_stats: list[Ref] = field(default_factory=list)
 
-    def summed(self, source: Ref) -> list[Ref]:
+    @property
+    def pooling(self) -> tuple[int, tuple[int, int] | None, int]:
+        """What edges have in common that share pools."""
+        return self.source, self.edge.channels, self.edge.stride
+
+    def reads(self, states: Sequence[Ref]) -> Ref:
+        """Return the image that the edge reads."""
+        source = states[self.source]
+        return source if self.edge.channels is None else source.channels(*self.edge.channels)
+
+    def summed(self, states: Sequence[Ref]) -> list[Ref]:
         """Return the images that the edge adds, in the order of the sum."""
-        edge = self.edge
+        edge, source = self.edge, self.reads(states)
         single = self.first[len(edge.separable) :]
         pools = [self.pooled[half] for half, _ in edge.pools]
         return [*self.second, *single, *pools, *self.reduced, *[source] * edge.skips, *self.extras]
@@ -77,7 +91,7 @@ class Builder:
             for t, slot in zip(tensors, program.given, strict=True)
             if t is not None
         }
-        self._pools: dict[tuple[int, int], tuple[list[Ref], list[Ref]]] = {}
+        self._pools: dict[Any, tuple[list[Ref], list[Ref]]] = {}
 
     def given(
         self, tensor: Tensor | None, shape: Sequence[int] = (), dtype: torch.dtype | None = None
@@ -142,7 +156,7 @@ class Builder:
 
     def pools(self, placed: Placed, x: Ref, *, shared: bool) -> list[Instruction]:
         """Return the pooling of an edge's source unless it was done, and set its places; none is kept."""
-        edge, key = placed.edge, (placed.source, placed.edge.stride)
+        edge, key = placed.edge, placed.pooling
         if not edge.pools:
             return []
         found = []
@@ -177,3 +191,27 @@ def halves(x: Ref, weights: Sequence[Tensor]) -> list[tuple[Ref, Tensor, tuple[i
     """Return what the two convolutions of a factorized reduction read, and which channels they make."""
     half = weights[0].shape[0]
     return [(x, weights[0], (0, half)), (x.shifted(), weights[1], (half, 2 * half))]
+
+
+def by_part(node: Sequence[Placed]) -> list[list[Placed]]:
+    """Return the edges of a node by the part of its channels that they add to."""
+    return [list(part) for _, part in groupby(node, key=lambda placed: placed.part)]
+
+
+def shuffle(parts: Sequence[Ref], image: Ref, groups: int, *, back: bool = False) -> list[Instruction]:
+    """Return what shuffles two parts side by side into an image, channel g C + c to c groups + g; or back.
+
+    The first part, dense [N, H, W, C], is the first group, the second the ``groups - 1`` others.
+    """
+    first, rest = parts
+    N, H, W, C = first.shape
+    n, h, w, c = image.stride
+    pixel = h if W == 1 else w
+    both = (
+        (first, image._replace(shape=first.shape, stride=(n, h, w, groups * c))),
+        (
+            rest._replace(shape=(N, H * W, groups - 1, C), stride=(rest.stride[0], rest.shape[3], C, 1)),
+            Ref(image.slot, (N, H * W, groups - 1, C), (n, pixel, c, groups * c), image.offset + c),
+        ),
+    )
+    return [copy(there, here) if back else copy(here, there) for here, there in both]

@@ -61,6 +61,7 @@ class Edge:
         reduces: factorized reductions.
         skips: how many operations are the source itself.
         extras: modules that no kernel serves.
+        channels: first and end of what it reads of its source; None: all.
     """
 
     stride: int
@@ -72,6 +73,7 @@ class Edge:
     reduces: list[Reduce] = field(default_factory=list)
     skips: int = 0
     extras: list[nn.Module] = field(default_factory=list)
+    channels: tuple[int, int] | None = None
 
     @property
     def first(self) -> list[Stage]:

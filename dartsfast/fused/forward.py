@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dartsfast.backends import cuda, native, triton
 from dartsfast.constants import constant
 from dartsfast.errors import InputError
-from dartsfast.fused.build import Builder, Placed
+from dartsfast.fused.build import Builder, Placed, by_part, shuffle
 from dartsfast.fused.edge import Edge
 from dartsfast.fused.planning import Part
 from dartsfast.fused.program import Instruction, Place, Program, Ref, concatenate, copy, mixed_sum, norm_stats
@@ -30,10 +30,14 @@ class Node:
         edges: number of the source's state, what is computed from it, and its row of the mixing weights
             (None: every weight is one).
         extras: shapes [N, H, W, C] of what the edges' ``extras`` return.
+        passed: edges whose sum, of ``groups - 1`` times as many channels, is beside that of the others.
+        groups: whose channels are shuffled then, [groups, C] to [C, groups]; 1: nothing passes.
     """
 
     edges: list[tuple[int, Edge, int | None]]
     extras: list[list[tuple[int, ...]]] = field(default_factory=list)
+    passed: list[tuple[int, Edge, int | None]] = field(default_factory=list)
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Forward:
         self.states = self._inputs()
         self.weights = self.builder.given(None, setting.weights)
         self.placed = [self._place(node) for node in nodes]
+        self.groups = [node.groups for node in nodes]
         self.differentiable = len(self.builder.tensors)
         self.stored = self._inputs(setting.kept_as) if setting.kept_as else list(self.states)
         self._begun = 0  # states whose edges are computed
@@ -139,8 +144,8 @@ class Forward:
 
     def _place(self, node: Node) -> list[Placed]:
         found = []
-        for k, (source, edge, row) in enumerate(node.edges):
-            placed = Placed(edge, source, row)
+        for k, (source, edge, row) in enumerate([*node.edges, *node.passed]):
+            placed = Placed(edge, source, row, int(k >= len(node.edges)))
             for w in edge.tensors():
                 self.builder.given(w)
             placed.extras = (
@@ -171,18 +176,23 @@ class Forward:
         program, nodes = self.builder.program, self.placed[first:last]
         if self.setting.memory == "store":
             self._edges(self._next(nodes))
-        sums, copies = [], []
+        sums: list[Instruction] = []
+        shuffles, copies = [], []
         for k, node in enumerate(nodes, first):
             place, halved = self._kept(k)
-            if self.setting.memory == "store":
-                out = self._out(node, place)
-                sums.append(self._sum(node, None, out))
+            parts = by_part(node)
+            if len(parts) == 1:
+                out = self._part(node, place, sums)
             else:
-                out = self._one_by_one(node, place)
+                images = [self._part(part, Place.TEMPORARY, sums) for part in parts]
+                shape = *images[0].shape[:3], sum(image.shape[3] for image in images)
+                out = self._out(shape, place)
+                shuffles += shuffle(images, out, self.groups[k])
             self.states.append(out)
             self.stored.append(out if halved is None else program.new(out.shape, Place.KEPT, halved))
             copies += [] if halved is None else [copy(out, self.stored[-1])]
         program.section(sums)
+        program.section(shuffles)
         program.section(copies)
 
     def _kept(self, k: int) -> tuple[Place, torch.dtype | None]:
@@ -205,27 +215,34 @@ class Forward:
         first, self._begun = self._begun, len(self.states)
         return [p for node in self.placed for p in node if first <= p.source < self._begun]
 
-    def _one_by_one(self, node: list[Placed], place: Place) -> Ref:
-        out: Ref | None = None
-        for placed in node:
+    def _part(self, part: list[Placed], place: Place, sums: list[Instruction]) -> Ref:
+        """Return where a part of a node's channels is: all of its edges add up in ``sums``, or one by one."""
+        if self.setting.memory == "store":
+            out = self._out(self._shape(part), place)
+            sums.append(self._sum(part, None, out))
+            return out
+        base: Ref | None = None
+        for placed in part:
             self._edges([placed])
-            base = out
-            out = self._out([placed], place) if out is None else out
+            out = self._out(self._shape(part), place) if base is None else base
             self.builder.program.section([self._sum([placed], base, out)])
-        assert out is not None, "a node has operations"
-        return out
+            base = out
+        assert base is not None, "a node has operations"
+        return base
+
+    def _shape(self, part: list[Placed]) -> tuple[int, ...]:
+        return part[0].summed(self.states)[0].shape
 
     def _sum(self, group: list[Placed], base: Ref | None, out: Ref) -> Instruction:
-        images = [image for placed in group for image in placed.summed(self.states[placed.source])]
+        images = [image for placed in group for image in placed.summed(self.states)]
         shapes = {image.shape for image in images}
         require(len(shapes) == 1, f"operations of a node return different shapes: {sorted(shapes)}")
         norms = [norm for placed in group for norm in placed.final]
         weights = [weight for placed in group for weight in self._mixing(placed)]
         return mixed_sum(images, norms, weights, base, out, [len(placed.edge.ops) for placed in group])
 
-    def _out(self, group: list[Placed], place: Place) -> Ref:
+    def _out(self, shape: tuple[int, ...], place: Place) -> Ref:
         """Return a place for a node, its part of the result if it belongs to that."""
-        shape = group[0].summed(self.states[group[0].source])[0].shape
         if place != Place.RETURNED or self.returned == 1:
             return self.builder.program.new(shape, place)
         *NHW, C = shape
@@ -241,10 +258,10 @@ class Forward:
 
     def _edges(self, group: list[Placed]) -> None:
         """Add what a group of edges computes, and its norms."""
-        builder, sources = self.builder, self.states
+        builder, states = self.builder, self.states
         images = self.kept if self.setting.memory == "store" else Place.TEMPORARY
-        section = [i for p in group for i in builder.pools(p, sources[p.source], shared=True)]
-        section += [i for p in group for i in builder.first_stages(p, sources[p.source], images)]
+        section = [i for p in group for i in builder.pools(p, p.reads(states), shared=True)]
+        section += [i for p in group for i in builder.first_stages(p, p.reads(states), images)]
         builder.program.section(section)
         pooled = [i for p in group for i in self._pool_norms(p)]
         builder.program.section([*pooled, *(i for p in group for i in self._first_norms(p))])
@@ -256,8 +273,7 @@ class Forward:
         found: list[Instruction] = []
         if not placed.edge.pools or placed.pool_norms:
             return found
-        key = placed.source, placed.edge.stride
-        alike = [p for node in self.placed for p in node if (p.source, p.edge.stride) == key and p.edge.pools]
+        alike = [p for node in self.placed for p in node if p.pooling == placed.pooling and p.edge.pools]
         for p in alike:
             halves = [half for half, _ in p.edge.pools]
             stats, pooled = ([both[half] for half in halves] for both in (placed.pool_stats, placed.pooled))
@@ -278,7 +294,7 @@ class Forward:
             placed.final += norms
             placed.own_final += own
             found += more
-        for image in [self.states[placed.source]] * edge.skips + placed.extras:
+        for image in [placed.reads(self.states)] * edge.skips + placed.extras:
             placed.final.append(
                 self.builder.given(no_norm(image.shape[-1], self.setting.dtype, self.setting.device))
             )

@@ -67,12 +67,17 @@ def _altered(module: nn.Module) -> bool:
     kind, own = type(module), module.__dict__
     return bool(
         "forward" in own
-        or kind.forward is not _FORWARD.get(kind)  # a script's own class is not served
+        or not is_as_built(kind)  # a script's own class is not served
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
     )
+
+
+def is_as_built(kind: type[nn.Module]) -> bool:
+    """Whether a class has the ``forward`` that it came with, and kernels may compute in its place."""
+    return kind.forward is _FORWARD.get(kind)
 
 
 def hooks_of_all() -> bool:

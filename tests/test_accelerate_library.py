@@ -1,0 +1,111 @@
+"""Convolutions that torch computes, whose norm multiplies with the weight of the operation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_accelerate import assert_same, copied, iterations, whatever_the_size  # noqa: F401 - a fixture
+from test_accelerate_traps import C, Every
+from torch import nn
+
+import dartsfast
+from bench.miniatures import eight
+from dartsfast.backends import availability
+
+cpu = availability("cpu")
+pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
+
+
+def conv_norm(norm=None, *, relu=True, size=3, **options):
+    pad = options.get("dilation", 1) * (size // 2)
+    layers = [nn.ReLU()] if relu else []
+    norm = nn.BatchNorm2d(C, affine=False) if norm is None else norm
+    return nn.Sequential(*layers, nn.Conv2d(C, C, size, padding=pad, **options), norm)
+
+
+def affine():
+    norm = nn.BatchNorm2d(C, eps=1e-2)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+    return norm
+
+
+def resting():
+    norm = nn.BatchNorm2d(C)
+    norm.track_running_stats = False
+    return norm
+
+
+LIBRARY = {
+    "dense": lambda: conv_norm(bias=False),
+    "a bias": conv_norm,
+    "an affine": lambda: conv_norm(affine()),
+    "no relu": lambda: conv_norm(relu=False),
+    "dilated, in groups": lambda: conv_norm(size=5, dilation=2, groups=2),
+    "reflected": lambda: conv_norm(padding_mode="reflect"),
+    "an average over all batches": lambda: conv_norm(nn.BatchNorm2d(C, momentum=None)),
+    "no running statistics": lambda: conv_norm(nn.BatchNorm2d(C, track_running_stats=False)),
+    "statistics that rest": lambda: conv_norm(resting()),
+    "evaluating without statistics": lambda: conv_norm(nn.BatchNorm2d(C, track_running_stats=False)).eval(),
+    "evaluating": lambda: conv_norm(affine()).eval(),
+}
+
+
+def weighted(m, x, w):
+    return sum(w[k] * op(x) for k, op in enumerate(m.ops))
+
+
+def by_numbers(m, x, w):
+    return sum(0.5 * (w[k] * op(x)) for k, op in enumerate(m.ops)) + m.ops[-1](x)
+
+
+@pytest.mark.parametrize("use", [weighted, by_numbers])
+@pytest.mark.parametrize("name", LIBRARY)
+def test_convolutions_of_torch_join_sums(name, use):
+    torch.manual_seed(1)
+    model = Every(use, [*eight(C, 1), *eight(C, 1), LIBRARY[name]()]).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            nn.init.uniform_(norm.running_mean)
+    fast = copied(model)
+    report = dartsfast.accelerate(fast)
+    assert sum(n for name, n in report.fused.items() if "torch's own" in name) == 1
+    assert_same(iterations(model, images=6), iterations(fast, images=6))
+
+
+def test_their_weights_are_multiplied_with_in_their_norms(monkeypatch):
+    model = Every(weighted, [*eight(C, 1), *eight(C, 1), conv_norm()])
+    dartsfast.accelerate(model, verify=False)
+    given = []
+
+    def batch_norm(x, *rest, run=F.batch_norm):
+        given.append(rest[2])
+        return run(x, *rest)
+
+    monkeypatch.setattr(F, "batch_norm", batch_norm)
+    weight = torch.rand(17)
+    model.use(model, torch.randn(2, C, 6, 6), weight).sum()
+    (factor,) = given
+    torch.testing.assert_close(factor, weight[16].repeat(C))
+
+
+def test_reductions_and_other_sizes():
+    torch.manual_seed(1)
+    halved = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, 2, 1), nn.BatchNorm2d(C))
+    cut = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3), nn.BatchNorm2d(C))
+    ops = [*eight(C, 2), *eight(C, 2), halved]
+
+    def use(m, x, w):
+        return (
+            sum(w[k] * op(x) for k, op in enumerate(m.ops[:17]))
+            + F.pad(m.ops[17](x), (0, 2, 0, 2))[:, :, ::2, ::2]
+        )
+
+    model = Every(use, [*ops, cut]).double()
+    fast = copied(model)
+    report = dartsfast.accelerate(fast)
+    assert report.fused.total() == 17 and report.ordinary.total() == 1
+    assert_same(iterations(model, images=6), iterations(fast, images=6))
+
+
+def test_a_model_of_nothing_else_is_left_alone():
+    assert not dartsfast.accelerate(Every(weighted, [conv_norm() for _ in range(9)])).fused
