@@ -176,7 +176,7 @@ class Network(ArchModule):
 
     alphas_normal: Tensor
     alphas_reduce: Tensor
-    _adjust: Callable[[Tensor], Tensor] | None = None  # makes others of the mixing weights of a pass
+    _adjust: Callable[[Tensor, bool], Tensor] | None = None  # makes others of a kind's mixing weights
 
     def __init__(
         self,
@@ -300,7 +300,8 @@ class Network(ArchModule):
 
     def strengths(self, reduction: bool) -> Tensor:
         """Return [edges, ops] by which the genotype is read off."""
-        return F.softmax(self.logits(reduction).detach(), dim=-1)
+        rows = F.softmax(self.logits(reduction).detach(), dim=-1)
+        return rows if self._adjust is None else self._adjust(rows, reduction)
 
     def fit_memory(self, images: Sequence[int]) -> fused.Fit:
         """Choose which cells compute again so that a pass over images [N, 3, H, W] fits its memory budget.
@@ -342,7 +343,7 @@ class Network(ArchModule):
         kinds = sorted({bool(cell.reduction) for cell in self.cells})
         rows = self.mixing_weights(kinds)
         if self._adjust is not None:
-            rows = [self._adjust(found) for found in rows]
+            rows = [self._adjust(found, kind) for found, kind in zip(rows, kinds, strict=True)]
         mixing = dict(zip(kinds, rows, strict=True))
         if self.backend == "reference":
             s0 = s1 = self.stem(input)

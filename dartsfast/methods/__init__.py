@@ -47,6 +47,6 @@ def penalty(config: Any, model: Network, epoch: int) -> Tensor | float:
         found = found + config.drnas_kl * model.distance()
     if config.beta_decay:
         kinds = sorted({bool(cell.reduction) for cell in model.cells})
-        share = config.beta_decay * epoch / config.epochs
+        share = config.beta_decay * min(epoch / config.epochs, 1)
         found = found + share * decay(model.alphas_reduce if kind else model.alphas_normal for kind in kinds)
     return found

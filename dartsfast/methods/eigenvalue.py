@@ -5,8 +5,8 @@ stops where mean(i - 5) / mean(i) < 0.75, with the cell of epoch i - 5.
 
 Differences from the public code: it makes the whole Hessian, here it is Lanczos' iteration, with exact
 products. What kernels compute can be differentiated once only, and finite differences fall over the kinks of
-ReLU, so that one batch goes through ordinary modules. Nothing is stopped here: the log has the eigenvalue of
-every epoch, and a line says where the paper would have stopped.
+ReLU, so that one batch goes through ordinary modules. The log has the eigenvalue of every epoch, and a line
+says where the paper stops; the search does with ``--stop eigenvalue`` (:mod:`dartsfast.methods.stops`).
 """
 
 from __future__ import annotations

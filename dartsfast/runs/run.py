@@ -133,6 +133,11 @@ class Run(ABC):
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> Any:
         """Return what was found by a run that is over; its data need not be there any more."""
 
+    @classmethod
+    def is_over(cls, config: Any, history: list[dict[str, Any]]) -> bool:
+        """Whether a run is at its end after the epochs of ``history``; InputError: its rows do not say."""
+        return len(history) == config.all_epochs
+
     def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """Say whether the optimiser ``name`` of ``state`` has taken steps; None: perhaps."""
         return state["epoch"] + state["step"] > 0 if self.earlier is None else None
@@ -210,7 +215,7 @@ class Run(ABC):
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless this run, not begun yet, can continue from a checkpoint's ``state``."""
-        check_progress(self.config.epochs, self.metrics, state)
+        check_progress(self.config.all_epochs, self.metrics, state)
         fresh = self.state()
         for name in ("kind", "model"):
             match(name, fresh[name], state[name])
@@ -244,7 +249,8 @@ class Run(ABC):
         if ranks.first():
             write_config(out, self.command, self.config)
         changed, done = list(changed_options(self.config)), (self.epoch, self.step)
-        with Journal(out, self.device, changed, done, self.earlier) as self.journal:
+        epochs = self.config.all_epochs
+        with Journal(out, self.device, changed, done, epochs, self.earlier) as self.journal:
             try:
                 with stop_signals() as self.stop:
                     checkpoint = self._run_epochs(out, checkpoint)
@@ -255,17 +261,20 @@ class Run(ABC):
                 raise self._stopped(out, signal.SIGINT, "the last checkpoint is from before") from error
             result = ranks.from_first(lambda: self.result(out, checkpoint))
             self.journal.lesson = result.lesson
+            if self.epoch < self.config.all_epochs:
+                self.journal.epochs = self.epoch
+                self.journal.end = f"the {self.noun} has ended by itself after epoch {self.epoch}"
         return result
 
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
         with (Report if ranks.first() else Unseen)(
-            out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history,
+            out, epochs=self.config.all_epochs, work=self.work, every=self.every, history=self.history,
             stop=self.stop,
         ) as report:  # fmt: skip
             self.say = report.say
             self.introduce(report, out)
-            while self.epoch < self.config.epochs:
+            while not self.is_over(self.config, self.history):
                 try:
                     done = self._run_epoch(report, out)
                 except DivergedError as problem:
@@ -307,7 +316,7 @@ class Run(ABC):
             "epoch": row["epoch"], "iterations": self.step, "work": float(self.count), "unit": self.unit,
             "seconds": phases, "alphas": self.alphas(),
         })  # fmt: skip
-        if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
+        if self.is_over(self.config, self.history):  # before the checkpoint that says that all is done
             report.draw(self.pictures(), self.history, final=True)
         return self.epoch + 1
 
@@ -326,7 +335,7 @@ class Run(ABC):
                 saved = time.perf_counter()
 
     def _stopped(self, out: Path, signum: int, saved: str) -> RunStopped:
-        done = self.epoch == self.config.epochs
+        done = self.is_over(self.config, self.history)
         place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
         self.journal.end = f"stopped by {signal_name(signum)} {place}"
         command = resume_command(out, self.command, changed_options(self.config), ranks.size())

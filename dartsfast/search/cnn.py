@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dartsfast import ranks
 from dartsfast.bilevel.flat import average_gradients_
+from dartsfast.bilevel.guard import preserved
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
@@ -25,16 +27,19 @@ from dartsfast.data import (
     limited,
     load_images,
 )
+from dartsfast.errors import InputError
 from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
+from dartsfast.methods.perturbation import CosineThenTuning, Selection
 from dartsfast.methods.smooth_darts import radius, smoothed
+from dartsfast.methods.stops import Earlier, skip_connections, stopped
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.names import MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match
 from dartsfast.runs.report import Report
 from dartsfast.runs.run import Iteration
-from dartsfast.search.config import CNNConfig
+from dartsfast.search.config import DECISIONS, CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
 from dartsfast.search.search import ABSENT, AlphaTable, Search, SearchResult
 
@@ -71,12 +76,13 @@ class CNNSearch(Search):
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, config.epochs, eta_min=config.learning_rate_min
-        )
+        self.selection = Selection(model, config.seed) if config.select == "perturbation" else None
+        schedule = CosineThenTuning if self.selection else torch.optim.lr_scheduler.CosineAnnealingLR
+        self.scheduler = schedule(self.optimizer, config.epochs, eta_min=config.learning_rate_min)
         self.architect = Architect(
             model, config, preset=config.preset, penalty=lambda: penalty(config, model, self.epoch)
         )
+        self.earlier_alphas = Earlier()
         self.classes = len(task.classes)
         self.train = self._stream(task.train, task, "train")
         self.valid = self._stream(task.valid, task, "valid")
@@ -146,7 +152,10 @@ class CNNSearch(Search):
         if self.epoch >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
         self.optimizer.zero_grad()
-        with smoothed(model, radius(config.smooth, self.epoch, config.epochs) if config.smooth else 0.0):
+        with smoothed(
+            model,
+            radius(config.smooth, min(self.epoch, config.epochs), config.epochs) if config.smooth else 0.0,
+        ):
             logits = model(x)
         loss = model._criterion(logits, y)
         loss.backward()
@@ -158,6 +167,12 @@ class CNNSearch(Search):
     def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """Say whether an optimiser of ``state`` has taken steps; None: perhaps."""
         warm = state["epoch"] - self.config.warmup_epochs
+        if (
+            name == "optimizer"
+            and self.selection
+            and (state["epoch"], state["step"]) == (self.config.epochs, 0)
+        ):
+            return False if self.earlier is None else None
         if name == "arch_optimizer" and (warm < 0 or (warm == 0 and not state["step"])):
             return False if self.earlier is None else None
         return super().has_stepped(state, name)
@@ -168,27 +183,62 @@ class CNNSearch(Search):
         waited = self.train.waited + self.valid.waited
         self.train.waited = self.valid.waited = 0.0
         valid_loss, valid_acc = self._validate()
+        if self.selection and self.epoch + 1 >= self.config.epochs:
+            self._select()
         self.scheduler.step()
-        more = {"eigenvalue": self._eigenvalue()} if self.config.monitor == "eigenvalue" else {}
-        return {
+        row = {
             "lr": lr,
             "train_loss": self.mean("loss"),
             "train_acc": self.mean("acc"),
             "valid_loss": valid_loss,
             "valid_acc": valid_acc,
             "loader_share": waited / max(self.seconds, 1e-9),
-            **more,
         }
+        if self.config.most_skips:
+            row["skips"] = skip_connections(self.genotype().normal)
+        if self.config.watches_eigenvalue:
+            row["eigenvalue"] = self._eigenvalue()
+        self._see_whether_it_stops([*self.history, row])
+        return row
+
+    def _select(self) -> None:
+        """Decide what is due after this epoch; the first time, tuning begins with fresh momentum."""
+        assert self.selection is not None
+        tuned = self.epoch + 1 - self.config.epochs
+        if tuned % self.config.select_epochs == 0:
+            self.selection.decide_(self.model, lambda: self._validate(as_trained=True)[1])
+            self.say(f"{self.selection.decisions} of {DECISIONS} decisions are made: {self.genotype()}")
+        if not tuned:
+            self.optimizer.state.clear()
 
     def _eigenvalue(self) -> float:
-        """Return the largest eigenvalue of the validation loss of one batch, and say where it has grown."""
-        found = monitored(self.model, *self.valid.batch(self.epoch, 0))
-        if stops([*(row["eigenvalue"] for row in self.history), found]) and ranks.first():
+        """Return the largest eigenvalue of the validation loss of one batch, of several ranks the mean."""
+        (total,) = ranks.totals(monitored(self.model, *self.valid.batch(self.epoch, 0)))
+        return total / ranks.size()
+
+    def _see_whether_it_stops(self, history: list[dict[str, Any]]) -> None:
+        """Say where the eigenvalue has grown or the search stops, and go back to the alphas of its cell."""
+        config, before = self.config, self.epoch + 1 - WINDOW
+        ends = stopped(config, history)
+        if config.watches_eigenvalue and stops([row["eigenvalue"] for row in history]):
+            who = "the search" if ends else "RobustDARTS"
             self.say(
-                f"the largest eigenvalue has grown by a third in {WINDOW} epochs: RobustDARTS stops here, "
-                f"with the cell of epoch {self.epoch + 1 - WINDOW}"
+                f"the largest eigenvalue has grown by a third in {WINDOW} epochs: {who} stops here, "
+                f"with the cell of epoch {before}"
             )
-        return found
+        if config.stop != "eigenvalue":
+            if ends:
+                skips = history[-1]["skips"]
+                self.say(f"the normal cell has {skips} skip connections: the search stops here")
+            return
+        if ends:
+            self.earlier_alphas.put_back_(self.model.arch_parameters())
+        self.earlier_alphas.keep(self.model.arch_parameters())
+
+    @classmethod
+    def is_over(cls, config: Any, history: list[dict[str, Any]]) -> bool:
+        """Whether all epochs are done, or the search has stopped; InputError: its rows do not say."""
+        return super().is_over(config, history) or stopped(config, history)
 
     def introduction(self) -> str:
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
@@ -204,8 +254,13 @@ class CNNSearch(Search):
             report.say("the operation noise runs as an ordinary module, not on kernels")
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
-        self.model.eval()
+    def _validate(self, as_trained: bool = False) -> tuple[float, float]:
+        """Return loss and accuracy, in percent, on the alphas' half; ``as_trained``: norms of the batch."""
+        with preserved(list(self.model.buffers())) if as_trained else nullcontext():
+            self.model.train(as_trained)
+            return self._measured()
+
+    def _measured(self) -> tuple[float, float]:
         loss = correct = count = 0.0
         for x, y in self.check.iterate(0):
             self.stop.check()
@@ -219,24 +274,44 @@ class CNNSearch(Search):
         return loss / count, correct / count
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the schedule; batches are a function of epoch and step."""
-        return {"scheduler": self.scheduler.state_dict()}
+        """Return the schedule, and alphas to go back to; batches are a function of epoch and step."""
+        earlier = {"earlier": self.earlier_alphas.kept} if self.config.stop == "eigenvalue" else {}
+        selection = {"selection": self.selection.state()} if self.selection else {}
+        return {"scheduler": self.scheduler.state_dict(), **earlier, **selection}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and schedule go together."""
         match("extra", self.extra_state(), state["extra"])
+        if self.config.stop == "eigenvalue":
+            now = [alpha.detach().cpu() for alpha in self.model.arch_parameters()]
+            earlier, due = state["extra"]["earlier"], min(state["epoch"], WINDOW)
+            if len(earlier) != due:
+                raise InputError(f"extra.earlier has the alphas of {len(earlier)} epochs, not of {due}")
+            match("extra.earlier", [now] * due, earlier)
+        tuning = None
+        if self.selection:
+            self.selection.check_state(state["extra"]["selection"], self._due(state["epoch"]))
+            tuning = self.config.learning_rate / 10
         check_images(self.train, state)
-        check_cosine(self.scheduler, self.config.epochs, state)
+        check_cosine(self.scheduler, self.config.epochs, state, tuning)
+
+    def _due(self, epoch: int) -> int:
+        """Return how many decisions are made after so many epochs."""
+        tuned = epoch - self.config.epochs
+        return 0 if tuned < 0 else 1 + tuned // self.config.select_epochs
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back the schedule."""
+        """Take back what :meth:`extra_state` returned."""
         self.scheduler.load_state_dict(state["scheduler"])
+        self.earlier_alphas.kept = state.get("earlier", [])
+        if self.selection:
+            self.selection.load_state(state["selection"])
 
     def alpha_tables(self) -> dict[str, AlphaTable]:
         """Return the alphas of both cells."""
         inputs = ["c_{k-2}", "c_{k-1}", *(str(i) for i in range(self.model._steps))]
         edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
-        genotype = self.model.genotype()
+        genotype = self.genotype()
         return {
             f"alphas_{kind}": _table(
                 self.model.logits(reduction), self.model._space.of(reduction), edges, getattr(genotype, kind)

@@ -16,6 +16,7 @@ from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptio
 from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
+DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
 METHODS = ("darts", "pc-darts", "gdas", "drnas")
 DRAWING = ("gdas", "drnas")  # whose mixing weights are drawn in every pass
 
@@ -137,6 +138,20 @@ class CNNConfig(SearchConfig):
         ("none", "eigenvalue"),
         group=METHOD,
     )
+    select: str = option(
+        "argmax",
+        "how the cell is read off: the largest alphas, or, after the search, which operations' removal hurts "
+        "most (DARTS-PT)",
+        ("argmax", "perturbation"),
+        group=METHOD,
+    )
+    select_epochs: int = option(10, "perturbation: epochs of tuning between two decisions", group=METHOD)
+    stop: str = option(
+        "none",
+        "end before the last epoch: eigenvalue, where that has grown, with the cell of five epochs before "
+        "(RobustDARTS), or skips=N, at N skip connections in the normal cell (DARTS+)",
+        group=METHOD,
+    )
     smooth: float = option(
         0.0,
         "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
@@ -144,10 +159,26 @@ class CNNConfig(SearchConfig):
         group=METHOD,
     )
 
+    @property
+    def all_epochs(self) -> int:
+        """Those of the search, and those between the decisions of its cells."""
+        return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
+
+    @property
+    def most_skips(self) -> int:
+        """Skip connections of the normal cell at which the search ends; 0: however many."""
+        number = self.stop.removeprefix("skips=")
+        return int(number) if number != self.stop and number.isascii() and number.isdigit() else 0
+
+    @property
+    def watches_eigenvalue(self) -> bool:
+        """Whether the eigenvalue is computed every epoch."""
+        return "eigenvalue" in (self.monitor, self.stop)
+
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
         own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq"
-        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min")
+        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs")
 
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
@@ -156,9 +187,20 @@ class CNNConfig(SearchConfig):
             changed = [name for name in changed_options(self) if name.startswith(prefix)]
             if changed and self.method != method:
                 raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
+        if self.select == "argmax" and "select_epochs" in changed_options(self):
+            raise InputError(
+                "select_epochs is of --select perturbation, and the cell is that of the largest alphas"
+            )
+        if self.select == "perturbation" and (self.method != "darts" or self.stop != "none"):
+            what = f"--method {self.method}" if self.method != "darts" else f"--stop {self.stop}"
+            raise InputError(
+                f"perturbation selects after a search by --method darts without a stop, not with {what}"
+            )
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
-        if self.monitor == "eigenvalue" and self.method in DRAWING:
+        if self.stop not in ("none", "eigenvalue") and not self.most_skips:
+            raise InputError(f"stop must be none, eigenvalue, or skips=N with N above 0, got {self.stop!r}")
+        if self.watches_eigenvalue and self.method in DRAWING:
             raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
