@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.spaces import SPACES
 from dartsfast.methods.beta_darts import decay
+from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.methods.drnas import DrNAS
 from dartsfast.methods.gdas import GDAS
 from dartsfast.methods.pc_darts import PCDARTS
@@ -27,6 +28,8 @@ _NETWORKS: dict[str, tuple[type[Network], Callable[[Any], dict[str, Any]]]] = {
 def new_network(config: Any, classes: int) -> Network:
     """Return the search network that a :class:`~dartsfast.search.CNNConfig` asks for."""
     network, own = _NETWORKS[config.method]
+    if config.auxiliary_skip:
+        network = DARTSMinus
     return network(
         config.init_channels,
         classes,

@@ -152,10 +152,9 @@ class CNNSearch(Search):
         if self.epoch >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
         self.optimizer.zero_grad()
-        with smoothed(
-            model,
-            radius(config.smooth, min(self.epoch, config.epochs), config.epochs) if config.smooth else 0.0,
-        ):
+        epoch = min(self.epoch, config.epochs)  # there may be some after those of the search
+        epsilon = radius(config.smooth, epoch, config.epochs) if config.smooth else 0.0
+        with smoothed(model, epsilon, (x, y) if config.smooth_by == "adversary" else None):
             logits = model(x)
         loss = model._criterion(logits, y)
         loss.backward()

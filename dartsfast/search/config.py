@@ -154,9 +154,18 @@ class CNNConfig(SearchConfig):
     )
     smooth: float = option(
         0.0,
-        "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
-        "0.3 in the paper",
+        "SmoothDARTS: the weights take mixing weights that are as far away as this in the last epoch; 0.3 in "
+        "the paper",
         group=METHOD,
+    )
+    smooth_by: str = option(
+        "random",
+        "smooth: drawn (SDARTS-RS), or looked for by an ascent on the loss (SDARTS-ADV)",
+        ("random", "adversary"),
+        group=METHOD,
+    )
+    auxiliary_skip: bool = option(
+        False, "DARTS-: a skip connection beside every edge, whose weight falls from 1 to 0", group=METHOD
     )
 
     @property
@@ -198,6 +207,10 @@ class CNNConfig(SearchConfig):
             )
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
+        if self.smooth_by != "random" and not self.smooth:
+            raise InputError(f"smooth_by {self.smooth_by} needs a radius: --smooth 0.3")
+        if self.auxiliary_skip and (self.method != "darts" or self.smooth or self.select != "argmax"):
+            raise InputError("auxiliary_skip is of --method darts, without --smooth and with --select argmax")
         if self.stop not in ("none", "eigenvalue") and not self.most_skips:
             raise InputError(f"stop must be none, eigenvalue, or skips=N with N above 0, got {self.stop!r}")
         if self.watches_eigenvalue and self.method in DRAWING:
