@@ -119,6 +119,7 @@ METHODS = {
     "gdas": (GDAS(), {}),
     "drnas": (DrNAS(), {"drnas_kl": 0.25}),
     "pc-darts": (PCDARTS(), {"init_channels": 4}),
+    "p-darts": (DARTS(), {"epochs": 3}),
 }
 
 
@@ -318,7 +319,7 @@ def test_alphas_stay_while_the_weights_warm_up(tmp_path):
         ({"method": "gdas", "gdas_tau_min": 0.0}, "gdas_tau_min must be above 0"),
         ({"method": "pc-darts", "smooth": 0.3}, "smooth moves softmax"),
         ({"method": "gdas", "monitor": "eigenvalue"}, "the eigenvalue is of a loss"),
-        ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas"),
+        ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas, p-darts"),
     ],
 )
 def test_options_that_cannot_work(options, message):

@@ -93,6 +93,7 @@ def _go_on(run_cls: type[Run], config: Any, path: Path) -> Any:
         run = _run_again(run_cls, config, own, folder)
         check_fingerprint(run.config.data, state["data"], run.fingerprint)
         try:
+            run.take_form(state)
             _take_own_part(run, state)
             run.check_state(state)
             run.load_state(state)

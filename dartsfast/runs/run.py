@@ -84,6 +84,16 @@ class Run(ABC):
         """Return the options of a new run such that they mean the same in any working directory."""
         return dataclasses.replace(config, data=cls.absolute_data(config.data))
 
+    def prepare_epoch(self) -> None:  # noqa: B027 - most runs have no stages
+        """Make ready for what is left of an epoch: nothing, unless a run has stages."""
+
+    def take_form(self, state: dict[str, Any]) -> None:  # noqa: B027 - as above
+        """Have the networks that a checkpoint's ``state`` is of: those of a new run, unless it has stages.
+
+        Raises:
+            InputError: the state does not say so.
+        """
+
     @abstractmethod
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch, counting ``step`` up before each yield."""
@@ -321,6 +331,7 @@ class Run(ABC):
         return self.epoch + 1
 
     def _run_iterations(self, report: Report, out: Path) -> None:
+        self.prepare_epoch()
         saved = began = time.perf_counter()
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         for iteration in self.iterations():

@@ -16,6 +16,8 @@ from dartsfast import ranks
 from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.bilevel.guard import preserved
 from dartsfast.cnn.architect import Architect
+from dartsfast.cnn.genotypes import PRIMITIVES
+from dartsfast.cnn.spaces import SPACES, Space
 from dartsfast.cnn.utils import accuracy
 from dartsfast.data import (
     Batches,
@@ -30,18 +32,19 @@ from dartsfast.data import (
 from dartsfast.errors import InputError
 from dartsfast.methods import new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
+from dartsfast.methods.p_darts import KEPT, narrowed
 from dartsfast.methods.perturbation import CosineThenTuning, Selection
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.methods.stops import Earlier, skip_connections, stopped
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.names import MEMORY_MODES
 from dartsfast.runs.begin import begin
-from dartsfast.runs.fit import check_cosine, check_images, match
+from dartsfast.runs.fit import check_cosine, check_images, match, match_keys
 from dartsfast.runs.report import Report
 from dartsfast.runs.run import Iteration
 from dartsfast.search.config import DECISIONS, CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
-from dartsfast.search.search import ABSENT, AlphaTable, Search, SearchResult
+from dartsfast.search.search import AlphaTable, Search, SearchResult, edge_table
 
 
 class CNNSearch(Search):
@@ -61,15 +64,28 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        sides = image_sides(task)  # before a network is built for them
+        self.sides = image_sides(task)  # before a network is built for them
         self.fingerprint = image_fingerprint(task)
+        self.classes = len(task.classes)
+        self.stage, self.space = 0, SPACES[config.space]
         torch.manual_seed(config.seed)
-        model = new_network(config, len(task.classes))
+        self._build()
+        self.earlier_alphas = Earlier()
+        self.train = self._stream(task.train, task, "train")
+        self.valid = self._stream(task.valid, task, "valid")
+        self.check = self._stream(task.valid, task, "check", augment=False)
+        self.work = len(self.train)
+        self.every = config.report_freq
+
+    def _build(self) -> None:
+        """Build the network of the stage, and what moves it."""
+        config = self.config
+        model = new_network(config, self.classes, self.space, self.stage)
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
         if config.memory not in MEMORY_MODES:
-            model.fit_memory((config.batch_size, 3, *sides))
+            model.fit_memory((config.batch_size, 3, *self.sides))
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -78,24 +94,44 @@ class CNNSearch(Search):
         )
         self.selection = Selection(model, config.seed) if config.select == "perturbation" else None
         schedule = CosineThenTuning if self.selection else torch.optim.lr_scheduler.CosineAnnealingLR
-        self.scheduler = schedule(self.optimizer, config.epochs, eta_min=config.learning_rate_min)
+        self.scheduler = schedule(self.optimizer, config.stage_epochs, eta_min=config.learning_rate_min)
         self.architect = Architect(
             model, config, preset=config.preset, penalty=lambda: penalty(config, model, self.epoch)
         )
-        self.earlier_alphas = Earlier()
-        self.classes = len(task.classes)
-        self.train = self._stream(task.train, task, "train")
-        self.valid = self._stream(task.valid, task, "valid")
-        self.check = self._stream(task.valid, task, "check", augment=False)
-        self.work = len(self.train)
-        self.every = config.report_freq
+        self.captured = None
+
+    def prepare_epoch(self) -> None:
+        """Begin the next stage of P-DARTS where it is due."""
+        if self.config.method == "p-darts" and self.epoch // self.config.stage_epochs > self.stage:
+            keep = KEPT[self.stage + 1]
+            self._to_stage(self.stage + 1, narrowed(self.model.arch_parameters(), self.model._space, keep))
+            self.say(f"stage {self.stage + 1}: {len(self.model.cells)} cells, {keep} operations an edge")
+
+    def _to_stage(self, stage: int, space: Space) -> None:
+        self.stage, self.space = stage, space
+        with torch.random.fork_rng(devices=[]):  # the same weights in every process
+            torch.manual_seed(self.config.seed + stage)
+            self._build()
+
+    def take_form(self, state: dict[str, Any]) -> None:
+        """Have the networks of the stage that ``state`` is of; InputError where it does not say so."""
+        if self.config.method != "p-darts":
+            return
+        match_keys("extra", set(self.extra_state()), state["extra"])
+        stage, rows = state["extra"]["stage"], state["extra"]["space"]
+        match("extra.stage", 0, stage)
+        if stage not in range(len(KEPT)) or state["epoch"] < stage * self.config.stage_epochs:
+            raise InputError(f"extra.stage is {stage} after {state['epoch']} epochs")
+        match("extra.space", [[[""] * KEPT[stage]] * len(self.model.alphas_normal)] * 2, rows)
+        self._to_stage(stage, Space(*rows))
 
     @classmethod
     def alpha_shapes(cls, config: Any) -> dict[str, Sequence[int]]:
         """Return the shapes of the alphas of a search by their names in the model's state_dict."""
         with torch.device("meta"):  # they depend neither on the network's width nor on its depth
             small = {"init_channels": config.pc_share, "layers": 1, "storage_dtype": "float32"}
-            model = new_network(SimpleNamespace(**{**vars(config), **small}), 1)
+            last = Space(*[PRIMITIVES[: KEPT[-1]]] * 2)  # of P-DARTS
+            model = new_network(SimpleNamespace(**{**vars(config), **small}), 1, last)
         return {name: getattr(model, name).shape for name in model._arch_names}
 
     @staticmethod
@@ -129,11 +165,14 @@ class CNNSearch(Search):
             yield from self.valid.iterate(pass_, index)
             index = 0
 
+    def _stage_epoch(self, epoch: int) -> int:
+        return epoch - self.stage * self.config.stage_epochs
+
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch: an alpha step and a weight step an iteration."""
         lr = float(self.scheduler.get_last_lr()[0])
         self.model.train()
-        self.model.begin_epoch(self.epoch, self.config.epochs)
+        self.model.begin_epoch(self._stage_epoch(self.epoch), self.config.stage_epochs)
         batches = zip(self.train.iterate(self.epoch, self.step), self._valid_batches(), strict=False)
         for (x, y), (xv, yv) in batches:
             logits, loss = self.run_iteration(x, y, xv, yv, numbers=(lr, float(self.epoch)))
@@ -149,7 +188,7 @@ class CNNSearch(Search):
         """
         config, model = self.config, self.model
         lr = self.scheduler.get_last_lr()[0]
-        if self.epoch >= config.warmup_epochs:
+        if self._stage_epoch(self.epoch) >= config.warmup_epochs:
             self.architect.step(x, y, xv, yv, lr, self.optimizer, unrolled=config.order == 2)
         self.optimizer.zero_grad()
         epoch = min(self.epoch, config.epochs)  # there may be some after those of the search
@@ -165,7 +204,7 @@ class CNNSearch(Search):
 
     def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """Say whether an optimiser of ``state`` has taken steps; None: perhaps."""
-        warm = state["epoch"] - self.config.warmup_epochs
+        warm = self._stage_epoch(state["epoch"]) - self.config.warmup_epochs
         if (
             name == "optimizer"
             and self.selection
@@ -276,7 +315,9 @@ class CNNSearch(Search):
         """Return the schedule, and alphas to go back to; batches are a function of epoch and step."""
         earlier = {"earlier": self.earlier_alphas.kept} if self.config.stop == "eigenvalue" else {}
         selection = {"selection": self.selection.state()} if self.selection else {}
-        return {"scheduler": self.scheduler.state_dict(), **earlier, **selection}
+        space = [[list(row) for row in rows] for rows in self.model._space]
+        stage = {"stage": self.stage, "space": space} if self.config.method == "p-darts" else {}
+        return {"scheduler": self.scheduler.state_dict(), **earlier, **selection, **stage}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless step, count and schedule go together."""
@@ -292,7 +333,8 @@ class CNNSearch(Search):
             self.selection.check_state(state["extra"]["selection"], self._due(state["epoch"]))
             tuning = self.config.learning_rate / 10
         check_images(self.train, state)
-        check_cosine(self.scheduler, self.config.epochs, state, tuning)
+        of_stage = {**state, "epoch": self._stage_epoch(state["epoch"])}
+        check_cosine(self.scheduler, self.config.stage_epochs, of_stage, tuning)
 
     def _due(self, epoch: int) -> int:
         """Return how many decisions are made after so many epochs."""
@@ -312,7 +354,7 @@ class CNNSearch(Search):
         edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
         genotype = self.genotype()
         return {
-            f"alphas_{kind}": _table(
+            f"alphas_{kind}": edge_table(
                 self.model.logits(reduction), self.model._space.of(reduction), edges, getattr(genotype, kind)
             )
             for kind, reduction in (("normal", False), ("reduce", True))
@@ -322,18 +364,6 @@ class CNNSearch(Search):
         """Give the accuracy on the alphas' half of the data, and that of guessing."""
         noun = "photographs" if self.config.data == "photos" else "classes"
         return accuracy_lesson(self.history[-1]["valid_acc"], len(self.check.source), self.classes, noun)
-
-
-def _table(
-    alphas: Tensor, primitives: Sequence[Sequence[str]], edges: Sequence[str], kept: Sequence[tuple[str, int]]
-) -> AlphaTable:
-    """Return a table with a column for every operation that some edge has."""
-    names = list(dict.fromkeys(itertools.chain.from_iterable(primitives)))
-    if all(row == names for row in primitives):
-        return AlphaTable(alphas, names, edges, kept)
-    wide = torch.full((len(edges), len(names)), ABSENT, dtype=alphas.dtype)
-    columns = torch.tensor([[names.index(name) for name in row] for row in primitives])
-    return AlphaTable(wide.scatter_(1, columns, alphas.detach().cpu()), names, edges, kept)
 
 
 def search_cnn(config: CNNConfig, *, resume: str | Path | None = None) -> SearchResult:

@@ -17,8 +17,9 @@ from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
 DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
-METHODS = ("darts", "pc-darts", "gdas", "drnas")
-DRAWING = ("gdas", "drnas")  # whose mixing weights are drawn in every pass
+METHODS = ("darts", "pc-darts", "gdas", "drnas", "p-darts")
+DRAWING = ("gdas", "drnas", "p-darts")  # of which every pass draws something
+STAGES = 3  # of P-DARTS
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,14 @@ class CNNConfig(SearchConfig):
         "darts", "candidate operations: DARTS', or those of RobustDARTS", tuple(SPACES), group=METHOD
     )
     warmup_epochs: int = option(
-        0, "first epochs, in which the weights alone take steps; PC-DARTS has 15", group=METHOD
+        0,
+        "first epochs, of p-darts of every stage, in which the weights alone take steps; PC-DARTS has 15",
+        group=METHOD,
     )
+    pdarts_rates: str = option(
+        "0,0.4,0.7", "p-darts: rate of dropout on skip connections as each stage begins", group=METHOD
+    )
+    pdarts_skips: int = option(2, "p-darts: most skip connections of the normal cell", group=METHOD)
     pc_share: int = option(4, "pc-darts: K, one K-th of the channels is mixed", group=METHOD)
     gdas_tau_max: float = option(10.0, "gdas: temperature of the first epoch", group=METHOD)
     gdas_tau_min: float = option(0.1, "gdas: temperature of the last epoch", group=METHOD)
@@ -174,6 +181,11 @@ class CNNConfig(SearchConfig):
         return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
 
     @property
+    def stage_epochs(self) -> int:
+        """Epochs of a stage, of p-darts a third."""
+        return self.epochs // STAGES if self.method == "p-darts" else self.epochs
+
+    @property
     def most_skips(self) -> int:
         """Skip connections of the normal cell at which the search ends; 0: however many."""
         number = self.stop.removeprefix("skips=")
@@ -192,7 +204,8 @@ class CNNConfig(SearchConfig):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        for prefix, method in (("pc_", "pc-darts"), ("gdas_", "gdas"), ("drnas_", "drnas")):
+        owners = {"pc_": "pc-darts", "gdas_": "gdas", "drnas_": "drnas", "pdarts_": "p-darts"}
+        for prefix, method in owners.items():
             changed = [name for name in changed_options(self) if name.startswith(prefix)]
             if changed and self.method != method:
                 raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
@@ -221,11 +234,35 @@ class CNNConfig(SearchConfig):
                 f"what {draws} draws differs from pass to pass, and the second order takes the difference of "
                 "two: use --preset paper, which draws the same for both, or --order 1"
             )
-        if self.warmup_epochs >= self.epochs:
+        if self.method == "p-darts":
+            self._check_stages()
+        if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
-                f"in {self.warmup_epochs} of {self.epochs} epochs the alphas take no step: nothing would be "
-                "searched"
+                f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
+                "would be searched"
             )
+
+    def _check_stages(self) -> None:
+        rates = self.pdarts_rates.split(",")
+        if len(rates) != STAGES or not all(_is_rate(text) for text in rates):
+            raise InputError(
+                "pdarts_rates must be the rates of three stages, each from 0 to below 1, such as 0,0.4,0.7, "
+                f"got {self.pdarts_rates!r}"
+            )
+        if self.epochs % STAGES:
+            raise InputError(f"epochs must be those of three equal stages, such as 75, got {self.epochs}")
+        if self.space != "darts" or self.stop != "none":
+            what = f"--space {self.space}" if self.space != "darts" else f"--stop {self.stop}"
+            raise InputError(
+                f"p-darts has stages of its own, of 8, 5 and 3 operations, and cannot have {what}"
+            )
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
