@@ -15,6 +15,7 @@ from dartsfast.fused import Fit
 from dartsfast.fused.costs import costs, words
 from dartsfast.fused.passes import Pass, iteration, total
 from dartsfast.fused.planning import Run
+from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.search.config import CNNConfig
 from dartsfast.tables import print_table
 
@@ -59,11 +60,18 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
             )
     if backend not in ("cpu", "cuda", "triton"):
         raise InputError(f"backend {backend!r} has no programs to explain: choose cpu, cuda or triton")
+    if config.method not in ("darts", "gdas", "drnas"):  # whose programs are those of darts
+        raise InputError(
+            f"the edges of --method {config.method} are not those of one network of dartsfast's own, which "
+            "is what is explained: leave the method out, or choose gdas or drnas"
+        )
+    if config.smooth_by == "adversary":
+        raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     if backend == "triton" and (missing := triton.load()):
         raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
     storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
     with pretending(backend), torch.device("meta"):
-        return Network(
+        return (DARTSMinus if config.auxiliary_skip else Network)(
             config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
             backend=backend, memory=config.memory, storage_dtype=storage,
             primitives=SPACES[config.space] if primitives is None else primitives,

@@ -184,3 +184,23 @@ def test_the_first_stage_has_the_space_darts(tmp_path):
     model = CNNSearch(CNNConfig(**options(tmp_path))).model
     assert model._space.normal == [list(SPACES["darts"].normal)] * 14
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]  # of rate 0
+
+
+def test_what_is_dropped_out(tmp_path):
+    model = CNNSearch(CNNConfig(**options(tmp_path, pdarts_rates="0.5,0,0"))).model
+    for cell in model.cells:
+        for edge in cell._ops:
+            found = [any(isinstance(part, torch.nn.Dropout) for part in op.modules()) for op in edge._ops]
+            assert found == [name == "skip_connect" and edge.stride == 1 for name in PRIMITIVES]
+
+
+def test_a_stage_begins_with_the_same_weights_in_every_process(tmp_path):
+    search, found = CNNSearch(CNNConfig(**options(tmp_path))), []
+    space = Space(*[[list(PRIMITIVES[:5])] * 14] * 2)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        search._to_stage(1, space)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append(search.model.state_dict())
+    same(*found)

@@ -154,3 +154,24 @@ def test_a_stopped_search_goes_on_to_the_same_bits(tmp_path, undrawn, given):
 def test_options_that_cannot_work(given, message):
     with pytest.raises(InputError, match=message):
         CNNConfig(**given).check()
+
+
+@needs_kernels
+def test_what_explain_says_of_methods():
+    from dartsfast.explain import explain_cnn, total
+
+    sizes = {"init_channels": 4, "layers": 2, "batch_size": 2, "image_size": 8, "backend": "cpu"}
+    work = {
+        name: total(explain_cnn(CNNConfig(**sizes, **given))[0].runs).operations
+        for name, given in (
+            ("darts", {}),
+            ("gdas", {"method": "gdas"}),
+            ("aside", {"auxiliary_skip": True}),
+        )  # fmt: skip
+    }
+    assert work["darts"] == work["gdas"] < work["aside"]
+    for given in ({"method": "pc-darts"}, {"method": "p-darts", "epochs": 75}):
+        with pytest.raises(InputError, match=f"the edges of --method {given['method']}"):
+            explain_cnn(CNNConfig(**sizes, **given))
+    with pytest.raises(InputError, match="are not explained"):
+        explain_cnn(CNNConfig(**sizes, smooth=0.3, smooth_by="adversary"))
