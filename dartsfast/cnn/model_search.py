@@ -134,7 +134,9 @@ class Cell(nn.Module):
 
     def _altered_edges(self) -> list[bool]:
         reasons = [difference(op, MixedOp) for op in self._ops]
-        for reason in sorted({reason for reason in reasons if reason is not None}):
+        alone = [getattr(op, "has_kernels", False) for op in self._ops]
+        said = {reason for reason, own in zip(reasons, alone, strict=True) if reason is not None and not own}
+        for reason in sorted(said):
             _warn_of_altered_edges(reason)
         return [reason is not None for reason in reasons]
 

@@ -77,6 +77,8 @@ def monitored(model: Network, x: Tensor, y: Tensor) -> float:
 def _on_modules(model: Network) -> Iterator[None]:
     parts = [model, *model.cells]
     before = [part._backend for part in parts]
+    # Those of accelerate, which edges of PC-DARTS have.
+    forwards = {m: vars(m).pop("forward") for m in model.modules() if "forward" in vars(m)}
     try:
         for part in parts:
             part._backend = "reference"
@@ -84,6 +86,8 @@ def _on_modules(model: Network) -> Iterator[None]:
     finally:
         for part, backend in zip(parts, before, strict=True):
             part._backend = backend
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
 
 
 def stops(eigenvalues: Sequence[float]) -> bool:
