@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dartsfast import fused
 from dartsfast.backends import MEMORY_MODES, check_memory, check_storage, resolve_backend
 from dartsfast.cnn.checks import check_images, check_labels, check_sizes
+from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -62,6 +63,17 @@ class MixedOp(nn.Module):
         As in the original, operations beyond the weights and weights beyond the operations take no part.
         """
         return sum(w * op(x) for w, op in zip(weights, self._ops, strict=False))
+
+
+class SkippingMixedOp(MixedOp):
+    """A mixed operation that does not compute what has the weight 0: no gradients there, statistics stay."""
+
+    has_kernels = True  # of its own, beside the program of its cell
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Mix as :class:`MixedOp` does; where all weights are 0, return zeros."""
+        found = [w * op(x) for w, op in zip(weights, self._ops, strict=False) if w != 0]
+        return sum(found) if found else x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
 class Cell(nn.Module):
@@ -134,9 +146,8 @@ class Cell(nn.Module):
 
     def _altered_edges(self) -> list[bool]:
         reasons = [difference(op, MixedOp) for op in self._ops]
-        alone = [getattr(op, "has_kernels", False) for op in self._ops]
-        said = {reason for reason, own in zip(reasons, alone, strict=True) if reason is not None and not own}
-        for reason in sorted(said):
+        pairs = zip(self._ops, reasons, strict=True)
+        for reason in sorted({why for op, why in pairs if why and not getattr(op, "has_kernels", False)}):
             _warn_of_altered_edges(reason)
         return [reason is not None for reason in reasons]
 
@@ -171,6 +182,8 @@ class Network(ArchModule):
             :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`.
         mixed_op: called as ``mixed_op(C, stride, primitives)`` for every edge, returns what stands in the
             place of its :class:`MixedOp`; the edge then runs as the module that it is.
+        skip_zero: leave operations of weight 0 uncomputed, as ``if w != 0`` does: they have no gradients, and
+            statistics stay. The host waits for the weights of every edge.
 
     Raises:
         InputError: unknown primitive, backend or memory mode, or sizes that make no network.
@@ -195,8 +208,13 @@ class Network(ArchModule):
         storage_dtype: torch.dtype | None = None,
         primitives: Sequence[str] | Space | None = None,
         mixed_op: Callable[..., nn.Module] | None = None,
+        skip_zero: bool = False,
     ) -> None:
         super().__init__()
+        self._skip_zero = skip_zero
+        if skip_zero and mixed_op:
+            raise InputError("skip_zero is of the usual edges: leave out what a mixed_op of one's own mixes")
+        mixed_op = SkippingMixedOp if skip_zero else mixed_op
         check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
@@ -236,6 +254,8 @@ class Network(ArchModule):
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
+        if skip_zero:
+            serve_edges(self, [edge for cell in self.cells for edge in cell._ops])
 
         self._initialize_alphas()
 
@@ -268,6 +288,7 @@ class Network(ArchModule):
             memory=self._memory,
             storage_dtype=self._storage_dtype,
             primitives=self._space,
+            skip_zero=self._skip_zero,
         ).to(self.alphas_normal)
         with torch.no_grad():
             for name in model._arch_names:

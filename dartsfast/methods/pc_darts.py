@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.model_search import MixedOp, Network
-from dartsfast.descendants import accelerate
 from dartsfast.errors import InputError
 from dartsfast.modules.arch import initial_alphas
 
@@ -68,9 +68,7 @@ class PCDARTS(Network):
     def __init__(self, *arguments: Any, share: int, **options: Any) -> None:
         super().__init__(*arguments, mixed_op=functools.partial(PartialMixedOp, share=share), **options)
         self._share = share
-        if self._backend != "reference" and not self.alphas_normal.is_meta:
-            mixed = nn.ModuleList(edge.mixed for cell in self.cells for edge in cell._ops)
-            accelerate(mixed, backend=self._backend, verify=False)
+        serve_edges(self, [edge.mixed for cell in self.cells for edge in cell._ops])
 
     def _build(self, *arguments: Any, **options: Any) -> Network:
         return PCDARTS(*arguments, share=self._share, **options)
