@@ -48,6 +48,13 @@ def _images(config: CNNConfig) -> tuple[int, int, int, int]:
 
 def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
     """Return the network of a search, on torch's device ``meta``."""
+    if config.method in ("pc-darts", "p-darts"):  # the programs of the others are those of darts
+        raise InputError(
+            f"the edges of --method {config.method} are not those of one network of dartsfast's own, which "
+            "is what is explained: leave the method out, or choose gdas or drnas"
+        )
+    if config.smooth_by == "adversary":
+        raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     config.check()
     backend = config.backend
     if backend == "auto":
@@ -60,13 +67,6 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
             )
     if backend not in ("cpu", "cuda", "triton"):
         raise InputError(f"backend {backend!r} has no programs to explain: choose cpu, cuda or triton")
-    if config.method not in ("darts", "gdas", "drnas"):  # whose programs are those of darts
-        raise InputError(
-            f"the edges of --method {config.method} are not those of one network of dartsfast's own, which "
-            "is what is explained: leave the method out, or choose gdas or drnas"
-        )
-    if config.smooth_by == "adversary":
-        raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     if backend == "triton" and (missing := triton.load()):
         raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
     storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)

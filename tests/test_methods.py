@@ -389,4 +389,4 @@ def test_partial_channels_on_kernels(tmp_path):
         found, wanted = model(x.float()), twin(x.float())
     assert 0 < gap(found, wanted) < 1e-5
     assert monitored(model, x.float(), y) == pytest.approx(monitored(twin, x.float(), y), rel=1e-5)
-    assert torch.equal(model(x.float()), copy.deepcopy(model)(x.float()))
+    assert torch.equal(model(x.float()), found)
