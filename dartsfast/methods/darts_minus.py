@@ -1,6 +1,6 @@
-"""DARTS-: a skip connection beside every edge, which fades out (Chu et al., ICLR 2021, section 3.2).
+"""DARTS-: a skip connection beside every edge, which fades out (Chu et al., ICLR 2021).
 
-An edge computes (equation 6)
+An edge computes
 
     beta * x + sum over operations of softmax(alpha) * o(x),
 

@@ -2,8 +2,9 @@
 
 A third of the epochs each, networks of 5, 11 and 17 cells (``--layers 5``, and 6 and 12 more) choose among 8,
 5 and 3 operations an edge: those of the largest alphas go on to the next stage, with fresh weights and alphas
-(section 3.2). Skip connections are dropped out (section 3.3), at a rate that begins higher in every stage and
-falls within it: with the rate r of a stage, of E epochs whose first W move weights alone,
+(search space approximation). Skip connections are dropped out (search space regularisation), at a rate that
+begins higher in every stage and falls within it: with the rate r of a stage, of E epochs whose first W move
+weights alone,
 
     r (E - e - 1) / E  in epoch e < W,  r exp(-(e - W) / 5)  from there on.
 

@@ -1,5 +1,5 @@
 """DARTS-PT: the operation is kept whose removal hurts most (Wang et al., "Rethinking architecture selection
-in differentiable NAS", ICLR 2021, section 4, algorithm 1).
+in differentiable NAS", ICLR 2021, algorithm 1).
 
 After the search edges are decided one by one, in random order: each of an edge's operations is left out in
 turn, and the one without which the accuracy on the validation half is lowest is the edge's, with weight 1.

@@ -1,11 +1,11 @@
-"""SmoothDARTS: weights that expect other mixing weights (Chen and Hsieh, ICML 2020, section 3).
+"""SmoothDARTS: weights that expect other mixing weights (Chen and Hsieh, ICML 2020).
 
 The step of the weights takes mixing weights nearby: softmax(alpha) + delta, |delta| at most epsilon, cut to
 [0, 1], and each edge divided by its sum. epsilon grows linearly with the epochs from 0.03 (``--smooth 0.3``
 in the paper). The step of the alphas is that of DARTS.
 
-- SDARTS-RS draws each delta evenly (equation 3).
-- SDARTS-ADV (``--smooth_by adversary``, equation 4) looks for the delta with the largest training loss, by
+- SDARTS-RS draws each delta evenly.
+- SDARTS-ADV (``--smooth_by adversary``) looks for the delta with the largest training loss, by
   projected gradient ascent: from there seven steps of 2 epsilon / 7 along the signs of the gradient, each
   followed by the projection, in evaluation; where that has not raised the loss delta is 0.
 

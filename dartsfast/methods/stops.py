@@ -1,9 +1,9 @@
 """When a search ends before its last epoch, and with the cell of which.
 
-- ``--stop eigenvalue`` is RobustDARTS' early stop, DARTS-ES (Zela et al., ICLR 2020, section 4.3): where the
+- ``--stop eigenvalue`` is RobustDARTS' early stop, DARTS-ES (Zela et al., ICLR 2020): where the
   largest eigenvalue, smoothed over five epochs, has grown so that mean(i - 5) / mean(i) < 0.75, the search
   ends with the cell of epoch i - 5 (:mod:`dartsfast.methods.eigenvalue`).
-- ``--stop skips=2`` is the first criterion of DARTS+ (Liang et al., 2019, section 3.3): the search ends after
+- ``--stop skips=2`` is the first criterion of DARTS+ (Liang et al., 2019): the search ends after
   the first epoch whose normal cell has so many skip connections, with that cell.
 
 Differences from the public code: that of RobustDARTS has 1 / 1.3 in the place of 0.75, and goes back four
