@@ -15,6 +15,7 @@ from dartsfast.fused import Fit
 from dartsfast.fused.costs import costs, words
 from dartsfast.fused.passes import Pass, iteration, total
 from dartsfast.fused.planning import Run
+from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.search.config import CNNConfig
 from dartsfast.tables import print_table
 
@@ -47,6 +48,13 @@ def _images(config: CNNConfig) -> tuple[int, int, int, int]:
 
 def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
     """Return the network of a search, on torch's device ``meta``."""
+    if config.method in ("pc-darts", "p-darts"):  # the programs of the others are those of darts
+        raise InputError(
+            f"the edges of --method {config.method} are not those of one network of dartsfast's own, which "
+            "is what is explained: leave the method out, or choose gdas or drnas"
+        )
+    if config.smooth_by == "adversary":
+        raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     config.check()
     backend = config.backend
     if backend == "auto":
@@ -63,7 +71,7 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
         raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
     storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
     with pretending(backend), torch.device("meta"):
-        return Network(
+        return (DARTSMinus if config.auxiliary_skip else Network)(
             config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
             backend=backend, memory=config.memory, storage_dtype=storage,
             primitives=SPACES[config.space] if primitives is None else primitives,

@@ -51,10 +51,31 @@ def parts(options):
 RUNS = {
     "cnn-1": (search_cnn, CNNConfig, {**IMAGES, "batch_size": 3, "epochs": 2}),
     "cnn-2": (search_cnn, CNNConfig, SECOND),
+    "cnn-pc": (
+        search_cnn,
+        CNNConfig,
+        {**SECOND, "method": "pc-darts", "init_channels": 4, "beta_decay": 50.0},
+    ),
+    "cnn-pt": (
+        search_cnn,
+        CNNConfig,
+        {
+            **IMAGES,
+            "space": "s2",
+            "batch_size": 2,
+            "max_images": 4,
+            "epochs": 1,
+            "select": "perturbation",
+            "select_epochs": 1,
+        },
+    ),
     "rnn-2": (search_rnn, RNNConfig, {**TEXT, "batch_size": 4, "epochs": 2, "order": 2}),
     "train-cnn": (train_cnn, TrainCNNConfig, {**IMAGES, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
     "train-rnn": (train_rnn, TrainRNNConfig, {**TEXT, "batch_size": 4, "epochs": 2, "arch": "DARTS_V2"}),
 }
+
+# Of which one process computes the same with twice the batch.
+HALVED = [name for name in RUNS if name not in ("cnn-1", "cnn-pt")]
 
 SHORT_TEXT = {**TEXT, "batch_size": 4, "epochs": 1}
 SHORT_IMAGES = {**IMAGES, "batch_size": 3, "epochs": 1}
@@ -181,12 +202,11 @@ def _stop_in(place, run):
 
 def halves(folder):
     """Run what one process runs with twice the batch."""
-    for name in RUNS:
-        if name != "cnn-1":
-            norms = {} if name == "train-rnn" else {"sync_bn": True}
-            memory = {"memory": "recompute"} if name == "cnn-2" else {}
-            batch_size = RUNS[name][2]["batch_size"]
-            in_float64(name, folder, folder / name / "halves", batch_size, **norms, **memory)
+    for name in HALVED:
+        norms = {} if name == "train-rnn" else {"sync_bn": True}
+        memory = {"memory": "recompute"} if name == "cnn-2" else {}
+        batch_size = RUNS[name][2]["batch_size"]
+        in_float64(name, folder, folder / name / "halves", batch_size, **norms, **memory)
 
 
 def exchanges(folder):

@@ -1,11 +1,16 @@
 """Searches of seconds, and what tests of their runs share."""
 
+import contextlib
 import hashlib
+import signal
+from unittest import mock
 
 import torch
 from small_data import image_folder, text_folder
 
-from dartsfast.search import CNNConfig, RNNConfig
+from dartsfast.errors import RunStopped
+from dartsfast.search import CNNConfig, RNNConfig, search_cnn
+from dartsfast.search.cnn import CNNSearch
 
 
 def cnn_options(tmp_path):
@@ -52,3 +57,20 @@ def begun(search, iterations=2):
     for _, _ in zip(range(iterations), search.iterations(), strict=False):
         pass
     return search.state()
+
+
+def stopped_and_resumed(options, out, moments):
+    """Run a CNN search in ``out`` that a signal stops at every (epoch, iteration); return its result."""
+    original, resume = CNNSearch.iteration, None
+    for moment in moments:
+
+        def iteration(search, *batch, moment=moment):
+            if (search.epoch, search.step) == moment:
+                signal.raise_signal(signal.SIGTERM)
+            return original(search, *batch)
+
+        with mock.patch.object(CNNSearch, "iteration", iteration), contextlib.suppress(RunStopped):
+            search_cnn(CNNConfig() if resume else CNNConfig(**options, out=str(out)), resume=resume)
+            raise AssertionError(f"it was not stopped at {moment}")
+        resume = out
+    return search_cnn(CNNConfig(), resume=out)

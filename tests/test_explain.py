@@ -376,6 +376,8 @@ def test_without_kernels_it_says_what_can_be_explained(monkeypatch, capsys):
         (["--backend", "cpu", "--primitives", "nope"], "unknown primitive 'nope'"),
         (["--backend", "cpu", "--image_size", "9"], "cannot halve"),
         (["--batch_size", "0"], "batch_size must be above 0"),
+        (["--method", "p-darts"], "the edges of --method p-darts"),
+        (["--method", "gdas", "--order", "2"], "--preset paper"),
     ],
 )
 def test_what_cannot_be_explained_says_why(capsys, words, message):

@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ pytest.importorskip("rich")
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
+from dartsfast import restore
 from dartsfast.errors import InputError
 from dartsfast.methods.eigenvalue import largest_eigenvalue, monitored, stops
 from dartsfast.runs.checkpoint import load_checkpoint
@@ -119,6 +121,7 @@ METHODS = {
     "gdas": (GDAS(), {}),
     "drnas": (DrNAS(), {"drnas_kl": 0.25}),
     "pc-darts": (PCDARTS(), {"init_channels": 4}),
+    "p-darts": (DARTS(), {"epochs": 3}),
 }
 
 
@@ -148,6 +151,7 @@ def test_first_iterations_against_plain_torch(tmp_path, method, backend):
     search = started(tmp_path, method, backend=backend)
     twin, (plain, _), config = copy.deepcopy(search.model), METHODS[method], search.config
     twin._backend = "reference"
+    restore(twin)
     sgd = torch.optim.SGD(twin.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
     alphas = list(twin.arch_parameters())
     adam = torch.optim.Adam(alphas, 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
@@ -318,7 +322,7 @@ def test_alphas_stay_while_the_weights_warm_up(tmp_path):
         ({"method": "gdas", "gdas_tau_min": 0.0}, "gdas_tau_min must be above 0"),
         ({"method": "pc-darts", "smooth": 0.3}, "smooth moves softmax"),
         ({"method": "gdas", "monitor": "eigenvalue"}, "the eigenvalue is of a loss"),
-        ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas"),
+        ({"method": "enas"}, "method must be one of darts, pc-darts, gdas, drnas, p-darts"),
     ],
 )
 def test_options_that_cannot_work(options, message):
@@ -371,3 +375,18 @@ def test_a_search_logs_the_eigenvalue(tmp_path, undrawn):
     assert result.history[0]["eigenvalue"] > 0
     assert all(torch.equal(plain.alphas[name], alpha) for name, alpha in result.alphas.items())
     assert plain.history[0]["valid_loss"] == result.history[0]["valid_loss"]
+
+
+@needs_kernels
+def test_partial_channels_on_kernels(tmp_path):
+    """No warning, other arithmetic than the modules', and modules where it is differentiated twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search = started(tmp_path, "pc-darts", backend="cpu")
+        model, (x, y, *_) = search.model.float(), batches(1)[0]
+        twin = copy.deepcopy(model)
+        restore(twin)
+        found, wanted = model(x.float()), twin(x.float())
+    assert 0 < gap(found, wanted) < 1e-5
+    assert monitored(model, x.float(), y) == pytest.approx(monitored(twin, x.float(), y), rel=1e-5)
+    assert torch.equal(model(x.float()), found)

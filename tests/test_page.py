@@ -217,7 +217,7 @@ def test_of_an_epoch_that_is_done_again_the_last_note_counts(tmp_path):
     beyond = {**stale, "epoch": 3}
     lines = [notes[0], json.dumps(stale), json.dumps(beyond), notes[1][:40]]
     (run.out / "epochs.jsonl").write_text("\n".join(lines))
-    with Journal(run.out, torch.device("cpu"), ["epochs"], (1, 0)) as journal:
+    with Journal(run.out, torch.device("cpu"), ["epochs"], (1, 0), 2) as journal:
         journal.epoch(json.loads(notes[1]))
     found = read_run(run.out)
     assert [json.dumps(note) for note in found.notes.values()] == notes

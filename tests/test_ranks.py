@@ -93,7 +93,7 @@ def halves(folder):
     rank_scripts.start("halves", folder)
 
 
-@pytest.mark.parametrize("name", [name for name in rank_scripts.RUNS if name != "cnn-1"])
+@pytest.mark.parametrize("name", rank_scripts.HALVED)
 def test_two_ranks_at_half_the_batch_are_one_rank(folder, halves, undrawn, name):
     batch_size = 2 * rank_scripts.RUNS[name][2]["batch_size"]
     rank_scripts.in_float64(name, folder, folder / name / "one", batch_size)

@@ -107,7 +107,6 @@ EDITS = [
     (("arch_optimizer", "param_groups", 0, "lr"), 1.0, "lr is 1.0"),
     (("config",), None, "config is None"),
     (("config", "more"), 1, "config has, unknown here, more"),
-    (("config", "batch_size"), "DELETE", "config lacks batch_size"),
     (("config", "batch_size"), "3", "batch_size must be of type int, got '3'"),
     (("config", "epochs"), -1, "epochs must be above 0"),
     (("config", "order"), 3, "order must be one of 1, 2"),

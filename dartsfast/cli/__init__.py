@@ -32,7 +32,7 @@ VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase o
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
-    "space",
+    "space", "preset", "method", "auxiliary_skip",
 )  # fmt: skip
 COMPARISONS: dict[str, Any] = {"cnn": CompareConfig, "rnn": CompareRNNConfig}
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dartsfast import fused
 from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn.checks import check_images, check_labels, check_sizes
+from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
@@ -63,6 +64,17 @@ class MixedOp(nn.Module):
         As in the original, operations beyond the weights and weights beyond the operations take no part.
         """
         return sum(w * op(x) for w, op in zip(weights, self._ops, strict=False))
+
+
+class SkippingMixedOp(MixedOp):
+    """A mixed operation that does not compute what has the weight 0: no gradients there, statistics stay."""
+
+    has_kernels = True  # of its own, beside the program of its cell
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Mix as :class:`MixedOp` does; where all weights are 0, return zeros."""
+        found = [w * op(x) for w, op in zip(weights, self._ops, strict=False) if w != 0]
+        return sum(found) if found else x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
 class Cell(nn.Module):
@@ -140,7 +152,8 @@ class Cell(nn.Module):
 
     def _altered_edges(self) -> list[bool]:
         reasons = [difference(op, MixedOp) for op in self._ops]
-        for reason in sorted({reason for reason in reasons if reason is not None}):
+        pairs = zip(self._ops, reasons, strict=True)
+        for reason in sorted({why for op, why in pairs if why and not getattr(op, "has_kernels", False)}):
             _warn_of_altered_edges(reason)
         return [reason is not None for reason in reasons]
 
@@ -176,6 +189,8 @@ class Network(ArchModule):
             :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`.
         mixed_op: called as ``mixed_op(C, stride, primitives)`` for every edge, returns what stands in the
             place of its :class:`MixedOp`; the edge then runs as the module that it is.
+        skip_zero: leave operations of weight 0 uncomputed, as ``if w != 0`` does: they have no gradients, and
+            statistics stay. The host waits for the weights of every edge.
 
     Raises:
         InputError: unknown primitive, backend or memory mode, or sizes that make no network.
@@ -183,7 +198,7 @@ class Network(ArchModule):
 
     alphas_normal: Tensor
     alphas_reduce: Tensor
-    _adjust: Callable[[Tensor], Tensor] | None = None  # makes others of the mixing weights of a pass
+    _adjust: Callable[[Tensor, bool], Tensor] | None = None  # makes others of a kind's mixing weights
 
     def __init__(
         self,
@@ -200,8 +215,13 @@ class Network(ArchModule):
         storage_dtype: torch.dtype | None = None,
         primitives: Sequence[str] | Space | None = None,
         mixed_op: Callable[..., nn.Module] | None = None,
+        skip_zero: bool = False,
     ) -> None:
         super().__init__()
+        self._skip_zero = skip_zero
+        if skip_zero and mixed_op:
+            raise InputError("skip_zero is of the usual edges: leave out what a mixed_op of one's own mixes")
+        mixed_op = SkippingMixedOp if skip_zero else mixed_op
         check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
@@ -241,6 +261,8 @@ class Network(ArchModule):
             C_prev_prev, C_prev = C_prev, multiplier * C_curr
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
+        if skip_zero:
+            serve_edges(self, [edge for cell in self.cells for edge in cell._ops])
 
         self._initialize_alphas()
 
@@ -273,6 +295,7 @@ class Network(ArchModule):
             memory=self._memory,
             storage_dtype=self._storage_dtype,
             primitives=self._space,
+            skip_zero=self._skip_zero,
         ).to(self.alphas_normal)
         with torch.no_grad():
             for name in model._arch_names:
@@ -307,7 +330,8 @@ class Network(ArchModule):
 
     def strengths(self, reduction: bool) -> Tensor:
         """Return [edges, ops] by which the genotype is read off."""
-        return F.softmax(self.logits(reduction).detach(), dim=-1)
+        rows = F.softmax(self.logits(reduction).detach(), dim=-1)
+        return rows if self._adjust is None else self._adjust(rows, reduction)
 
     def fit_memory(self, images: Sequence[int], order: int = 1) -> fused.Fit:
         """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.
@@ -350,7 +374,7 @@ class Network(ArchModule):
         kinds = sorted({bool(cell.reduction) for cell in self.cells})
         rows = self.mixing_weights(kinds)
         if self._adjust is not None:
-            rows = [self._adjust(found) for found in rows]
+            rows = [self._adjust(found, kind) for found, kind in zip(rows, kinds, strict=True)]
         mixing = dict(zip(kinds, rows, strict=True))
         if self.backend == "reference":
             s0 = s1 = self.stem(input)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.model_search import Network
-from dartsfast.cnn.spaces import SPACES
+from dartsfast.cnn.spaces import SPACES, Space
 from dartsfast.methods.beta_darts import decay
+from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.methods.drnas import DrNAS
 from dartsfast.methods.gdas import GDAS
+from dartsfast.methods.p_darts import CELLS, PDARTS
 from dartsfast.methods.pc_darts import PCDARTS
 
 # By the names of the option ``method``: the network, and what of the options it takes beside all.
@@ -24,19 +26,45 @@ _NETWORKS: dict[str, tuple[type[Network], Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def new_network(config: Any, classes: int) -> Network:
-    """Return the search network that a :class:`~dartsfast.search.CNNConfig` asks for."""
+def new_network(config: Any, classes: int, space: Space | None = None, stage: int = 0) -> Network:
+    """Return the search network that a :class:`~dartsfast.search.CNNConfig` asks for.
+
+    Args:
+        config: the options.
+        classes: that the network tells apart.
+        space: of a stage of P-DARTS; None for that of the options.
+        stage: of P-DARTS, from 0.
+    """
+    if config.method == "p-darts":
+        return _of_stage(config, classes, space or SPACES[config.space], stage)
     network, own = _NETWORKS[config.method]
-    return network(
+    if config.auxiliary_skip:
+        network = DARTSMinus
+    arguments = config.init_channels, classes, config.layers, nn.CrossEntropyLoss()
+    return network(*arguments, primitives=SPACES[config.space], **_options(config), **own(config))
+
+
+def _options(config: Any) -> dict[str, Any]:
+    half = config.storage_dtype != "float32"
+    return {
+        "backend": config.backend,
+        "memory": config.memory,
+        "storage_dtype": getattr(torch, config.storage_dtype) if half else None,
+    }
+
+
+def _of_stage(config: Any, classes: int, space: Space, stage: int) -> Network:
+    rate = [float(text) for text in config.pdarts_rates.split(",")][stage]
+    return PDARTS(
         config.init_channels,
         classes,
-        config.layers,
+        config.layers + CELLS[stage],
         nn.CrossEntropyLoss(),
-        backend=config.backend,
-        memory=config.memory,
-        storage_dtype=None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype),
-        primitives=SPACES[config.space],
-        **own(config),
+        primitives=space,
+        rate=rate,
+        warmup=config.warmup_epochs,
+        skips=config.pdarts_skips,
+        **_options(config),
     )
 
 
@@ -47,6 +75,6 @@ def penalty(config: Any, model: Network, epoch: int) -> Tensor | float:
         found = found + config.drnas_kl * model.distance()
     if config.beta_decay:
         kinds = sorted({bool(cell.reduction) for cell in model.cells})
-        share = config.beta_decay * epoch / config.epochs
+        share = config.beta_decay * min(epoch / config.epochs, 1)
         found = found + share * decay(model.alphas_reduce if kind else model.alphas_normal for kind in kinds)
     return found

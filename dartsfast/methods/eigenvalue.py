@@ -5,8 +5,8 @@ stops where mean(i - 5) / mean(i) < 0.75, with the cell of epoch i - 5.
 
 Differences from the public code: it makes the whole Hessian, here it is Lanczos' iteration, with exact
 products. What kernels compute can be differentiated once only, and finite differences fall over the kinks of
-ReLU, so that one batch goes through ordinary modules. Nothing is stopped here: the log has the eigenvalue of
-every epoch, and a line says where the paper would have stopped.
+ReLU, so that one batch goes through ordinary modules. The log has the eigenvalue of every epoch, and a line
+says where the paper stops; the search does with ``--stop eigenvalue`` (:mod:`dartsfast.methods.stops`).
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def monitored(model: Network, x: Tensor, y: Tensor) -> float:
 def _on_modules(model: Network) -> Iterator[None]:
     parts = [model, *model.cells]
     before = [part._backend for part in parts]
+    # Those of accelerate, which edges of PC-DARTS have.
+    forwards = {m: vars(m).pop("forward") for m in model.modules() if "forward" in vars(m)}
     try:
         for part in parts:
             part._backend = "reference"
@@ -84,6 +86,8 @@ def _on_modules(model: Network) -> Iterator[None]:
     finally:
         for part, backend in zip(parts, before, strict=True):
             part._backend = backend
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
 
 
 def stops(eigenvalues: Sequence[float]) -> bool:

@@ -10,7 +10,8 @@ The genotype goes by p(i) * p(o). The public code takes no step of the alphas in
 (``--warmup_epochs 15``), a batch of 256, and the learning rates 0.1 and 6e-4. Where an edge has stride 2,
 what goes around is max-pooled, 2x2, as there.
 
-Differences from the public code: none in what is computed.
+Differences from the public code: none in what is computed. An edge is no part of its cell's program here; its
+mixed operation is served as that of a model of others (:func:`dartsfast.descendants.accelerate`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.model_search import MixedOp, Network
 from dartsfast.errors import InputError
 from dartsfast.modules.arch import initial_alphas
@@ -34,6 +36,8 @@ class PartialMixedOp(nn.Module):
     Raises:
         InputError: channels that cannot be shared.
     """
+
+    has_kernels = True  # of its own, beside the program of its cell
 
     def __init__(self, C: int, stride: int, primitives: Sequence[str], *, share: int) -> None:
         super().__init__()
@@ -64,6 +68,7 @@ class PCDARTS(Network):
     def __init__(self, *arguments: Any, share: int, **options: Any) -> None:
         super().__init__(*arguments, mixed_op=functools.partial(PartialMixedOp, share=share), **options)
         self._share = share
+        serve_edges(self, [edge.mixed for cell in self.cells for edge in cell._ops])
 
     def _build(self, *arguments: Any, **options: Any) -> Network:
         return PCDARTS(*arguments, share=self._share, **options)

@@ -78,12 +78,14 @@ def _go_on(run_cls: type[Run], config: Any, path: Path) -> Any:
         try:
             match_keys("the state", {*STATE, *run_cls.optimizer_names, *({"ranks"} & state.keys())}, state)
             own = restored_config(type(config), state["config"])
-            check_progress(own.epochs, run_cls.metrics, state)
+            check_progress(own.all_epochs, run_cls.metrics, state)
             check_pieces(state["data"])
-            if state["epoch"] == own.epochs:
+            state["config"] = dataclasses.asdict(own)
+            if run_cls.is_over(own, state["history"]):
                 result = ranks.from_first(lambda: run_cls.finished(folder, checkpoint, state))
                 if ranks.first():
-                    done = f"all {own.epochs} epochs are done"
+                    epochs = state["epoch"]
+                    done = f"{'all ' * (epochs == own.all_epochs)}{epochs} epochs are done"
                     print(f"the {run_cls.noun} in {folder} is finished: {done}", flush=True)
                 return result
         except InputError as error:
@@ -91,6 +93,7 @@ def _go_on(run_cls: type[Run], config: Any, path: Path) -> Any:
         run = _run_again(run_cls, config, own, folder)
         check_fingerprint(run.config.data, state["data"], run.fingerprint)
         try:
+            run.take_form(state)
             _take_own_part(run, state)
             run.check_state(state)
             run.load_state(state)

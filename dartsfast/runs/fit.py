@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dartsfast import ranks
 from dartsfast.errors import InputError
 
 
 def restored_config(config_cls: Any, values: Any) -> Any:
     """Return the configuration of a run from a checkpoint's ``values``.
 
+    Options that there were not yet when the run began have their defaults, aloud.
+
     Raises:
-        InputError: an option that is unknown, missing, or cannot work.
+        InputError: an option that is unknown or cannot work.
     """
-    match_keys("config", {field.name for field in dataclasses.fields(config_cls)}, values)
-    config = config_cls(**values)
+    match("config", {}, values)
+    defaults = {field.name: field.default for field in dataclasses.fields(config_cls)}
+    missing = {name: default for name, default in defaults.items() if name not in values}
+    match_keys("config", set(defaults), {**missing, **values})
+    if missing and ranks.first():
+        shown = ", ".join(f"{name} {default!r}" for name, default in missing.items())
+        warnings.warn(
+            f"the run began with an earlier version, which had not the options {', '.join(missing)}: it goes "
+            f"on with their defaults, {shown}",
+            stacklevel=2,
+        )
+    config = config_cls(**missing, **values)
     config.check()
     return config
 
@@ -161,11 +175,20 @@ def check_images(batches: Any, state: dict[str, Any]) -> None:
         )
 
 
-def check_cosine(scheduler: Any, epochs: int, state: dict[str, Any]) -> None:
-    """Raise InputError unless the kept schedule, and the optimiser's rate, are those of the epoch."""
+def check_cosine(scheduler: Any, epochs: int, state: dict[str, Any], then: float | None = None) -> None:
+    """Raise InputError unless the kept schedule, and the optimiser's rate, are those of the epoch.
+
+    Args:
+        scheduler: a cosine that has taken no step.
+        epochs: that it takes.
+        state: of the run.
+        then: the rate once they are done; None: that of the cosine.
+    """
     (first,), last = scheduler.base_lrs, scheduler.eta_min
+    if then is not None and state["epoch"] >= epochs:
+        return _check_schedule(scheduler, then, state)
     planned = last + (first - last) * (1 + math.cos(math.pi * state["epoch"] / epochs)) / 2
-    _check_schedule(scheduler, planned, state)
+    return _check_schedule(scheduler, planned, state)
 
 
 def check_step(scheduler: Any, state: dict[str, Any]) -> None:

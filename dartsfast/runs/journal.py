@@ -32,6 +32,7 @@ class Journal:
         device: that it runs on.
         changed: names of the options that are not at their defaults.
         begin: (epoch, iteration) that are done.
+        epochs: of the whole run; fewer once it has ended by itself.
         earlier: how many ranks there were before, where there are others now.
     """
 
@@ -41,9 +42,11 @@ class Journal:
         device: torch.device,
         changed: Sequence[str],
         begin: tuple[int, int],
+        epochs: int,
         earlier: int | None = None,
     ) -> None:
         self.out, self.device, self.changed = out, device, list(changed)
+        self.epochs = epochs
         self.lesson = ""  # what was learned, in a sentence
         self.end = ""  # how the process ends
         try:
@@ -86,7 +89,7 @@ class Journal:
             return
         seen = {"seen": _now(), "memory": peak_memory(self.device), "end": self.end}
         found = {
-            "changed": self.changed, "lesson": self.lesson,
+            "changed": self.changed, "lesson": self.lesson, "epochs": self.epochs,
             "processes": [*self._before, {**self._process, **seen}],
         }  # fmt: skip
         write_whole(self.out / PROCESSES, json.dumps(found, indent=1) + "\n")

@@ -112,6 +112,11 @@ class RunOptions(Options):
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = option(60.0, "time between checkpoints within an epoch; 0: every iteration")
 
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole run, which may have some beside the option ``epochs``."""
+        return self.epochs  # type: ignore[attr-defined]  # every run has it
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.out, str):  # a shell leaves the ~ of --out=~/x to us

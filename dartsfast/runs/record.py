@@ -35,6 +35,9 @@ PROCESS: dict[str, Any] = {
     "memory": {},
 }  # fmt: skip
 
+# What run.json holds, of a run that has left none.
+NO_PROCESSES: dict[str, Any] = {"changed": None, "lesson": "", "epochs": 0, "processes": []}
+
 # What candidates.json holds.
 COMPETITION: dict[str, Any] = {
     "command": "", "measure": "", "best": "", "mean": 0.0, "deviation": 0.0, "processes": 1, "candidates": [],
@@ -66,6 +69,7 @@ class Record:
         notes: what else is known of an epoch, by its number; see :data:`NOTE`.
         genotype: the latest cell; None before there is one.
         processes: that worked on it, the first one first; see :data:`PROCESS`.
+        epochs: of the whole run; 0 where its processes have not said so.
         lesson: what was learned, in a sentence.
         held: a process holds the folder, of a competition that of a candidate.
         problems: what is damaged.
@@ -80,6 +84,7 @@ class Record:
     notes: dict[int, dict[str, Any]] = field(default_factory=dict)
     genotype: AnyGenotype | None = None
     processes: list[dict[str, Any]] = field(default_factory=list)
+    epochs: int = 0
     lesson: str = ""
     held: bool = False
     problems: list[str] = field(default_factory=list)
@@ -92,7 +97,7 @@ class Record:
     @property
     def total(self) -> int:
         """Epochs or candidates of the whole run; 0 where that is not known."""
-        return self.options[_counted(self.command)] if self.command else 0
+        return self.epochs or (self.options[_counted(self.command)] if self.command else 0)
 
     @property
     def done(self) -> int:
@@ -190,8 +195,9 @@ def read_run(folder: Path) -> Record:
     notes = part(EPOCHS, _notes, {})
     record.notes = {k: notes[k] for k in sorted(notes) if k <= len(record.rows)}
     record.genotype = part(GENOTYPE, _genotype, None)
-    kept = part(PROCESSES, read_processes, {"changed": None, "lesson": "", "processes": []})
+    kept = part(PROCESSES, read_processes, NO_PROCESSES)
     record.changed, record.lesson, record.processes = kept["changed"], kept["lesson"], kept["processes"]
+    record.epochs = kept["epochs"]
     return record
 
 
@@ -203,9 +209,11 @@ def read_processes(folder: Path) -> dict[str, Any]:
     """
     path = folder / PROCESSES
     if not path.exists():
-        return {"changed": None, "lesson": "", "processes": []}
+        return NO_PROCESSES
     found = _json(path, read_text(path))
-    match(str(path), {"changed": [], "lesson": "", "processes": []}, found)
+    if isinstance(found, dict):
+        found.setdefault("epochs", 0)  # of an earlier version
+    match(str(path), {**NO_PROCESSES, "changed": []}, found)
     if not all(isinstance(name, str) for name in found["changed"]):
         raise InputError(f"{path}: changed has what are no names of options")
     for process in found["processes"]:

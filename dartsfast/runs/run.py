@@ -85,6 +85,16 @@ class Run(ABC):
         """Return the options of a new run such that they mean the same in any working directory."""
         return dataclasses.replace(config, data=cls.absolute_data(config.data))
 
+    def prepare_epoch(self) -> None:  # noqa: B027 - most runs have no stages
+        """Make ready for what is left of an epoch: nothing, unless a run has stages."""
+
+    def take_form(self, state: dict[str, Any]) -> None:  # noqa: B027 - as above
+        """Have the networks that a checkpoint's ``state`` is of: those of a new run, unless it has stages.
+
+        Raises:
+            InputError: the state does not say so.
+        """
+
     @abstractmethod
     def iterations(self) -> Iterator[Iteration]:
         """Run what is left of the epoch, counting ``step`` up before each yield."""
@@ -133,6 +143,11 @@ class Run(ABC):
     @abstractmethod
     def finished(cls, out: Path, checkpoint: Path, state: dict[str, Any]) -> Any:
         """Return what was found by a run that is over; its data need not be there any more."""
+
+    @classmethod
+    def is_over(cls, config: Any, history: list[dict[str, Any]]) -> bool:
+        """Whether a run is at its end after the epochs of ``history``; InputError: its rows do not say."""
+        return len(history) == config.all_epochs
 
     def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """Say whether the optimiser ``name`` of ``state`` has taken steps; None: perhaps."""
@@ -211,7 +226,7 @@ class Run(ABC):
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise InputError unless this run, not begun yet, can continue from a checkpoint's ``state``."""
-        check_progress(self.config.epochs, self.metrics, state)
+        check_progress(self.config.all_epochs, self.metrics, state)
         fresh = self.state()
         for name in ("kind", "model"):
             match(name, fresh[name], state[name])
@@ -245,7 +260,8 @@ class Run(ABC):
         if ranks.first():
             write_config(out, self.command, self.config)
         changed, done = list(changed_options(self.config)), (self.epoch, self.step)
-        with Journal(out, self.device, changed, done, self.earlier) as self.journal:
+        epochs = self.config.all_epochs
+        with Journal(out, self.device, changed, done, epochs, self.earlier) as self.journal:
             try:
                 with stop_signals() as self.stop:
                     checkpoint = self._run_epochs(out, checkpoint)
@@ -260,17 +276,20 @@ class Run(ABC):
                 raise self._ran_out(out, error) from error
             result = ranks.from_first(lambda: self.result(out, checkpoint))
             self.journal.lesson = result.lesson
+            if self.epoch < self.config.all_epochs:
+                self.journal.epochs = self.epoch
+                self.journal.end = f"the {self.noun} has ended by itself after epoch {self.epoch}"
         return result
 
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
         with (Report if ranks.first() else Unseen)(
-            out, epochs=self.config.epochs, work=self.work, every=self.every, history=self.history,
+            out, epochs=self.config.all_epochs, work=self.work, every=self.every, history=self.history,
             stop=self.stop,
         ) as report:  # fmt: skip
             self.say = report.say
             self.introduce(report, out)
-            while self.epoch < self.config.epochs:
+            while not self.is_over(self.config, self.history):
                 try:
                     done = self._run_epoch(report, out)
                 except DivergedError as problem:
@@ -312,11 +331,12 @@ class Run(ABC):
             "epoch": row["epoch"], "iterations": self.step, "work": float(self.count), "unit": self.unit,
             "seconds": phases, "alphas": self.alphas(),
         })  # fmt: skip
-        if self.epoch + 1 == self.config.epochs:  # before the checkpoint that says that all is done
+        if self.is_over(self.config, self.history):  # before the checkpoint that says that all is done
             report.draw(self.pictures(), self.history, final=True)
         return self.epoch + 1
 
     def _run_iterations(self, report: Report, out: Path) -> None:
+        self.prepare_epoch()
         saved = began = time.perf_counter()
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         for iteration in self.iterations():
@@ -331,7 +351,7 @@ class Run(ABC):
                 saved = time.perf_counter()
 
     def _stopped(self, out: Path, signum: int, saved: str) -> RunStopped:
-        done = self.epoch == self.config.epochs
+        done = self.is_over(self.config, self.history)
         place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
         self.journal.end = f"stopped by {signal_name(signum)} {place}"
         command = resume_command(out, self.command, changed_options(self.config), ranks.size())

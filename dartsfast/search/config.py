@@ -18,8 +18,10 @@ from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptio
 from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
-METHODS = ("darts", "pc-darts", "gdas", "drnas")
-DRAWING = ("gdas", "drnas")  # whose mixing weights are drawn in every pass
+DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
+METHODS = ("darts", "pc-darts", "gdas", "drnas", "p-darts")
+DRAWING = ("gdas", "drnas", "p-darts")  # of which every pass draws something
+STAGES = 3  # of P-DARTS
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,14 @@ class CNNConfig(SearchConfig):
         "darts", "candidate operations: DARTS', or those of RobustDARTS", tuple(SPACES), group=METHOD
     )
     warmup_epochs: int = option(
-        0, "first epochs, in which the weights alone take steps; PC-DARTS has 15", group=METHOD
+        0,
+        "first epochs, of p-darts of every stage, in which the weights alone take steps; PC-DARTS has 15",
+        group=METHOD,
     )
+    pdarts_rates: str = option(
+        "0,0.4,0.7", "p-darts: rate of dropout on skip connections as each stage begins", group=METHOD
+    )
+    pdarts_skips: int = option(2, "p-darts: most skip connections of the normal cell", group=METHOD)
     pc_share: int = option(4, "pc-darts: K, one K-th of the channels is mixed", group=METHOD)
     gdas_tau_max: float = option(10.0, "gdas: temperature of the first epoch", group=METHOD)
     gdas_tau_min: float = option(0.1, "gdas: temperature of the last epoch", group=METHOD)
@@ -144,28 +152,88 @@ class CNNConfig(SearchConfig):
         ("none", "eigenvalue"),
         group=METHOD,
     )
-    smooth: float = option(
-        0.0,
-        "SmoothDARTS: the weights take mixing weights that are drawn as far away as this in the last epoch; "
-        "0.3 in the paper",
+    select: str = option(
+        "argmax",
+        "how the cell is read off: the largest alphas, or, after the search, which operations' removal hurts "
+        "most (DARTS-PT)",
+        ("argmax", "perturbation"),
         group=METHOD,
     )
+    select_epochs: int = option(10, "perturbation: epochs of tuning between two decisions", group=METHOD)
+    stop: str = option(
+        "none",
+        "end before the last epoch: eigenvalue, where that has grown, with the cell of five epochs before "
+        "(RobustDARTS), or skips=N, at N skip connections in the normal cell (DARTS+)",
+        group=METHOD,
+    )
+    smooth: float = option(
+        0.0,
+        "SmoothDARTS: the weights take mixing weights that are as far away as this in the last epoch; 0.3 in "
+        "the paper",
+        group=METHOD,
+    )
+    smooth_by: str = option(
+        "random",
+        "smooth: drawn (SDARTS-RS), or looked for by an ascent on the loss (SDARTS-ADV)",
+        ("random", "adversary"),
+        group=METHOD,
+    )
+    auxiliary_skip: bool = option(
+        False, "DARTS-: a skip connection beside every edge, whose weight falls from 1 to 0", group=METHOD
+    )
+
+    @property
+    def all_epochs(self) -> int:
+        """Those of the search, and those between the decisions of its cells."""
+        return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
+
+    @property
+    def stage_epochs(self) -> int:
+        """Epochs of a stage, of p-darts a third."""
+        return self.epochs // STAGES if self.method == "p-darts" else self.epochs
+
+    @property
+    def most_skips(self) -> int:
+        """Skip connections of the normal cell at which the search ends; 0: however many."""
+        number = self.stop.removeprefix("skips=")
+        return int(number) if number != self.stop and number.isascii() and number.isdigit() else 0
+
+    @property
+    def watches_eigenvalue(self) -> bool:
+        """Whether the eigenvalue is computed every epoch."""
+        return "eigenvalue" in (self.monitor, self.stop)
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
         own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq"
-        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min")
+        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs")
 
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        for prefix, method in (("pc_", "pc-darts"), ("gdas_", "gdas"), ("drnas_", "drnas")):
+        owners = {"pc_": "pc-darts", "gdas_": "gdas", "drnas_": "drnas", "pdarts_": "p-darts"}
+        for prefix, method in owners.items():
             changed = [name for name in changed_options(self) if name.startswith(prefix)]
             if changed and self.method != method:
                 raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
+        if self.select == "argmax" and "select_epochs" in changed_options(self):
+            raise InputError(
+                "select_epochs is of --select perturbation, and the cell is that of the largest alphas"
+            )
+        if self.select == "perturbation" and (self.method != "darts" or self.stop != "none"):
+            what = f"--method {self.method}" if self.method != "darts" else f"--stop {self.stop}"
+            raise InputError(
+                f"perturbation selects after a search by --method darts without a stop, not with {what}"
+            )
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
-        if self.monitor == "eigenvalue" and self.method in DRAWING:
+        if self.smooth_by != "random" and not self.smooth:
+            raise InputError(f"smooth_by {self.smooth_by} needs a radius: --smooth 0.3")
+        if self.auxiliary_skip and (self.method != "darts" or self.smooth or self.select != "argmax"):
+            raise InputError("auxiliary_skip is of --method darts, without --smooth and with --select argmax")
+        if self.stop not in ("none", "eigenvalue") and not self.most_skips:
+            raise InputError(f"stop must be none, eigenvalue, or skips=N with N above 0, got {self.stop!r}")
+        if self.watches_eigenvalue and self.method in DRAWING:
             raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
@@ -173,11 +241,35 @@ class CNNConfig(SearchConfig):
                 f"what {draws} draws differs from pass to pass, and the second order takes the difference of "
                 "two: use --preset paper, which draws the same for both, or --order 1"
             )
-        if self.warmup_epochs >= self.epochs:
+        if self.method == "p-darts":
+            self._check_stages()
+        if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
-                f"in {self.warmup_epochs} of {self.epochs} epochs the alphas take no step: nothing would be "
-                "searched"
+                f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
+                "would be searched"
             )
+
+    def _check_stages(self) -> None:
+        rates = self.pdarts_rates.split(",")
+        if len(rates) != STAGES or not all(_is_rate(text) for text in rates):
+            raise InputError(
+                "pdarts_rates must be the rates of three stages, each from 0 to below 1, such as 0,0.4,0.7, "
+                f"got {self.pdarts_rates!r}"
+            )
+        if self.epochs % STAGES:
+            raise InputError(f"epochs must be those of three equal stages, such as 75, got {self.epochs}")
+        if self.space != "darts" or self.stop != "none":
+            what = f"--space {self.space}" if self.space != "darts" else f"--stop {self.stop}"
+            raise InputError(
+                f"p-darts has stages of its own, of 8, 5 and 3 operations, and cannot have {what}"
+            )
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

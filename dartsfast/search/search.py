@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,18 @@ class AlphaTable(NamedTuple):
     operations: Sequence[str]
     edges: Sequence[str]
     kept: Sequence[tuple[str, int]]
+
+
+def edge_table(
+    alphas: Tensor, primitives: Sequence[Sequence[str]], edges: Sequence[str], kept: Sequence[tuple[str, int]]
+) -> AlphaTable:
+    """Return a table with a column for every operation that some edge has."""
+    names = list(dict.fromkeys(itertools.chain.from_iterable(primitives)))
+    if all(row == names for row in primitives):
+        return AlphaTable(alphas, names, edges, kept)
+    wide = torch.full((len(edges), len(names)), ABSENT, dtype=alphas.dtype)
+    columns = torch.tensor([[names.index(name) for name in row] for row in primitives])
+    return AlphaTable(wide.scatter_(1, columns, alphas.detach().cpu()), names, edges, kept)
 
 
 class Search(Run):
