@@ -143,7 +143,7 @@ def test_memory_is_put_together_from_what_is_idle():
     assert third[: 6 * MB].unique().tolist() == [6.0] and third[6 * MB :].unique().tolist() == [4.0]
     third.fill_(8.0)
     assert kernels.empty(like, [2 * MB]).unique().tolist() == [4.0]
-    assert kernels.empty(like, [3 * MB]).unique().tolist() == [0.0, 4.0], "a megabyte more than there was"
+    assert kernels.empty(like, [4 * MB]).unique().tolist() == [0.0, 4.0], "two megabytes more than there was"
 
 
 @needs_cpu
@@ -154,7 +154,7 @@ def test_memory_of_any_sizes_stays_apart_and_within_the_most_in_use():
     before = resident()
     most = hold_any_sizes(seed=0)
     pages = 4096 * 400
-    assert resident() - before < most + pages
+    assert resident() - before < most * 17 / 16 + pages, "what is rounded up to large pages is a sixteenth at most"
     torch.ops.dartsfast.empty_cache()
     assert resident() - before < pages
 
@@ -169,7 +169,7 @@ def hold_any_sizes(seed):
             assert torch.aminmax(tensor) == (tag, tag)  # which takes no memory that would be counted
             used -= len(tensor)
             del tensor
-        sizes = [draw.choice([MB // 3, MB, 5 * MB, draw.randrange(MB // 4, 9 * MB)])]
+        sizes = [draw.choice([MB // 3, 2 * MB, 5 * MB, 8 * MB, draw.randrange(MB // 4, 9 * MB)])]
         tensor = torch.ops.dartsfast.empty(like, sizes)
         live.append((number, tensor.fill_(number)))
         used += len(tensor)

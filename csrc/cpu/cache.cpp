@@ -15,9 +15,11 @@ constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to t
 constexpr size_t kSmallestMoved = 1 << 20;  // smaller pieces would be too many for the kernel to keep apart
 constexpr size_t kLargePage = 2 << 20;
 
+size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
+
 size_t whole_pages(size_t bytes) {
   static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return (bytes + page - 1) / page * page;
+  return whole(bytes, page);
 }
 
 // Large pages where the system has them: a kernel reads from and writes to a dozen images side by side, and goes to
@@ -41,29 +43,34 @@ void* map(size_t bytes) {
 struct Block {
   char* data;
   size_t bytes;
+  bool large;  // whole large pages
   std::vector<size_t> pieces;
 };
 
 // Blocks that no tensor uses are kept, by size, as long as all blocks together stay within the most that was ever
 // in use. A block of another size is put together from their pages, which move there and are not copied: pages from
-// the system would have to be filled with zeros first. All are mapped one by one: from a heap shared with
-// small tensors, what is given back would stay in pieces.
+// the system would have to be filled with zeros first. Large pages come apart where they move in pieces of any size:
+// what is hardly more in whole large pages has these, and they move among such blocks only. All are mapped one by
+// one: from a heap shared with small tensors, what is given back would stay in pieces.
 class Cache {
  public:
   // Memory for a tensor.
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    bytes = whole_pages(bytes);
-    const auto found = idle_.find(bytes);
-    return use(found != idle_.end() ? pop(found) : make(bytes));
+    const size_t whole_large = whole(bytes, kLargePage);
+    const bool large = whole_large - bytes <= bytes / 16;
+    bytes = large ? whole_large : whole_pages(bytes);
+    const auto found = idle_[large].find(bytes);
+    return use(found != idle_[large].end() ? pop(idle_[large], found) : make(bytes, large));
   }
 
   // Memory for as long as a call runs: whatever is large enough, since nothing else will have asked for it by then.
   void* borrow(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    bytes = whole_pages(std::max(bytes, kSmallest));
-    const auto found = idle_.lower_bound(bytes);
-    return use(found != idle_.end() ? pop(found) : make(bytes));
+    const bool large = bytes >= kLargePage;
+    bytes = large ? whole(bytes, kLargePage) : whole_pages(std::max(bytes, kSmallest));
+    const auto found = idle_[large].lower_bound(bytes);
+    return use(found != idle_[large].end() ? pop(idle_[large], found) : make(bytes, large));
   }
 
   void give_back(void* data) {
@@ -76,10 +83,12 @@ class Cache {
 
   void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [bytes, blocks] : idle_) {
-      for (const Block& block : blocks) munmap(block.data, bytes);
+    for (Idle& idle : idle_) {
+      for (const auto& [bytes, blocks] : idle) {
+        for (const Block& block : blocks) munmap(block.data, bytes);
+      }
+      idle.clear();
     }
-    idle_.clear();
     idle_bytes_ = 0;
     most_ = used_bytes_;
   }
@@ -97,40 +106,44 @@ class Cache {
 
   void keep(Block block) {
     idle_bytes_ += block.bytes;
-    idle_[block.bytes].push_back(std::move(block));
+    idle_[block.large][block.bytes].push_back(std::move(block));
   }
 
-  Block pop(Idle::iterator found) {
+  Block pop(Idle& idle, Idle::iterator found) {
     Block block = std::move(found->second.back());
     idle_bytes_ -= block.bytes;
     found->second.pop_back();
-    if (found->second.empty()) idle_.erase(found);
+    if (found->second.empty()) idle.erase(found);
     return block;
   }
 
-  // A block of new pages as far as there may be more, and of idle ones.
-  Block make(size_t bytes) {
-    const size_t room = std::max(most_, used_bytes_ + bytes) - used_bytes_ - idle_bytes_;
-    Block block{static_cast<char*>(map(bytes)), bytes, {}};
+  // A block of new pages as far as there may be more, and of idle ones. Where these are of the other size, they go.
+  Block make(size_t bytes, bool large) {
+    size_t room = std::max(most_, used_bytes_ + bytes) - used_bytes_ - idle_bytes_;
+    Block block{static_cast<char*>(map(bytes)), bytes, large, {}};
     size_t missing = bytes;
     while (missing > room) {
-      block.pieces.push_back(move_idle(block.data + bytes - missing, missing - room));
-      missing -= block.pieces.back();
+      const bool own = !idle_[large].empty();
+      const size_t taken = cut(own ? large : !large, missing - room, own ? block.data + bytes - missing : nullptr);
+      if (own) block.pieces.push_back(taken), missing -= taken;
+      else room += taken;
     }
     if (missing) block.pieces.push_back(missing);
     return block;
   }
 
-  // Moves at most `most` bytes of an idle block, the largest that goes whole if there is one; returns how many.
-  size_t move_idle(char* to, size_t most) {
-    auto found = idle_.upper_bound(most);
-    if (found != idle_.begin()) --found;
-    Block block = pop(found);
+  // Takes `wanted` bytes off an idle block, in whole pages, of the largest that goes whole if there is one, or as many
+  // as it has; moves them to where they are to be, if anywhere; returns how many.
+  size_t cut(bool large, size_t wanted, char* to) {
+    const size_t most = large ? whole(wanted, kLargePage) : wanted;
+    auto found = idle_[large].upper_bound(most);
+    if (found != idle_[large].begin()) --found;
+    Block block = pop(idle_[large], found);
     const size_t bytes = std::min(block.pieces.back(), most);
     block.bytes -= bytes;
     block.pieces.back() -= bytes;
     char* const from = block.data + block.bytes;
-    if (bytes < kSmallestMoved || !move_pages(from, bytes, to)) munmap(from, bytes);
+    if (!to || bytes < kSmallestMoved || !move_pages(from, bytes, to)) munmap(from, bytes);
     if (block.pieces.back() == 0) block.pieces.pop_back();
     if (block.bytes) keep(std::move(block));
     return bytes;
@@ -145,7 +158,7 @@ class Cache {
   }
 
   std::mutex mutex_;
-  Idle idle_;
+  Idle idle_[2];  // of small pages, of large ones
   std::unordered_map<void*, Block> used_;
   size_t used_bytes_ = 0, idle_bytes_ = 0, most_ = 0;
 };
