@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from dartsfast.backends import availability
 from dartsfast.bilevel import hvp
 from dartsfast.errors import InputError
+from dartsfast.fused.loss import slowness
 from dartsfast.rnn import fused
 from dartsfast.rnn import model as rnn_model
 from dartsfast.rnn.architect import Architect
@@ -237,6 +238,23 @@ def test_kept_for_the_backward():
     }
     assert kept["cpu", "store"] < kept["reference", "store"] / 5
     assert kept["cpu", "recompute"] < kept["cpu", "store"] / 10
+
+
+def test_slowness_has_the_bits_of_stock_operators():
+    for T, dtype in ((2, torch.float32), (7, torch.float32), (5, torch.float64)):
+        stock = torch.randn(T, 3, 13, dtype=dtype).requires_grad_()
+        fused = stock.detach().clone().requires_grad_()
+        expected, found = (stock[1:] - stock[:-1]).pow(2).mean(), slowness(fused)
+        (1e-3 * expected).backward()
+        (1e-3 * found).backward()
+        assert torch.equal(found, expected) and torch.equal(fused.grad, stock.grad)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_hidden_state_is_all_that_is_kept_of_a_text(backend):
+    model = network(backend)
+    _, hidden, *_ = model(text(T=5), model.init_hidden(text(T=5).size(1)), return_h=False)
+    assert hidden[0].untyped_storage().nbytes() == hidden[0].numel() * hidden[0].element_size()
 
 
 def test_the_engine_asks_for_what_it_uses(monkeypatch):

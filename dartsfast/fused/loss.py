@@ -1,4 +1,4 @@
-"""The decoder and its cross entropy, a few rows of logits at a time."""
+"""The decoder and its cross entropy, a few rows of logits at a time; the slowness of what is decoded."""
 
 from __future__ import annotations
 
@@ -152,3 +152,33 @@ class _LockedCrossEntropy(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         d_x, d_weight, d_bias = (None if d is None else d * g for d in ctx.saved_tensors[:3])
         return d_x, None, d_weight, d_bias, None, None
+
+
+@eager
+def slowness(outputs: Tensor) -> Tensor:
+    """Return the mean square of what changes from one time step to the next, of ``outputs`` [T, B, H], T > 1.
+
+    Temporal activation regularization (Merity et al., 2017), the bits of
+    ``(outputs[1:] - outputs[:-1]).pow(2).mean()`` and of its gradient, which keeps a copy of the outputs and
+    makes four more.
+    """
+    return _Slowness.apply(outputs)
+
+
+class _Slowness(Function):
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(outputs)
+        return (outputs[1:] - outputs[:-1]).pow_(2).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (outputs,) = ctx.saved_tensors
+        change = (outputs[1:] - outputs[:-1]).mul_(2)
+        change *= g / change.numel()
+        grad = torch.empty_like(outputs)
+        torch.neg(change[0], out=grad[0])
+        torch.sub(change[:-1], change[1:], out=grad[1:-1])
+        grad[-1] = change[-1]
+        return grad

@@ -71,7 +71,7 @@ class DARTSCell(nn.Module):
             x_mask = mask2d(batch, inputs.size(2), keep_prob=1.0 - self.dropoutx, like=inputs)
             h_mask = mask2d(batch, hidden.size(2), keep_prob=1.0 - self.dropouth, like=inputs)
         states = self.recur(inputs, hidden[0], x_mask, h_mask)
-        return states, states[-1:]
+        return states, states[-1:].clone()  # who keeps the last state keeps not all of them
 
     def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """Run all time steps of ``inputs`` [T, B, ninp] from ``state`` [B, nhid]; returns [T, B, nhid]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.utils import create_exp_dir as create_exp_dir
 from dartsfast.errors import InputError
+from dartsfast.fused.loss import slowness
 from dartsfast.modules.plain import served
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -130,8 +131,9 @@ def search_loss(
     loss = raw_loss
     if alpha > 0:
         loss = loss + alpha * dropped[0][-1].pow(2).mean()
-    if len(outputs) > 1:  # slowness: outputs should change little from one step to the next
-        loss = loss + beta * (outputs[1:] - outputs[:-1]).pow(2).mean()
+    if len(outputs) > 1:  # outputs should change little from one step to the next
+        stock = getattr(model, "backend", "reference") == "reference"
+        loss = loss + beta * ((outputs[1:] - outputs[:-1]).pow(2).mean() if stock else slowness(outputs))
     return loss, raw_loss, repackage_hidden(hidden_next)
 
 
