@@ -154,7 +154,9 @@ def test_memory_of_any_sizes_stays_apart_and_within_the_most_in_use():
     before = resident()
     most = hold_any_sizes(seed=0)
     pages = 4096 * 400
-    assert resident() - before < most * 17 / 16 + pages, "what is rounded up to large pages is a sixteenth at most"
+    assert resident() - before < most * 17 / 16 + pages, (
+        "what is rounded up to large pages is a sixteenth at most"
+    )
     torch.ops.dartsfast.empty_cache()
     assert resident() - before < pages
 

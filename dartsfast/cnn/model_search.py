@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     Zero,
     build_op,
 )
-from dartsfast.cnn.spaces import Primitives, Space, by_edge, check_space
+from dartsfast.cnn.spaces import Primitives, Space, as_space, by_edge
 from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
@@ -218,10 +218,9 @@ class Network(ArchModule):
         skip_zero: bool = False,
     ) -> None:
         super().__init__()
-        self._skip_zero = skip_zero
         if skip_zero and mixed_op:
             raise InputError("skip_zero is of the usual edges: leave out what a mixed_op of one's own mixes")
-        mixed_op = SkippingMixedOp if skip_zero else mixed_op
+        mixed_op, self._skip_zero = SkippingMixedOp if skip_zero else mixed_op, skip_zero
         check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
@@ -233,11 +232,8 @@ class Network(ArchModule):
         self._backend = backend
         self._memory = check_memory(memory, CNN_MEMORY_MODES, budget=True)
         self._fits: list[fused.Fit] = []
-        if not isinstance(primitives, Space):
-            primitives = Space(*[list(PRIMITIVES if primitives is None else primitives)] * 2)
-        edges = sum(2 + i for i in range(steps))
-        self._space = Space(*(by_edge(found, edges) for found in primitives))
-        check_space(self._space)
+        names = list(PRIMITIVES) if primitives is None else primitives
+        self._space = as_space(names, sum(2 + i for i in range(steps)))
         usual = mixed_op is None and all(row == list(PRIMITIVES) for kind in self._space for row in kind)
         self._storage_dtype = check_storage(storage_dtype, backend)
 
@@ -262,7 +258,7 @@ class Network(ArchModule):
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
         if skip_zero:
-            serve_edges(self, [edge for cell in self.cells for edge in cell._ops])
+            serve_edges(self, [edge for cell in self.cells for edge in cast(Cell, cell)._ops])
 
         self._initialize_alphas()
 
@@ -284,13 +280,8 @@ class Network(ArchModule):
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""
         model = self._build(
-            self._C,
-            self._num_classes,
-            self._layers,
-            self._criterion,
-            self._steps,
-            self._multiplier,
-            self._stem_multiplier,
+            *(self._C, self._num_classes, self._layers, self._criterion),
+            *(self._steps, self._multiplier, self._stem_multiplier),
             backend=self._backend,
             memory=self._memory,
             storage_dtype=self._storage_dtype,
@@ -343,9 +334,7 @@ class Network(ArchModule):
             InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
         """
         if self._memory in CNN_MEMORY_MODES:
-            raise InputError(
-                f"memory={self._memory!r} is no budget: build the network with one, such as 800MB"
-            )
+            raise InputError(f"memory={self._memory!r} is no budget: give the network one, such as 800MB")
         found = next((fit for fit in self._fits if fit.serves(images, order)), None)
         if found is None:
             if self.backend == "reference":

@@ -48,13 +48,20 @@ def by_edge(primitives: Primitives, edges: int) -> list[list[str]]:
     return rows
 
 
-def check_space(space: Space) -> None:
-    """Raise InputError for an edge that has an operation twice, or none other than ``none``."""
+def as_space(primitives: Primitives | Space, edges: int) -> Space:
+    """Return the operations of every edge of both kinds of cell, of which there may be one list.
+
+    Raises:
+        InputError: as :func:`by_edge`; an edge that has an operation twice, or none other than ``none``.
+    """
+    kinds = primitives if isinstance(primitives, Space) else (primitives, primitives)
+    space = Space(*(by_edge(found, edges) for found in kinds))
     for row in itertools.chain(*space):
         if not [name for name in row if name != "none"]:
             raise InputError(f"primitives must name an operation other than none, got {row}")
         if len(set(row)) < len(row):
             raise InputError(f"primitives must differ from each other, got {row}")
+    return space
 
 
 def _pairs(text: str) -> list[list[str]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dartsfast.constants import constant
+from dartsfast.fused.arrivals import Arrivals
 from dartsfast.fused.build import Builder, Placed, by_part, halves, shuffle
 from dartsfast.fused.forward import NATIVE, Forward, no_norm
 from dartsfast.fused.program import (
@@ -21,7 +22,6 @@ from dartsfast.fused.program import (
     Place,
     Program,
     Ref,
-    add,
     branch_conv_backward,
     copy,
     mixed_sum,
@@ -32,7 +32,6 @@ from dartsfast.fused.program import (
 )
 
 Phases = list[list[Instruction]]
-Channels = tuple[int, int] | None
 _MANY_IMAGES = 16
 
 
@@ -67,8 +66,7 @@ class Backward:
         self.needed = {slot for slot, need in zip(self.program.given, needed, strict=False) if need}
         g = self.builder.given(None, slots[out].shape)
         self._reach_states()
-        self._arrived: dict[tuple[int, Channels], Ref] = {}  # at a state, or at channels of it
-        self._places: dict[int, Ref] = {}  # where gradients of states are added up
+        self.arrivals = Arrivals(self.program, forward.states, self._returned)
         section = self._share_out(g)
         if forward.weights.slot in self.needed:
             section.append(zero(self.gradient(forward.weights)))
@@ -78,7 +76,7 @@ class Backward:
         for first, last in reversed(forward.apart):
             nodes = []
             for k in reversed(range(first, last)):
-                g_node = self._whole(inputs + k)
+                g_node = self.arrivals.at(inputs + k)
                 if g_node is not None and self.reached[inputs + k]:
                     nodes += self._parts(k, g_node)
             self._nodes(nodes)
@@ -116,7 +114,7 @@ class Backward:
                 dense = self.program.new(part.shape, Place.TEMPORARY)
                 section.append(copy(part, dense))
                 part = dense
-            self._arrived[k, None] = part
+            self.arrivals.begin(k, part)
         return section
 
     def gradient(self, of: Ref) -> Ref:
@@ -128,10 +126,8 @@ class Backward:
             self.returned.append(self.program.given.index(of.slot))
         return of._replace(slot=self._gradients[of.slot])
 
-    def _whole(self, state: int) -> Ref | None:
-        """Return what has arrived at a state: where its channels are read apart, all of them are."""
-        apart = any(k == state and channels is not None for k, channels in self._arrived)
-        return self._places[state] if apart else self._arrived.get((state, None))
+    def _returned(self, of: Ref) -> Ref | None:
+        return self.gradient(of) if of.slot in self.needed else None
 
     def _parts(self, k: int, g: Ref) -> list[tuple[Ref, list[Placed]]]:
         """Return the gradients of the parts of a node's channels."""
@@ -144,38 +140,6 @@ class Backward:
         images = [self.program.new((*NHW, c), Place.TEMPORARY) for c in (first, C - first)]
         self.program.section(shuffle(images, g, forward.groups[k], back=True))
         return list(zip(images, parts, strict=True))
-
-    def arriving(self, placed: Placed) -> tuple[Ref | None, Ref]:
-        """Return what has arrived at an edge's source until now, and where it is with the next added."""
-        state, channels = key = placed.source, placed.edge.channels
-        before, ref = self._before(placed), self.forward.states[state]
-        if ref.slot in self.needed:
-            after = self.gradient(ref)
-        elif state in self._places:
-            after = self._places[state]
-        else:
-            after = self.program.new(ref.shape, Place.TEMPORARY)
-        self._places[state] = after
-        self._arrived[key] = after = after if channels is None else after.channels(*channels)
-        return before, after
-
-    def _before(self, placed: Placed) -> Ref | None:
-        key = placed.source, placed.edge.channels
-        whole = self._arrived.get((placed.source, None))
-        if key in self._arrived or whole is None or placed.edge.channels is None:
-            return self._arrived.get(key)
-        return whole.channels(*placed.edge.channels)
-
-    def nothing_arrived(self, placed: Placed) -> bool:
-        """Whether the next gradient is the first of an edge's source."""
-        return self._before(placed) is None
-
-    def arrive(self, placed: Placed, dx: Ref) -> list[Instruction]:
-        """Return what adds an edge's gradient to what has arrived at its source."""
-        before, after = self.arriving(placed)
-        if after == dx:
-            return []
-        return [copy(dx, after) if before is None else add(before, dx, after)]
 
     def _nodes(self, nodes: list[tuple[Ref, list[Placed]]]) -> None:
         """Add nodes that do not depend on each other."""
@@ -218,7 +182,7 @@ class Backward:
                 continue
             for placed in node:
                 self._compute([placed], together=False)
-                images, count = placed.summed(sources[placed.source]), len(placed.edge.ops)
+                images, count = placed.summed(sources), len(placed.edge.ops)
                 self.program.section([mixed_sum(images, placed.final, placed.weights, base, out, [count])])
                 base = out
 
@@ -274,7 +238,7 @@ class _Edge:
         if self.input_grad or self.weight_grads:
             found += self._reduces()
         if self.dx is not None:
-            found.append(self.backward.arrive(self.placed, self.dx))
+            found.append(self.backward.arrivals.add(self.placed, self.dx))
         return found
 
     def _temporary(self, like: Ref) -> Ref:
@@ -282,8 +246,9 @@ class _Edge:
 
     def _last(self) -> Ref:
         """Return a place for the last dx; where it is a state's first gradient, the state's own."""
-        alone = self.backward.nothing_arrived(self.placed)
-        return self.backward.arriving(self.placed)[1] if alone else self._temporary(self.x)
+        arrivals = self.backward.arrivals
+        alone = arrivals.before(self.placed) is None
+        return arrivals.next(self.placed)[1] if alone else self._temporary(self.x)
 
     def _scaled(self, weight: Ref, base: Ref | None, out: Ref) -> Instruction:
         """Return out = base + weight * g."""
@@ -368,7 +333,7 @@ class _Edge:
         if (
             self.input_grad and not self.edge.reduces
         ):  # nothing comes after it: it arrives at the state at once
-            onto, dx = self.backward.arriving(self.placed)
+            onto, dx = self.backward.arrivals.next(self.placed)
             self.dx = None
         elif self.input_grad:
             dx = self.dx = self._last()

@@ -18,7 +18,7 @@ from dartsfast.methods.p_darts import CELLS, PDARTS
 from dartsfast.methods.pc_darts import PCDARTS
 
 # By the names of the option ``method``: the network, and what of the options it takes beside all.
-_NETWORKS: dict[str, tuple[type[Network], Callable[[Any], dict[str, Any]]]] = {
+_NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[Any], dict[str, Any]]]] = {
     "darts": (Network, lambda config: {}),
     "pc-darts": (PCDARTS, lambda config: {"share": config.pc_share}),
     "gdas": (GDAS, lambda config: {"tau": (config.gdas_tau_max, config.gdas_tau_min)}),

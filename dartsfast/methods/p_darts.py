@@ -56,14 +56,14 @@ class PDARTS(Network):
 
     def __init__(self, *arguments: Any, rate: float, warmup: int, skips: int, **options: Any) -> None:
         super().__init__(*arguments, mixed_op=functools.partial(_dropping, rate=rate), **options)
-        self._own = {"rate": rate, "warmup": warmup, "skips": skips}
+        self._own: dict[str, Any] = {"rate": rate, "warmup": warmup, "skips": skips}
 
     def _build(self, *arguments: Any, **options: Any) -> Network:
         return PDARTS(*arguments, **self._own, **options)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Set the rate of dropout; both counts are of the stage."""
-        rate, warmup = self._own["rate"], int(self._own["warmup"])
+        rate, warmup = self._own["rate"], self._own["warmup"]
         share = (epochs - epoch - 1) / epochs if epoch < warmup else math.exp(-(epoch - warmup) / 5)
         for module in self.modules():
             if isinstance(module, nn.Dropout):

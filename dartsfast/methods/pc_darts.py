@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast.cnn.edges import serve_edges
-from dartsfast.cnn.model_search import MixedOp, Network
+from dartsfast.cnn.model_search import Cell, MixedOp, Network
 from dartsfast.errors import InputError
 from dartsfast.modules.arch import initial_alphas
 
@@ -68,7 +68,7 @@ class PCDARTS(Network):
     def __init__(self, *arguments: Any, share: int, **options: Any) -> None:
         super().__init__(*arguments, mixed_op=functools.partial(PartialMixedOp, share=share), **options)
         self._share = share
-        serve_edges(self, [edge.mixed for cell in self.cells for edge in cell._ops])
+        serve_edges(self, [cast(Any, edge).mixed for cell in self.cells for edge in cast(Cell, cell)._ops])
 
     def _build(self, *arguments: Any, **options: Any) -> Network:
         return PCDARTS(*arguments, share=self._share, **options)

@@ -17,20 +17,20 @@ batch where accuracies are compared, and epochs of tuning are 10 (``--select_epo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dartsfast.cnn.model_search import Network
+from dartsfast.cnn.model_search import Cell, Network
 from dartsfast.errors import InputError
 
 
 class CosineThenTuning(torch.optim.lr_scheduler.CosineAnnealingLR):
     """A cosine over the search, then a tenth of the first rate."""
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the epoch."""
         if self.last_epoch >= self.T_max:
             return [rate / 10 for rate in self.base_lrs]
@@ -52,7 +52,9 @@ class Selection:
             edges.tolist() for edges in torch.arange(_edges(steps)).split([2 + i for i in range(steps)])
         ]
         self.spaces = [model._space.of(reduction) for reduction in (False, True)]
-        self.kinds = sorted({int(cell.reduction) for cell in model.cells})  # of the cells that there are
+        self.kinds = sorted(
+            {int(cast(Cell, cell).reduction) for cell in model.cells}
+        )  # of the cells that there are
         draw = torch.Generator().manual_seed(seed)
         self.edges = [torch.randperm(_edges(steps), generator=draw).tolist() for _ in range(2)]
         self.nodes = [(1 + torch.randperm(steps - 1, generator=draw)).tolist() for _ in range(2)]

@@ -15,6 +15,7 @@ strongest operation there and here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -95,7 +96,7 @@ def _set_to_worst(model: Network, epsilon: float, x: Tensor, y: Tensor) -> None:
     worst = [_drawn(rows, epsilon) for rows in clean]
     for _ in range(STEPS):
         leaves = [rows.requires_grad_() for rows in worst]
-        slopes = gradient(lambda leaves=leaves: loss_at(leaves), leaves, without=list(model.parameters()))
+        slopes = gradient(functools.partial(loss_at, leaves), leaves, without=list(model.parameters()))
         worst = [
             moved(rows, (at.detach() + step * _sign(slope) - rows).clamp(-epsilon, epsilon))
             for rows, at, slope in zip(clean, leaves, slopes, strict=True)

@@ -232,7 +232,7 @@ class CNNSearch(Search):
             "loader_share": waited / max(self.seconds, 1e-9),
         }
         if self.config.most_skips:
-            row["skips"] = skip_connections(self.genotype().normal)
+            row["skips"] = skip_connections(self.model.genotype().normal)
         if self.config.watches_eigenvalue:
             row["eigenvalue"] = self._eigenvalue()
         self._see_whether_it_stops([*self.history, row])
