@@ -10,8 +10,8 @@ from torch import Tensor
 from bench.peers import HOST, REFERENCE, Iteration, Peer, Workload, flat
 from dartsfast.errors import InputError
 from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.model import search_loss
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import search_loss
 from dartsfast.search.config import RNNConfig
 
 SEARCH = RNNConfig()  # dropouts, learning rates, decays and clip are its defaults

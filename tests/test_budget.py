@@ -121,7 +121,8 @@ def test_the_second_order_counts_its_copies_of_the_weights():
 @needs_cpu
 def test_networks_in_float64_take_twice_as_much():
     single, double = (network("1GB").to(dtype).fit_memory(IMAGES) for dtype in (torch.float32, torch.float64))
-    assert double.peak == pytest.approx(2 * single.peak, rel=0.01)
+    # Blocks are rounded up to large pages, by a sixteenth at most.
+    assert 2 * single.peak * 16 / 17 < double.peak < 2 * single.peak * 17 / 16
 
 
 @needs_cpu

@@ -17,8 +17,8 @@ from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.model_search import Network
 from dartsfast.errors import InputError
 from dartsfast.rnn import architect as rnn_architect
+from dartsfast.rnn.model import search_loss
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import search_loss
 from dartsfast.search import CNNConfig, RNNConfig, capture
 from dartsfast.search.cnn import CNNSearch
 from dartsfast.search.rnn import RNNSearch

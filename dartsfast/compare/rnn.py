@@ -12,8 +12,8 @@ from dartsfast.bilevel.guard import random_state, set_random_state
 from dartsfast.compare.config import CompareRNNConfig
 from dartsfast.compare.measure import Batch, Row, comparison, generator, iteration_rows, part_row
 from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.model import search_loss
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import search_loss
 from dartsfast.search.config import RNNConfig
 
 SEARCH = RNNConfig()  # learning rates, decays and clip are its defaults

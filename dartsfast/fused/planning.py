@@ -17,7 +17,8 @@ from dartsfast.fused.program import Program
 
 aten, kernels = torch.ops.aten, torch.ops.dartsfast
 
-_SMALLEST_BLOCK = 256 << 10  # bytes; csrc/cpu/cache.cpp leaves smaller tensors to torch
+# Bytes, of csrc/cpu/cache.cpp, which leaves smaller tensors to torch, and of its large pages.
+_SMALLEST_BLOCK, _LARGE_PAGE = 256 << 10, 2 << 20
 
 
 class Runner(Protocol):
@@ -93,7 +94,7 @@ class Plan(TorchDispatchMode):
         self.part, self.phase = "stem", "forward"
         self.runs: list[Run] = []
         self.in_use = self.peak = 0
-        self._blocks = self._most_blocks = 0
+        self._blocks = self._most_blocks = self._others = 0
         self._known: set[int] = set()
 
     def __enter__(self) -> Plan:
@@ -118,29 +119,42 @@ class Plan(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage, ours: bool) -> None:
         number, size = storage._cdata, storage.nbytes()
-        block = self.runner == "cpu" and ours and size >= _SMALLEST_BLOCK
+        block = _block(size) if self.runner == "cpu" and ours and size >= _SMALLEST_BLOCK else 0
         self._known.add(number)
         self._add(size, block)
 
         def forget() -> None:
             self._known.discard(number)
-            self._add(-size, block)
+            self._add(-size, -block)
 
         weakref.finalize(storage, forget)
 
-    def _add(self, size: int, block: bool) -> None:
+    def _add(self, size: int, block: int) -> None:
+        """Count bytes more or less, which are a ``block`` of the cache's of so many, or in none (0)."""
         self.in_use += size
-        self._blocks += size if block else 0
+        self._blocks += block
+        self._others += 0 if block else size
         self._most_blocks = max(self._most_blocks, self._blocks)
-        self.peak = max(self.peak, self.in_use - self._blocks + self._most_blocks)
+        self.peak = max(self.peak, self._others + self._most_blocks)
 
     def note(self, part: str, runner: Runner, dtype: torch.dtype, kept: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
         temporary = runner.memory.temporary
-        self._add(temporary, self.runner == "cpu")
+        block = _whole_pages(temporary) if self.runner == "cpu" else 0
+        self._add(temporary, block)
         run = Run(part, self.phase, runner.program, dtype, runner.works, kept, temporary, self.in_use)
         self.runs.append(run)
-        self._add(-temporary, self.runner == "cpu")
+        self._add(-temporary, -block)
+
+
+def _block(size: int) -> int:
+    """Return what the CPU's cache takes for a tensor: whole large pages where these are hardly more."""
+    whole = _whole_pages(size)
+    return whole if whole - size <= size // 16 else size
+
+
+def _whole_pages(size: int) -> int:
+    return size if size < _LARGE_PAGE else -(-size // _LARGE_PAGE) * _LARGE_PAGE
 
 
 class Part(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dartsfast.backends import resolve_backend
 from dartsfast.errors import InputError, check_range
 from dartsfast.fused.linear import linear
-from dartsfast.fused.loss import linear_cross_entropy, locked_cross_entropy
+from dartsfast.fused.loss import linear_cross_entropy, locked_cross_entropy, slowness
 from dartsfast.genotypes import RNN, as_genotype
 from dartsfast.modules.plain import is_plain
 from dartsfast.rnn.genotypes import STEPS, Genotype
-from dartsfast.rnn.utils import ACTIVATIONS, LockedDropout, embedded_dropout, mask2d
+from dartsfast.rnn.utils import ACTIVATIONS, LockedDropout, embedded_dropout, mask2d, repackage_hidden
 
 INITRANGE = 0.04
 # Rows of logits that the fused loss holds at a time: [144, vocabulary], 4 batch elements of 35 time steps.
@@ -306,3 +306,32 @@ class RNNModel(nn.Module):
 
 
 _FORWARD = RNNModel.forward
+
+
+def search_loss(
+    model: nn.Module,
+    hidden: Sequence[Tensor],
+    input: Tensor,
+    target: Tensor,
+    beta: float,
+    alpha: float = 0.0,
+) -> tuple[Tensor, Tensor, Any]:
+    """Return the loss of a weight step, the plain loss in it, and the detached hidden states.
+
+    Args:
+        model: a search model, or that of a found cell.
+        hidden: hidden states [[1, B, nhid]] before ``input``.
+        input: tokens [T, B].
+        target: the tokens after them.
+        beta: factor of the slowness term.
+        alpha: factor of the mean square of the outputs after dropout.
+    """
+    raw_loss, hidden_next, raw_outputs, *dropped = model(input, hidden, alpha > 0, target=target)
+    outputs = raw_outputs[-1]  # [T, B, nhid]
+    loss = raw_loss
+    if alpha > 0:
+        loss = loss + alpha * dropped[0][-1].pow(2).mean()
+    if len(outputs) > 1:  # outputs should change little from one step to the next
+        stock = getattr(model, "backend", "reference") == "reference"
+        loss = loss + beta * ((outputs[1:] - outputs[:-1]).pow(2).mean() if stock else slowness(outputs))
+    return loss, raw_loss, repackage_hidden(hidden_next)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.utils import create_exp_dir as create_exp_dir
 from dartsfast.errors import InputError
-from dartsfast.fused.loss import slowness
 from dartsfast.modules.plain import served
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,35 +105,6 @@ def text_loss(model: Any, source: Tensor, args: Any, between: Callable[[], None]
 def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def search_loss(
-    model: nn.Module,
-    hidden: Sequence[Tensor],
-    input: Tensor,
-    target: Tensor,
-    beta: float,
-    alpha: float = 0.0,
-) -> tuple[Tensor, Tensor, Any]:
-    """Return the loss of a weight step, the plain loss in it, and the detached hidden states.
-
-    Args:
-        model: a search model, or that of a found cell.
-        hidden: hidden states [[1, B, nhid]] before ``input``.
-        input: tokens [T, B].
-        target: the tokens after them.
-        beta: factor of the slowness term.
-        alpha: factor of the mean square of the outputs after dropout.
-    """
-    raw_loss, hidden_next, raw_outputs, *dropped = model(input, hidden, alpha > 0, target=target)
-    outputs = raw_outputs[-1]  # [T, B, nhid]
-    loss = raw_loss
-    if alpha > 0:
-        loss = loss + alpha * dropped[0][-1].pow(2).mean()
-    if len(outputs) > 1:  # outputs should change little from one step to the next
-        stock = getattr(model, "backend", "reference") == "reference"
-        loss = loss + beta * ((outputs[1:] - outputs[:-1]).pow(2).mean() if stock else slowness(outputs))
-    return loss, raw_loss, repackage_hidden(hidden_next)
 
 
 def mask2d(B: int, D: int, keep_prob: float, cuda: bool = False, like: Tensor | None = None) -> Tensor:

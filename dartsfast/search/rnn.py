@@ -16,8 +16,9 @@ from dartsfast.errors import InputError
 from dartsfast.modules.sync_norm import synchronise_
 from dartsfast.rnn.architect import Architect
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
+from dartsfast.rnn.model import search_loss
 from dartsfast.rnn.model_search import RNNModelSearch
-from dartsfast.rnn.utils import batchify, get_batch, perplexity, search_loss, text_loss
+from dartsfast.rnn.utils import batchify, get_batch, perplexity, text_loss
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import match
 from dartsfast.runs.run import Iteration

@@ -19,8 +19,8 @@ from dartsfast.data import Corpus, absolute_text, resolve_corpus, text_fingerpri
 from dartsfast.drawing import draw_genotype
 from dartsfast.errors import DivergedError, InputError
 from dartsfast.genotypes import RNN, AnyGenotype, resolve_genotype
-from dartsfast.rnn.model import RNNModel
-from dartsfast.rnn.utils import get_batch, perplexity, search_loss, text_loss
+from dartsfast.rnn.model import RNNModel, search_loss
+from dartsfast.rnn.utils import get_batch, perplexity, text_loss
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import match, match_optimizer
 from dartsfast.runs.report import Picture
