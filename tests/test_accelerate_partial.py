@@ -9,7 +9,7 @@ from test_accelerate import assert_same, copied, iterations, whatever_the_size  
 from torch import nn
 
 import dartsfast
-from bench.miniatures import Partial, Stacked, shuffled
+from bench.miniatures import Partial, Stacked, relu_conv_norm, shuffled
 from dartsfast.backends import availability
 from dartsfast.fused.programs import Prepared
 
@@ -115,6 +115,18 @@ def mixed_used_twice(self, x, weights):
     return shuffled(torch.cat([found, rest], dim=1), 4) * found.std()
 
 
+class OfTwoWidths(Partial):
+    """What passes is an operation's too, of more channels."""
+
+    def __init__(self, C, stride, passing):
+        super().__init__(C, stride)
+        self.passing = passing(C - C // 4)
+
+    def forward(self, x, weights):
+        first, rest = split(x)
+        return shuffled(torch.cat([mixed(self, first, weights), 0.5 * self.passing(rest)], dim=1), 4)
+
+
 ONE_PROGRAM = {
     "view, transpose": Partial,
     "permute, reshape": beside(permuted),
@@ -139,6 +151,8 @@ OTHERS = {
     "rest changed": edge(rest_changed),
     "channels of a result changed": edge(channels_of_a_result_changed),
     "mixed used twice": edge(mixed_used_twice),
+    "an identity passes": lambda C, stride: OfTwoWidths(C, stride, lambda rest: nn.Identity()),
+    "a convolution passes": lambda C, stride: OfTwoWidths(C, stride, lambda C: relu_conv_norm(C, C)),
 }
 
 

@@ -57,11 +57,13 @@ class Plans:
     def together(self, cat: Cat) -> Tensor | None:
         """Compute values side by side, and what they are made of, as one program.
 
-        None where they are not alone, or more than an edge a source can take, or where cells hardly repeat.
+        None where they are not alone, of different numbers of channels, or more than an edge a source can
+        take, or where cells hardly repeat.
         """
         nodes: dict[int, Read] = {}
         stack = [piece.value for piece in cat.pieces]
-        if not all(isinstance(value, Pending) for value in stack):
+        waiting = all(isinstance(value, Pending) for value in stack)
+        if not waiting or len({value.like.shape for value in stack}) > 1:
             return None
         while stack:
             value = stack.pop()
