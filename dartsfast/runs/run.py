@@ -351,7 +351,7 @@ class Run(ABC):
                 saved = time.perf_counter()
 
     def _stopped(self, out: Path, signum: int, saved: str) -> RunStopped:
-        done = self.is_over(self.config, self.history)
+        done = self.is_over(self.config, self.history[: self.epoch])  # what came after is not saved
         place = "after the last epoch" if done else f"in epoch {self.epoch + 1}, iteration {self.step}"
         self.journal.end = f"stopped by {signal_name(signum)} {place}"
         command = resume_command(out, self.command, changed_options(self.config), ranks.size())
