@@ -125,7 +125,7 @@ class _LockedCrossEntropy(Function):
         batch = max(1, chunk // T)
         transposed = kernels.empty(x, [weight.shape[1], V]).copy_(weight.T)
         d_transposed = kernels.empty(x, transposed.shape).zero_() if of_weight else None
-        d_x = x.new_empty(x.shape) if of_x else None
+        d_x = kernels.empty(x, x.shape) if of_x else None
         d_bias = x.new_zeros(V) if of_bias else None
         total = x.new_zeros(())
         buffer = kernels.empty(x, [min(batch, N), T, V])
@@ -177,7 +177,7 @@ class _Slowness(Function):
         (outputs,) = ctx.saved_tensors
         change = (outputs[1:] - outputs[:-1]).mul_(2)
         change *= g / change.numel()
-        grad = torch.empty_like(outputs)
+        grad = kernels.empty(outputs, outputs.shape)
         torch.neg(change[0], out=grad[0])
         torch.sub(change[:-1], change[1:], out=grad[1:-1])
         grad[-1] = change[-1]

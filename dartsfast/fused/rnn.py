@@ -272,7 +272,7 @@ class _Recurrence(Function):
         held = T if keep else 1
         states, first, gates = cell.memory(held)
         stats = x.new_empty(T, nodes, 2, H) if given is None else given.repeat(T, nodes, 1, 1)
-        out = x.new_empty(T, B, H)
+        out = kernels.empty(x, [T, B, H])
         before = cell.inputs[-1]  # from one time step to the next
         with nothing_to_record(), triton_backend.on(x.device):
             cell.masked(hidden, before)
@@ -300,7 +300,7 @@ class _Recurrence(Function):
         # Those of the initial state, which is no choice, come first.
         parts = stats.new_zeros(weight_parts(hidden.shape[1]), 1 + len(weights), weights.shape[1])
         d_weights = parts.split([1, *cell.predecessors], 1)
-        d_x = torch.empty_like(x) if of_x else None
+        d_x = kernels.empty(x, x.shape) if of_x else None
         before = torch.empty_like(hidden)
         kept = states is not None
         if not kept:
