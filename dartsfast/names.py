@@ -3,3 +3,5 @@
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 MEMORY_MODES = ("store", "recompute")
 CNN_MEMORY_MODES = (*MEMORY_MODES, "cell")
+SMOOTH_FIRST = 0.03
+"""SmoothDARTS' epsilon in the first epoch."""

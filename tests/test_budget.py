@@ -19,7 +19,9 @@ from dartsfast.errors import InputError
 from dartsfast.fused import budget as budget_module
 from dartsfast.fused.budget import OPERATIONS_A_BYTE, fit
 from dartsfast.fused.passes import planned, total
+from dartsfast.methods import new_network
 from dartsfast.names import CNN_MEMORY_MODES
+from dartsfast.search import CNNConfig
 from dartsfast.sizes import in_bytes, is_size
 
 cpu = availability("cpu")
@@ -116,6 +118,18 @@ def test_the_second_order_counts_its_copies_of_the_weights():
     # Beside the pass after the virtual step the weights to restore, in the difference also its vector.
     assert first.peak + weights <= second.peak <= first.peak + 2 * weights
     assert model.fit_memory(IMAGES) is first and second.serves(IMAGES, 1) and not first.serves(IMAGES, 2)
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    "options", [{"method": "drnas"}, {"method": "gdas"}, {"space": "s4"}, {"method": "p-darts"}], ids=str
+)
+def test_what_is_drawn_is_planned_without_being_drawn(options):
+    drawn = new_network(CNNConfig(memory="1GB", backend="cpu", init_channels=2, layers=3, **options), 4)
+    before = torch.get_rng_state()
+    found = drawn.fit_memory(IMAGES)
+    assert found.peak > 0 and torch.equal(torch.get_rng_state(), before)
+    drawn(torch.randn(IMAGES)).sum().backward()
 
 
 @needs_cpu

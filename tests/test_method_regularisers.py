@@ -149,6 +149,8 @@ def test_a_stopped_search_goes_on_to_the_same_bits(tmp_path, undrawn, given):
         ({"smooth_by": "adversary"}, "smooth_by adversary needs a radius"),
         ({"auxiliary_skip": True, "method": "drnas"}, "auxiliary_skip is of --method darts"),
         ({"auxiliary_skip": True, "smooth": 0.3}, "without --smooth"),
+        ({"smooth": 0.01}, "smooth grows from 0.03"),
+        ({"method": "gdas", "gdas_tau_min": 20.0}, "falls from gdas_tau_max"),
     ],
 )
 def test_options_that_cannot_work(given, message):

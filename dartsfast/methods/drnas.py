@@ -40,8 +40,8 @@ class DrNAS(Network):
         return self.concentration(reduction).log()
 
     def mixing_weights(self, kinds: Sequence[bool]) -> list[Tensor]:
-        """Return a sample, [edges, ops] a kind; in evaluation the mean."""
-        if not self.training:
+        """Return a sample, [edges, ops] a kind; in evaluation, and where nothing is computed, the mean."""
+        if not self.training or self.alphas_normal.is_meta:  # where torch draws no Dir(beta)
             return super().mixing_weights(kinds)
         return [_dirichlet(self.concentration(kind)).rsample() for kind in kinds]
 

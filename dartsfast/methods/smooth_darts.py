@@ -24,14 +24,14 @@ from torch import Tensor
 
 from dartsfast.bilevel.guard import gradient
 from dartsfast.cnn.model_search import Network
+from dartsfast.names import SMOOTH_FIRST
 
-FIRST = 0.03  # epsilon of the first epoch
 STEPS = 7  # of the ascent
 
 
 def radius(last: float, epoch: int, epochs: int) -> float:
     """Return epsilon of an epoch, which counts from 0; ``last`` is where it goes."""
-    return FIRST + (last - FIRST) * epoch / epochs
+    return SMOOTH_FIRST + (last - SMOOTH_FIRST) * epoch / epochs
 
 
 def moved(rows: Tensor, delta: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
-from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES
+from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES, SMOOTH_FIRST
 from dartsfast.presets import PRESETS
 from dartsfast.runs.config_file import changed_options
 from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
@@ -225,6 +225,13 @@ class CNNConfig(SearchConfig):
             raise InputError(
                 f"perturbation selects after a search by --method darts without a stop, not with {what}"
             )
+        if self.gdas_tau_min > self.gdas_tau_max:
+            raise InputError(
+                f"the temperature falls from gdas_tau_max to gdas_tau_min: {self.gdas_tau_max} is below "
+                f"{self.gdas_tau_min}"
+            )
+        if 0 < self.smooth < SMOOTH_FIRST:
+            raise InputError(f"smooth grows from {SMOOTH_FIRST}: choose 0.3 as the paper, got {self.smooth}")
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
         if self.smooth_by != "random" and not self.smooth:
