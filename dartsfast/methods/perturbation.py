@@ -71,7 +71,7 @@ class Selection:
 
     def decide_(self, model: Network, accuracy: Callable[[], float]) -> None:
         """Make the next decision of every kind of cell; what ``accuracy`` raises leaves all as it was."""
-        before = self.state()
+        state = self.state()
         try:
             for kind in self.kinds:
                 if self.decisions < len(self.edges[kind]):
@@ -80,10 +80,9 @@ class Selection:
                     node = self.nodes[kind][self.decisions - len(self.edges[kind])]
                     self._thin(kind, self.into[node], accuracy)
             self.decisions += 1
-        except BaseException:
-            self.load_state(before)
-            raise
+            state = self.state()
         finally:
+            self.load_state(state)
             model._adjust = self.adjusted
 
     def _choose(self, model: Network, kind: int, edge: int, accuracy: Callable[[], float]) -> None:
