@@ -11,13 +11,14 @@ template <class T>
 struct Pool3x3 {
   int64_t N, H, W, C, Ho, Wo, stride;
   Image<const T> x;
-  T* z[2];     // [N, Ho, Wo, C] max and average, forward
-  T* moments;  // [2, N * chunks, 2, C'], forward
+  bool with[2];  // whether there is the maximum, and the average
+  T* z[2];       // [N, Ho, Wo, C] of each, forward
+  T* moments;    // [2, N * chunks, 2, C'], forward; null: not asked for
   // Backward.
   Image<const T> g[2];      // gradient of the node, or of z itself
   Image<const T> saved[2];  // z of the forward, null data: made again where there is coef
   const T* coef[2];         // [4, C'], null: g is dz itself
-  const T* skip;            // what g is multiplied by and added to base; null: nothing
+  const T* skip;            // what the node's g is multiplied by and added to base; null: nothing
   Image<T> dx;
   Image<const T> base;  // what dx is added to, may be its memory; null data: nothing
 };
@@ -29,6 +30,7 @@ using Both = std::array<T, 2>;
 // What backward is given beside x, and what it writes. Images have adjacent channels.
 template <class T>
 struct Pool3x3Gradients {
+  Both<bool> with = {true, true};
   Both<Array> g, z;          // [N, Ho, Wo, C]; no z: made again where there is coef
   Both<const T*> coef = {};  // [4, C]; none: g is dz itself
   const T* skip = nullptr;   // the weight of a skip at stride 1, whose gradient is added to base; or none

@@ -13,6 +13,12 @@ from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 
+def stands_for_others() -> bool:
+    """Return whether tensors stand for others, in a ``FakeTensorMode``."""
+    # The length first: most of the time there is no mode at all.
+    return torch._C._len_torch_dispatch_stack() > 0 and active_fake_mode() is not None
+
+
 @contextmanager
 def plain() -> Iterator[None]:
     """Whatever the caller has chosen, make ordinary tensors within, on the CPU unless told otherwise.
@@ -46,7 +52,7 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def found(*args: Any) -> Tensor:
         apart = (
             torch.compiler.is_compiling()
-            or active_fake_mode() is not None
+            or stands_for_others()
             or torch._C._are_functorch_transforms_active()
         )
         return make(*args) if apart else kept(*args)

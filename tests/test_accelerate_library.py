@@ -1,4 +1,7 @@
-"""Convolutions that torch computes, whose norm multiplies with the weight of the operation."""
+"""Convolutions that torch computes, which join the sum of what kernels compute of the same source."""
+
+import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import nn
 import dartsfast
 from bench.miniatures import eight
 from dartsfast.backends import availability
+from dartsfast.descendants import once
+from dartsfast.fused.programs import Prepared
 
 cpu = availability("cpu")
 pytestmark = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -72,20 +77,50 @@ def test_convolutions_of_torch_join_sums(name, use):
     assert_same(iterations(model, images=6), iterations(fast, images=6))
 
 
-def test_their_weights_are_multiplied_with_in_their_norms(monkeypatch):
-    model = Every(weighted, [*eight(C, 1), *eight(C, 1), conv_norm()])
+def test_they_join_the_program_of_their_source_of_which_relu_is_taken_once(monkeypatch):
+    model = Every(weighted, [*eight(C, 1), *eight(C, 1), conv_norm(), conv_norm(size=5)])
     dartsfast.accelerate(model, verify=False)
-    given = []
+    joined, taken = [], []
+    call, relu = Prepared.__call__, once.rectified._make
 
-    def batch_norm(x, *rest, run=F.batch_norm):
-        given.append(rest[2])
-        return run(x, *rest)
+    def prepared(self, inputs, weights, extras=(), stored=()):
+        joined.append(len(extras))
+        return call(self, inputs, weights, extras, stored)
 
-    monkeypatch.setattr(F, "batch_norm", batch_norm)
-    weight = torch.rand(17)
-    model.use(model, torch.randn(2, C, 6, 6), weight).sum()
-    (factor,) = given
-    torch.testing.assert_close(factor, weight[16].repeat(C))
+    monkeypatch.setattr(Prepared, "__call__", prepared)
+    monkeypatch.setattr(once.rectified, "_make", lambda x: taken.append(x) or relu(x))
+    x = torch.randn(2, C, 6, 6, requires_grad=True)
+    out = model.use(model, x, torch.rand(18))
+    assert out.grad_fn is not None and joined == [2, 0] and len(taken) == 1
+
+
+def test_what_is_made_once_is_of_one_image_as_it_is():
+    twice = once.Once(lambda x: 2 * x)
+    x = torch.ones(3, requires_grad=True)
+    first = twice(x)
+    assert twice(x) is first and first.requires_grad
+    with torch.no_grad():
+        other = twice(x)
+        assert not other.requires_grad and twice(x) is other
+        assert twice(other) is not other
+        x += 1
+    assert torch.equal(twice(x), 2 * x) and twice(x).requires_grad
+    changed = twice(x)
+    changed.mul_(5)
+    assert torch.equal(twice(x), 2 * x)
+    left = weakref.ref(twice(x))
+    del first, other, changed
+    gc.collect()
+    assert left() is None  # nothing but its users holds it
+
+
+def test_an_image_in_another_order_is_laid_out_once_and_parts_of_it_are_not():
+    x = torch.randn(2, C, 6, 5, requires_grad=True)
+    found = once.laid_out(x)
+    assert found.is_contiguous(memory_format=torch.channels_last) and torch.equal(found, x)
+    assert once.laid_out(x) is found and once.laid_out(found) is found
+    part = x[:, :2]
+    assert once.laid_out(part) is part
 
 
 def test_reductions_and_other_sizes():

@@ -162,9 +162,9 @@ def test_sums_and_pools_by_hand():
     pool = made.pool3x3(g, 2, z, slot(2, 2, 3, place=Place.TEMPORARY).rows())
     assert slot.cost(pool) == Cost(4 * X, 4 * 72, (9 + 4) * 72)
     coef, dx = slot(2, 4, 3).rows(), slot(2, 4, 6, 3, place=Place.RETURNED)
-    back = made.pool3x3_backward(z[0], z, coef, g, 2, g, dx)
+    back = made.pool3x3_backward(z[0], z, coef, (0, 1), g, 2, g, dx)
     assert slot.cost(back) == Cost(4 * (X + 72 + 24), 4 * X, (9 + 4) * 72 + X)
-    again = made.pool3x3_backward(g, [], coef, images[0], 1, None, dx, slot())  # and the gradient of a skip
+    again = made.pool3x3_backward(g, [], coef, (0, 1), images[0], 1, None, dx, slot())  # and of a skip
     assert slot.cost(again) == Cost(4 * (2 * X + 24 + 1), 4 * X, (18 + 4) * 2 * X + 2 * X)
     assert slot.cost(made.add(g, images[0], dx), torch.float64) == Cost(8 * 2 * X, 8 * X, X)
     assert slot.cost(made.copy(g, dx)) == Cost(4 * X, 4 * X, 0)

@@ -23,7 +23,8 @@ SPACES = {
     "paper": {},
     "more steps than in the result": {"steps": 4, "multiplier": 2},
     "pools": {"primitives": ["max_pool_3x3", "none", "avg_pool_3x3"]},
-    "one pool": {"primitives": ["max_pool_3x3", "skip_connect"]},
+    "maxima": {"primitives": ["max_pool_3x3", "skip_connect"]},
+    "averages": {"primitives": ["avg_pool_3x3", "skip_connect"]},
     "skips": {"primitives": ["skip_connect", "none"]},
     "one stage": {"primitives": ["dil_conv_5x5", "skip_connect"]},
     "two stages": {"primitives": ["none", "sep_conv_7x7", "sep_conv_3x3"]},
@@ -72,12 +73,13 @@ def operator_by_operator(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", CNN_MEMORY_MODES)
+@pytest.mark.parametrize("space", ["paper", "maxima", "averages"])
 def test_one_call_has_the_bits_of_the_operators_on_every_instruction_set(
-    monkeypatch, instruction_set, memory
+    monkeypatch, instruction_set, memory, space
 ):
-    found = everything(network(memory=memory))
+    found = everything(network(memory=memory, **SPACES[space]))
     operator_by_operator(monkeypatch)
-    assert same_bits(found, everything(network(memory=memory)))
+    assert same_bits(found, everything(network(memory=memory, **SPACES[space])))
 
 
 @pytest.mark.parametrize("memory", CNN_MEMORY_MODES)

@@ -12,7 +12,8 @@ namespace dartsfast {
 namespace {
 
 constexpr size_t kSmallest = 256 << 10;  // bytes; smaller tensors are left to torch
-constexpr size_t kSmallestMoved = 1 << 20;  // smaller pieces would be too many for the kernel to keep apart
+constexpr size_t kSmallestMoved = 64 << 10;  // pages as few are as soon there anew
+constexpr size_t kMostPieces = 8192;  // of all that was ever in use: the kernel keeps no more than 65,530 apart
 constexpr size_t kLargePage = 2 << 20;
 
 size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
@@ -143,7 +144,8 @@ class Cache {
     block.bytes -= bytes;
     block.pieces.back() -= bytes;
     char* const from = block.data + block.bytes;
-    if (!to || bytes < kSmallestMoved || !move_pages(from, bytes, to)) munmap(from, bytes);
+    const size_t least = std::max(kSmallestMoved, most_ / kMostPieces);
+    if (!to || bytes < least || !move_pages(from, bytes, to)) munmap(from, bytes);
     if (block.pieces.back() == 0) block.pieces.pop_back();
     if (block.bytes) keep(std::move(block));
     return bytes;

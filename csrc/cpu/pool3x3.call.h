@@ -17,13 +17,17 @@ Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
   return a;
 }
 
-// z [N, Ho, Wo, C] and the moments of both are written; x is an image with adjacent channels.
+// z [N, Ho, Wo, C] and its moments are written, of each half that has memory; x is an image with adjacent channels.
 template <class T>
 class Pool3x3Call {
  public:
   Pool3x3Call(const Array& x, int64_t stride, const Both<Array>& z, const Both<Moments<T>>& stats)
-      : args_(pool3x3_arguments<T>(x, stride)), parts_(memory<T>(2 * part())), stats_(stats) {
-    for (int half = 0; half < 2; ++half) args_.z[half] = static_cast<T*>(z[half].data);
+      : args_(pool3x3_arguments<T>(x, stride)), stats_(stats) {
+    for (int half = 0; half < 2; ++half) {
+      args_.z[half] = static_cast<T*>(z[half].data), args_.with[half] = z[half].data;
+    }
+    if (!asked()) return;
+    parts_ = memory<T>(2 * part());
     args_.moments = parts_.get();
   }
   Pool3x3Call(const Pool3x3Call&) = delete;
@@ -34,11 +38,14 @@ class Pool3x3Call {
             [this, size](int64_t n, bool) { kernels<T>().pool3x3(args_, n, scratch<T>(size)); }};
   }
 
+  // Whether moments are.
+  bool asked() const { return stats_[0].mean || stats_[1].mean; }
+
   // An item for the maximum and one for the average.
   Work finish() {
     return {2, 10 * part(), [this](int64_t half, bool) {
               const Pool3x3<T>& a = args_;
-              moments<T>(a.moments + half * part(), a.N, a.Ho, a.Wo, a.C, stats_[half]);
+              if (a.with[half]) moments<T>(a.moments + half * part(), a.N, a.Ho, a.Wo, a.C, stats_[half]);
             }};
   }
 
@@ -57,6 +64,7 @@ class Pool3x3BackwardCall {
       : args_(pool3x3_arguments<T>(x, stride)) {
     args_.dx = image<T>(out.dx), args_.base = image<const T>(out.base), args_.skip = out.skip;
     for (int half = 0; half < 2; ++half) {
+      args_.with[half] = out.with[half];
       args_.g[half] = image<const T>(out.g[half]), args_.saved[half] = image<const T>(out.z[half]);
       if (!out.coef[half]) continue;
       coef_[half] = packed<T>(out.coef[half], 4, args_.C);

@@ -16,45 +16,79 @@ struct Window {
   // f(tap 0 to 8, dy, dx) for every tap, row by row; unrolled where all nine are there.
   template <class F>
   void each(F f) const {
-    if (count() == 9) {
-#pragma GCC unroll 9
-      for (int t = 0; t < 9; ++t) f(t, t / 3 - 1, t % 3 - 1);
-      return;
-    }
+    if (count() == 9) return all(f);
     for (int64_t ty = y0; ty < y1; ++ty) {
       for (int64_t tx = x0; tx < x1; ++tx) f(ty * 3 + tx, ty - 1, tx - 1);
     }
   }
+  template <class F>
+  static void all(F f) {
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) f(t, t / 3 - 1, t % 3 - 1);
+  }
 };
+
+// f(MOST, MEAN) by which halves there are, as constants.
+template <class T, class F>
+void with_halves(const Pool3x3<T>& a, F f) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (a.with[0] && a.with[1]) return f(Yes(), Yes());
+  if (a.with[0]) return f(Yes(), No());
+  f(No(), Yes());
+}
+
+// A row of windows, C' channels from c on; also to `tiles`, where moments are asked for.
+template <class T, bool MOST, bool MEAN, class Left>
+void pool3x3_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&tiles)[2]) {
+  using V = Vec<T>;
+  const int64_t C = padded(a.C), h = a.x.h, w = a.x.w, step = a.stride * w, first = (n * a.Ho + y) * a.Wo;
+  const T* in = a.x.at(n, y * a.stride) + c;
+  const auto pixel = [&](int64_t x, int64_t count, auto each_tap) {
+    V most = V::set(-__builtin_inf()), sum = V::zero();
+    each_tap([&](int64_t, int64_t dy, int64_t dx) {
+      const V v = load_channels(in + dy * h + dx * w, left);
+      if constexpr (MOST) most = V::select(most.beaten_by(v), v, most);
+      if constexpr (MEAN) sum = sum + v;
+    });
+    const auto put = [&](int half, V v) {
+      store_channels(v, a.z[half] + (first + x) * a.C + c, left);
+      if (a.moments) v.store(tiles[half] + x * C + c);
+    };
+    if constexpr (MOST) put(0, most);
+    if constexpr (MEAN) put(1, sum / V::set(static_cast<T>(count)));
+    in += step;
+  };
+  const auto at_the_edge = [&](int64_t x) {
+    const Window window(y * a.stride, x * a.stride, a.H, a.W);
+    pixel(x, window.count(), [&](auto f) { window.each(f); });
+  };
+  const bool whole = y > 0 && y * a.stride + 1 < a.H;
+  const int64_t end = whole ? (a.W - 1 + a.stride - 1) / a.stride : 1;  // of windows with all taps, from the second on
+  at_the_edge(0);
+  for (int64_t x = 1; x < end; ++x) pixel(x, 9, [](auto f) { Window::all(f); });
+  for (int64_t x = end > 1 ? end : 1; x < a.Wo; ++x) at_the_edge(x);
+}
 
 // Scratch memory: two tiles [chunk, C'].
 template <class T>
 void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
-  using V = Vec<T>;
   const int64_t C = padded(a.C), step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo), tile = step * a.Wo * C;
+  T* const tiles[2] = {memory, memory + tile};
   for (int64_t i = 0; i < 2 * tile; ++i) memory[i] = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y0 = k * step, rows = y0 + step <= a.Ho ? step : a.Ho - y0;
-    for (int64_t p = 0, y = y0, x = 0; p < rows * a.Wo; ++p, x + 1 < a.Wo ? ++x : (++y, x = 0)) {
-      const Window w(y * a.stride, x * a.stride, a.H, a.W);
-      const int64_t pixel = ((n * a.Ho + y) * a.Wo + x) * a.C;
+    for (int64_t y = 0; y < rows; ++y) {
+      T* const at[2] = {tiles[0] + y * a.Wo * C, tiles[1] + y * a.Wo * C};
       each_register<T>(a.C, [&](int64_t c, auto left) {
-        const T* in = a.x.at(n, w.y) + w.x * a.x.w + c;
-        V most = V::set(-__builtin_inf()), sum = V::zero();
-        w.each([&](int64_t, int64_t dy, int64_t dx) {
-          const V v = load_channels(in + dy * a.x.h + dx * a.x.w, left);
-          most = V::select(most.beaten_by(v), v, most);
-          sum = sum + v;
+        with_halves(a, [&](auto most, auto mean) {
+          pool3x3_row<T, decltype(most)::value, decltype(mean)::value>(a, n, y0 + y, c, left, at);
         });
-        const V mean = sum / V::set(static_cast<T>(w.count()));
-        store_channels(most, a.z[0] + pixel + c, left);
-        store_channels(mean, a.z[1] + pixel + c, left);
-        most.store(memory + p * C + c);
-        mean.store(memory + tile + p * C + c);
       });
     }
     for (int64_t half = 0; half < 2; ++half) {
-      chunk_moments<T>(memory + half * tile, C, rows * a.Wo, C, a.moments + ((half * a.N + n) * count + k) * 2 * C);
+      if (!a.moments || !a.with[half]) continue;
+      chunk_moments<T>(tiles[half], C, rows * a.Wo, C, a.moments + ((half * a.N + n) * count + k) * 2 * C);
     }
   }
 }
@@ -66,6 +100,7 @@ class PoolGradient {
   using V = Vec<T>;
   PoolGradient(const Pool3x3<T>& a, int half, int64_t n, int64_t y, int64_t c)
       : g_(a.g[half]), z_(a.saved[half]), normed_(a.coef[half]) {
+    if (!a.with[half]) return;
     g_.data = g_.at(n, y) + c;
     if (!normed_) return;
     if (z_.data) z_.data = z_.at(n, y) + c;
@@ -89,7 +124,7 @@ class PoolGradient {
 };
 
 // What a window gives to the pixels that it takes.
-template <class T>
+template <class T, bool MOST, bool MEAN>
 struct PoolShares {
   Vec<T> where;  // the tap of the maximum
   Vec<T> maximum, share;
@@ -98,16 +133,19 @@ struct PoolShares {
   void add(int column, Vec<T> (&sums)[3]) const {
 #pragma GCC unroll 3
     for (int row = 0; row < 3; ++row) {
-      sums[row] = sums[row] + share.plus_where_equal(where, Vec<T>::set(static_cast<T>(3 * row + column)), maximum);
+      Vec<T> given = MEAN ? share : Vec<T>::zero();
+      if constexpr (MOST) given = given.plus_where_equal(where, Vec<T>::set(static_cast<T>(3 * row + column)), maximum);
+      sums[row] = sums[row] + given;
     }
   }
 };
 
 // A row of windows, C' channels from c on, to the gradients of the three rows of pixels that they take, which lie at
 // `rows` from the pixel before the first on. Every pixel gets its windows' shares from left to right.
-template <class T, int S, class Left>
+template <class T, int S, bool MOST, bool MEAN, class Left>
 void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&rows)[3]) {
   using V = Vec<T>;
+  using Shares = PoolShares<T, MOST, MEAN>;
   const int64_t C = padded(a.C), Wo = a.Wo;
   const T* in = a.x.at(n, y * S) + c;
   const PoolGradient<T> maximum(a, 0, n, y, c), average(a, 1, n, y, c);
@@ -117,12 +155,17 @@ void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, 
     V most = V::set(-__builtin_inf()), sum = V::zero(), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
     w.each([&](int64_t tap, int64_t dy, int64_t dx) {
       const V v = load_channels(in + dy * a.x.h + (x * S + dx) * a.x.w, left);
-      const auto better = most.beaten_by(v);
-      most = V::select(better, v, most);
-      where = V::select(better, V::set(static_cast<T>(tap)), where);
-      sum = sum + v;
+      if constexpr (MOST) {
+        const auto better = most.beaten_by(v);
+        most = V::select(better, v, most);
+        where = V::select(better, V::set(static_cast<T>(tap)), where);
+      }
+      if constexpr (MEAN) sum = sum + v;
     });
-    return PoolShares<T>{where, maximum.at(x, left, most), average.at(x, left, sum / count) / count};
+    Shares found{where, V::zero(), V::zero()};
+    if constexpr (MOST) found.maximum = maximum.at(x, left, most);
+    if constexpr (MEAN) found.share = average.at(x, left, sum / count) / count;
+    return found;
   };
   const auto column = [&](int64_t x, auto add) {
     V sums[3];
@@ -132,9 +175,9 @@ void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, 
 #pragma GCC unroll 3
     for (int row = 0; row < 3; ++row) sums[row].store(rows[row] + x * C);
   };
-  PoolShares<T> before{V::set(-1), V::zero(), V::zero()}, last = before;  // nothing
+  Shares before{V::set(-1), V::zero(), V::zero()}, last = before;  // nothing
   for (int64_t x = 0; x < Wo; ++x) {
-    const PoolShares<T> next = shares(x);
+    const Shares next = shares(x);
     if constexpr (S == 1) {
       column(x, [&](auto& sums) { before.add(2, sums), last.add(1, sums), next.add(0, sums); });
     } else {
@@ -157,12 +200,13 @@ void pool3x3_finish_row(const Pool3x3<T>& a, int64_t n, int64_t y, const T* row)
     const T* in = row + C + c;
     T* out = a.dx.at(n, y) + c;
     const T* base = a.base.data ? a.base.at(n, y) + c : nullptr;
-    const T* g = a.skip ? a.g[0].at(n, y) + c : nullptr;
+    const Image<const T>& node = a.g[a.with[0] ? 0 : 1];
+    const T* g = a.skip ? node.at(n, y) + c : nullptr;
     for (int64_t x = 0; x < a.W; ++x, in += C, out += a.dx.w) {
       V v = V::load(in);
       if (base || g) {
         V below = base ? load_channels(base + x * a.base.w, left) : V::zero();
-        if (g) below = V::fma(V::set(*a.skip), load_channels(g + x * a.g[0].w, left), below);
+        if (g) below = V::fma(V::set(*a.skip), load_channels(g + x * node.w, left), below);
         v = below + v;
       }
       store_channels(v, out, left);
@@ -180,7 +224,9 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
     T* const rows[3] = {row(y * S - 1), row(y * S), row(y * S + 1)};
     each_register<T>(a.C, [&](int64_t c, auto left) {
       T* const at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
-      pool3x3_backward_row<T, decltype(stride)::value>(a, n, y, c, left, at);
+      with_halves(a, [&](auto most, auto mean) {
+        pool3x3_backward_row<T, decltype(stride)::value, decltype(most)::value, decltype(mean)::value>(a, n, y, c, left, at);
+      });
     });
   };
   int64_t done = -1;

@@ -19,12 +19,12 @@ cuda::PoolSize<T> pool_size(const Array& x, int64_t stride) {
   return {N, H, W, C, out(H), out(W), static_cast<int32_t>(stride), stored_image(x)};
 }
 
-// z [N, Ho, Wo, C] and the moments of both are written; x is an image with adjacent channels.
+// z [N, Ho, Wo, C] and its moments are written, of each half that has memory; x is an image with adjacent channels.
 template <class T>
 class Pool3x3Call {
  public:
   Pool3x3Call(const Array& x, int64_t stride, const Both<Array>& z, const Both<Moments<T>>& stats)
-      : args_{pool_size<T>(x, stride), {z[0].data, z[1].data}, z[0].storage, {}, {}} {
+      : args_{pool_size<T>(x, stride), {z[0].data, z[1].data}, (z[0].data ? z[0] : z[1]).storage, {}, {}} {
     const cuda::PoolSize<T>& a = args_.size;
     const int64_t count = a.N * chunks(a.Ho, a.Wo), part = count * 2 * a.C;
     parts_ = Memory<T>(2 * part);

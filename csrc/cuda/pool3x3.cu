@@ -117,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
     const int64_t pixel = (chunk.first(a) + p) * a.C + c;
     by_storage<HALVES>(call.storage, [&](Storage as) {
       most = rounded(most, as), average = rounded(average, as);
-      write(most, call.z[0], as, pixel), write(average, call.z[1], as, pixel);
+      if (call.z[0]) write(most, call.z[0], as, pixel);
+      if (call.z[1]) write(average, call.z[1], as, pixel);
     });
 #pragma unroll
     for (int v = 0; v < V; ++v) mean[0].v[v] = mean[0].v[v] + most.v[v], mean[1].v[v] = mean[1].v[v] + average.v[v];
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) pool3x3_kernel(const __grid_constant
 #pragma unroll
     for (int v = 0; v < V; ++v) mean[half].v[v] = mean[half].v[v] / static_cast<T>(chunk.pixels);
     by_storage<HALVES>(call.storage, [&](Storage as) {
-      for (int p = interleave; here && p < chunk.pixels; p += 8) {
+      for (int p = interleave; here && call.z[half] && p < chunk.pixels; p += 8) {
         const auto z = read<T, V>(call.z[half], as, (chunk.first(a) + p) * a.C + c);
 #pragma unroll
         for (int v = 0; v < V; ++v) {

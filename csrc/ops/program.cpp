@@ -67,8 +67,9 @@ void check_memory(const Instruction& i) {
   }
   for (size_t k = 0; k < i.writes.size(); ++k) {
     for (const Array& a : i.writes[k]) stored(a, written_in_halves(i.op, k));
-    const bool weights = i.op == Op::branch_conv_backward && k > 0;
-    if ((moments && k == 1) || weights || i.op == Op::mixed_sum_backward) continue;
+    const bool weights = i.op == Op::branch_conv_backward && k > 0, halves = i.op == Op::pool3x3 && k == 0;
+    check(!halves || i.writes[k][0].data || i.writes[k][1].data, "the program has a pool that nobody reads");
+    if ((moments && k == 1) || weights || halves || i.op == Op::mixed_sum_backward) continue;
     for (const Array& a : i.writes[k]) check(a.data, "the program writes to no memory");
   }
 }
@@ -181,7 +182,7 @@ class Section {
     const Both<Moments<T>> into = {moments(stats[0]), moments(stats[1])};
     auto& call = keep<Pool3x3Call<T>>(i.reads[0][0], i.numbers[0], Both<Array>{z[0], z[1]}, into);
     works_.push_back(call.images());
-    if (into[0].mean) finishing_.push_back(call.finish());
+    if (into[0].mean || into[1].mean) finishing_.push_back(call.finish());
   }
 
   static NormSetting<T> setting(const Instruction& i) {
@@ -260,6 +261,7 @@ class Section {
   void pool3x3_backward(const Instruction& i) {
     const Arrays &z = i.reads[1], &coef = i.reads[2];
     Pool3x3Gradients<T> out;
+    out.with = {i.numbers[1] != 0, i.numbers[2] != 0};
     out.g = {i.reads[0][0], i.reads[0][0]}, out.coef = {at<T>(coef[0]), at<T>(coef[1])};
     if (!z.empty()) out.z = {z[0], z[1]};
     out.base = maybe(i.reads[4]), out.dx = i.writes[0][0], out.skip = at<T>(maybe(i.reads[5]));

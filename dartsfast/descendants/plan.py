@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._guards import active_fake_mode
 
-from dartsfast.constants import constant
+from dartsfast.constants import constant, stands_for_others
+from dartsfast.descendants.once import rectified
 from dartsfast.descendants.pending import Call, Pending, Weighted, weighted
 from dartsfast.descendants.recognise import Recognised, layer, recognise
-from dartsfast.fused.cnn import _ChannelsLast, nchw
+from dartsfast.fused.cnn import _ChannelsLast, nchw, nhwc
 from dartsfast.fused.edge import Edge, gather
 from dartsfast.fused.forward import Node, Setting
 from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.watch import Watch
+
+Layers = tuple[nn.Module, ...]
+Library = dict[tuple[int, int], Layers]
+"""What torch's own layers compute, by group and call."""
 
 _MOST_PREPARED = 8
 
@@ -41,7 +45,7 @@ class Plan:
         self._seen = self._look()
         self.ordinary: list[tuple[int, int]] = []
         self.rounds: list[_Round] = []
-        self.library: list[tuple[int, int, tuple[nn.Module, ...]]] = []
+        self.library: Library = {}
         self.owned: set[int] = set()
         left: list[list[tuple[int, Recognised]]] = []
         for g, group in enumerate(groups):
@@ -50,14 +54,16 @@ class Plan:
                 found = recognise(call.operator.module)
                 if not isinstance(found, str) and _fits(found, call, self.owned):
                     if found.operation.kind == "library":
-                        self.library.append((g, k, found.layers))
+                        self.library[g, k] = found.layers
                     else:
                         left[g].append((k, found))
                 else:
                     self.ordinary.append((g, k))
         self._lone_zeros(left)
+        waiting = dict(self.library)
         while any(left):
-            self.rounds.append(_Round(left))
+            self.rounds.append(_Round(left, waiting))
+        self.ordinary += waiting
 
     def _lone_zeros(self, left: list[list[tuple[int, Recognised]]]) -> None:
         """Let zeros run as they are whose source no other edge reads: its gradient is zero, not None."""
@@ -76,33 +82,10 @@ class Plan:
     def run(self, groups: Sequence[Sequence[Weighted]]) -> list[Tensor]:
         """Return the tensors that add up to the sum of calls."""
         found = [round.run(groups, self.memory) for round in self.rounds]
-        for g, k, layers in self.library:
-            found.append(_scaled_by_norm(layers, groups[g][k]))
         for g, k in self.ordinary:
             call, scale, factors, _ = groups[g][k]
             found.append(weighted(Weighted(call.operator.alone(call), scale, factors)))
         return found
-
-
-def _scaled_by_norm(layers: Sequence[Any], part: Weighted) -> Tensor:
-    """Return an operation times its weight, which its last norm multiplies with, as with an affine."""
-    *before, norm = layers
-    x = part.value.source
-    for one in before:
-        x = one(x)
-    weight = _number(part.scale, x.dtype, x.device)
-    for factor in part.factors:
-        weight = weight * _as(factor, x.dtype, x.device)
-    moved, momentum = norm.training and norm.track_running_stats, norm.momentum
-    if moved:
-        norm.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
-    own = norm.training or norm.running_mean is None
-    running = (norm.running_mean, norm.running_var) if moved or not norm.training else (None, None)
-    # Repeated, not expanded: torch's kernels take it for dense.
-    affine = weight.repeat(norm.num_features) if norm.weight is None else weight * norm.weight
-    bias = None if norm.bias is None else weight * norm.bias
-    return F.batch_norm(x, running[0], running[1], affine, bias, own, momentum or 0.0, norm.eps)
 
 
 def _fits(found: Recognised, call: Call, taken: set[int]) -> bool:
@@ -123,16 +106,27 @@ def _fits(found: Recognised, call: Call, taken: set[int]) -> bool:
     return True
 
 
+def _computed(layers: Layers, x: Tensor) -> Tensor:
+    for one in layers:
+        x = rectified(x) if type(one) is nn.ReLU else one(x)
+    return x
+
+
 class _Round:
     """A program with an edge a source, and which calls its weights belong to.
 
-    Takes what it serves out of ``left``.
+    Takes what it serves out of ``left``, and what torch's layers compute of the same out of ``library``.
     """
 
-    def __init__(self, left: list[list[tuple[int, Recognised]]]) -> None:
+    def __init__(
+        self,
+        left: list[list[tuple[int, Recognised]]],
+        library: Library,
+    ) -> None:
         self.edges: list[tuple[int, Edge, int]] = []  # number among the sources of the round, edge, row
         self.groups: list[int] = []
         self.columns: list[list[int]] = []  # the calls of a row
+        self.layers: list[list[Layers]] = []  # of the last of them
         for g, group in enumerate(left):
             if not group:
                 continue
@@ -149,6 +143,10 @@ class _Round:
                 numbered = [(0, op) for column, op in numbered if column not in rest]
                 edge, _ = gather(stride, [(c, op) for c, (_, op) in enumerate(numbered)], relu=relu)
             left[g] = [(k, f) for k, f in group if k not in columns]
+            joining = [k for at, k in library if at == g]
+            self.layers.append([library.pop((g, k)) for k in joining])
+            edge = replace(edge, ops=(*edge.ops, *range(len(columns), len(columns) + len(joining))))
+            columns += joining
             self.edges.append((len(self.groups), edge, len(self.groups)))
             self.groups.append(g)
             self.columns.append(columns)
@@ -157,7 +155,11 @@ class _Round:
     def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
         """Return the sum of the calls that it serves."""
         sources = [groups[g][0].value.source for g in self.groups]
-        return run(self._prepared, [Node(list(self.edges))], 1, sources, self.rows(groups), memory)
+        every = zip(self.layers, sources, strict=True)
+        extras = [[nhwc(_computed(layers, x)) for layers in each] for each, x in every]
+        nodes = [Node(list(self.edges), [[tuple(image.shape) for image in images] for images in extras])]
+        flat = [image for images in extras for image in images]
+        return run(self._prepared, nodes, 1, sources, self.rows(groups), memory, flat)
 
     def rows(self, groups: Sequence[Sequence[Weighted]]) -> list[list[Weighted]]:
         """Return the calls that it serves, edge by edge."""
@@ -171,18 +173,22 @@ def run(
     sources: Sequence[Tensor],
     rows: Sequence[Sequence[Weighted]],
     memory: str,
+    extras: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Run nodes on images [N, C, H, W], by the program of ``known`` that is for them or a new one."""
+    """Run nodes on images [N, C, H, W], by the program of ``known`` that is for them or a new one.
+
+    ``extras``: as a program takes them, [N, H, W, C].
+    """
     weights = _mixing(rows, sources[0].dtype, sources[0].device)
     inputs = [_ChannelsLast.apply(x) for x in sources]
     shapes = tuple(tuple(x.shape) for x in inputs)
-    modes = torch.is_grad_enabled(), active_fake_mode() is not None, Part.current()
+    modes = torch.is_grad_enabled(), stands_for_others(), Part.current()
     setting = Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, None, *modes)
     if setting not in known:
         if len(known) >= _MOST_PREPARED:
             known.clear()
         known[setting] = Prepared(nodes, returned, setting)
-    return nchw(known[setting](inputs, weights))
+    return nchw(known[setting](inputs, weights, extras))
 
 
 def _mixing(rows: Sequence[Sequence[Weighted]], dtype: torch.dtype, device: torch.device) -> Tensor:

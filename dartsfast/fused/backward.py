@@ -292,7 +292,8 @@ class _Edge:
         base, self.dx = self.dx, self._temporary(self.x)
         z = [] if setting.runner in NATIVE else self.placed.pooled
         skip = self._skip_weights()[0] if self._skip_with_pools else None
-        return [pool3x3_backward(self.g, z, both, self.x, self.edge.stride, base, self.dx, skip)]
+        there = [half for half, _ in self.edge.pools]
+        return [pool3x3_backward(self.g, z, both, there, self.x, self.edge.stride, base, self.dx, skip)]
 
     def _gradients(self, refs: Sequence[Ref]) -> list[Ref]:
         """Return the slots of weights' gradients; what is not asked for is written nowhere."""

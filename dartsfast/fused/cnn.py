@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._guards import active_fake_mode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dartsfast.cnn.operations import FactorizedReduce
+from dartsfast.constants import stands_for_others
 from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.forward import Node, Setting, ones
 from dartsfast.fused.planning import Part
@@ -265,7 +265,7 @@ def _node(
 
 def _setting(inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: torch.dtype | None) -> Setting:
     shapes = tuple(tuple(x.shape) for x in inputs)
-    modes = torch.is_grad_enabled(), active_fake_mode() is not None, Part.current()
+    modes = torch.is_grad_enabled(), stands_for_others(), Part.current()
     return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, *modes)
 
 

@@ -111,7 +111,11 @@ def _pool3x3(i: Instruction) -> int:
 def _pool3x3_backward(i: Instruction) -> int:
     g, z, _, _, base, skip = i.reads
     remade = 0 if z else 9
-    return 2 * (9 + remade + _GRADIENT) * _elements(g) + _elements(base) + 2 * len(skip) * _elements(g)
+    return (
+        sum(i.numbers[1:]) * (9 + remade + _GRADIENT) * _elements(g)
+        + _elements(base)
+        + 2 * len(skip) * _elements(g)
+    )
 
 
 def _mixed_sum(i: Instruction) -> int:

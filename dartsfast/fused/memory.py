@@ -25,7 +25,7 @@ def refs(parts: tuple[tuple[Ref, ...], ...]) -> Iterator[Ref]:
 # What of an operator's writes needs no memory where nothing reads it, by argument.
 _OPTIONAL = {
     "branch_conv": (1,),
-    "pool3x3": (1,),
+    "pool3x3": (0, 1),
     "branch_conv_backward": (1, 2, 3),
     "mixed_sum_backward": (0, 1, 2),
 }

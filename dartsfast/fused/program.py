@@ -8,7 +8,7 @@ depend on each other. Images are [N, H, W, C].
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import prod
@@ -120,7 +120,7 @@ def branch_conv(
 
 
 def pool3x3(x: Ref, stride: int, z: Refs, stats: Refs) -> Instruction:
-    """Return z [N, Ho, Wo, C] and stats [2, C] of maximum and average."""
+    """Return z [N, Ho, Wo, C] and stats [2, C] of maximum and average, but of a half that nothing reads."""
     return Instruction("pool3x3", ((x,),), (tuple(z), tuple(stats)), (stride,))
 
 
@@ -175,14 +175,16 @@ def branch_conv_backward(
 
 
 def pool3x3_backward(
-    g: Ref, z: Refs, coef: Refs, x: Ref, stride: int, base: Ref | None, dx: Ref, skip: Ref | None = None
-) -> Instruction:
+    g: Ref, z: Refs, coef: Refs, halves: Collection[int], x: Ref, stride: int, base: Ref | None, dx: Ref,
+    skip: Ref | None = None,
+) -> Instruction:  # fmt: skip
     """Return dx = base + skip * g + gradient of x; coef [4, C] of maximum and average.
 
-    Without z they are made again. ``skip``: the weight of an operation that is its source.
+    ``halves``: which of them, 0 and 1, there are; the coef of another is 0. Without z they are made again.
+    ``skip``: the weight of an operation that is its source.
     """
     reads = ((g,), tuple(z), tuple(coef), (x,), _maybe(base), _maybe(skip))
-    return Instruction("pool3x3_backward", reads, ((dx,),), (stride,))
+    return Instruction("pool3x3_backward", reads, ((dx,),), (stride, 0 in halves, 1 in halves))
 
 
 def add(a: Ref, b: Ref, out: Ref) -> Instruction:

@@ -222,12 +222,13 @@ def _branch_conv_backward(m: _Memory, i: Instruction) -> None:
 
 def _pool3x3_backward(m: _Memory, i: Instruction) -> None:
     (g,), z, coef, (x,), base, skip = i.reads
-    saved = m.list(z) or list(kernels.pool3x3(m[x], *i.numbers)[0])
+    stride = i.numbers[0]
+    saved = m.list(z) or list(kernels.pool3x3(m[x], stride)[0])
     below: Any = m.maybe(base)
     for weight in m.list(skip):
         mean, rstd = no_norm(g.shape[-1], m.dtype, m[g].device)[:, None]
         below = kernels.mixed_sum([m[g]], mean, rstd, weight[None], below)
-    dx = kernels.pool3x3_backward([m[g], m[g]], saved, m.stacked(coef), m[x], *i.numbers, below)
+    dx = kernels.pool3x3_backward([m[g], m[g]], saved, m.stacked(coef), m[x], stride, below)
     m.write(i.writes[0][0], dx)
 
 
