@@ -61,8 +61,9 @@ class Cache {
     const size_t whole_large = whole(bytes, kLargePage);
     const bool large = whole_large - bytes <= bytes / 16;
     bytes = large ? whole_large : whole_pages(bytes);
-    const auto found = idle_[large].find(bytes);
-    return use(found != idle_[large].end() ? pop(idle_[large], found) : make(bytes, large));
+    const auto found = idle_[large].lower_bound(bytes);
+    const bool fits = found != idle_[large].end() && found->first - bytes <= bytes / 64;  // a page for small things more
+    return use(fits ? pop(idle_[large], found) : make(bytes, large));
   }
 
   // Memory for as long as a call runs: whatever is large enough, since nothing else will have asked for it by then.

@@ -33,7 +33,7 @@ class Recognised:
 
     Attributes:
         operation: what they compute, with the module's own weights and norms; of kind ``library`` where
-            torch's own layers do, of which the last, a norm, multiplies with the operation's weight.
+            torch's own layers do.
         stride: of what reads the source.
         relu: whether convolutions begin with relu.
         channels: of the source, and of the result; None: any, and the same.
