@@ -10,8 +10,8 @@ namespace dartsfast {
 template <class T>
 struct Pool3x3 {
   int64_t N, H, W, C, Ho, Wo, stride;
-  Image<const T> x;
-  T* z[2];     // [N, Ho, Wo, C] max and average, forward
+  StoredImage x;
+  void* z[2];  // [N, Ho, Wo, C] max and average, stored alike, forward
   T* moments;  // [2, N * chunks, 2, C'], forward
   // Backward.
   Image<const T> g[2];      // gradient of the node, or of z itself

@@ -3,6 +3,7 @@
 
 #include "../pool3x3.h"
 #include "reduce.h"
+#include "stored.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
@@ -27,11 +28,13 @@ struct Window {
   }
 };
 
-// Scratch memory: two tiles [chunk, C'].
-template <class T>
+// x is stored as X, both z as Z. Scratch memory: two tiles [chunk, C'].
+template <class T, class X, class Z>
 void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   using V = Vec<T>;
   const int64_t C = padded(a.C), step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo), tile = step * a.Wo * C;
+  const Image<const X> image = stored_as<X>(a.x);
+  Z *const maximum = static_cast<Z*>(a.z[0]), *const average = static_cast<Z*>(a.z[1]);
   for (int64_t i = 0; i < 2 * tile; ++i) memory[i] = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y0 = k * step, rows = y0 + step <= a.Ho ? step : a.Ho - y0;
@@ -39,18 +42,18 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
       const Window w(y * a.stride, x * a.stride, a.H, a.W);
       const int64_t pixel = ((n * a.Ho + y) * a.Wo + x) * a.C;
       each_register<T>(a.C, [&](int64_t c, auto left) {
-        const T* in = a.x.at(n, w.y) + w.x * a.x.w + c;
+        const X* in = image.at(n, w.y) + w.x * image.w + c;
         V most = V::set(-__builtin_inf()), sum = V::zero();
         w.each([&](int64_t, int64_t dy, int64_t dx) {
-          const V v = load_channels(in + dy * a.x.h + dx * a.x.w, left);
+          const V v = load_channels(in + dy * image.h + dx * image.w, left);
           most = V::select(most.beaten_by(v), v, most);
           sum = sum + v;
         });
         const V mean = sum / V::set(static_cast<T>(w.count()));
-        store_channels(most, a.z[0] + pixel + c, left);
-        store_channels(mean, a.z[1] + pixel + c, left);
-        most.store(memory + p * C + c);
-        mean.store(memory + tile + p * C + c);
+        store_channels(most, maximum + pixel + c, left);
+        store_channels(mean, average + pixel + c, left);
+        rounded(most, maximum).store(memory + p * C + c);
+        rounded(mean, average).store(memory + tile + p * C + c);
       });
     }
     for (int64_t half = 0; half < 2; ++half) {
@@ -105,18 +108,19 @@ struct PoolShares {
 
 // A row of windows, C' channels from c on, to the gradients of the three rows of pixels that they take, which lie at
 // `rows` from the pixel before the first on. Every pixel gets its windows' shares from left to right.
-template <class T, int S, class Left>
+template <class T, class X, int S, class Left>
 void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&rows)[3]) {
   using V = Vec<T>;
   const int64_t C = padded(a.C), Wo = a.Wo;
-  const T* in = a.x.at(n, y * S) + c;
+  const Image<const X> image = stored_as<X>(a.x);
+  const X* in = image.at(n, y * S) + c;
   const PoolGradient<T> maximum(a, 0, n, y, c), average(a, 1, n, y, c);
   const auto shares = [&](int64_t x) {
     const Window w(y * S, x * S, a.H, a.W);
     const V count = V::set(static_cast<T>(w.count()));
     V most = V::set(-__builtin_inf()), sum = V::zero(), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
     w.each([&](int64_t tap, int64_t dy, int64_t dx) {
-      const V v = load_channels(in + dy * a.x.h + (x * S + dx) * a.x.w, left);
+      const V v = load_channels(in + dy * image.h + (x * S + dx) * image.w, left);
       const auto better = most.beaten_by(v);
       most = V::select(better, v, most);
       where = V::select(better, V::set(static_cast<T>(tap)), where);
@@ -170,8 +174,8 @@ void pool3x3_finish_row(const Pool3x3<T>& a, int64_t n, int64_t y, const T* row)
   });
 }
 
-// Scratch memory: four rows of the image's gradient, [W + 2, C'] each, of which rows of windows take three.
-template <class T>
+// x is stored as X. Scratch memory: four rows of the image's gradient, [W + 2, C'] each, of which rows of windows take three.
+template <class T, class X>
 void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   const int64_t pitch = (a.W + 2) * padded(a.C), S = a.stride;
   const auto row = [=](int64_t y) { return memory + (y & 3) * pitch; };  // -1 is a row, too
@@ -180,7 +184,7 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
     T* const rows[3] = {row(y * S - 1), row(y * S), row(y * S + 1)};
     each_register<T>(a.C, [&](int64_t c, auto left) {
       T* const at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
-      pool3x3_backward_row<T, decltype(stride)::value>(a, n, y, c, left, at);
+      pool3x3_backward_row<T, X, decltype(stride)::value>(a, n, y, c, left, at);
     });
   };
   int64_t done = -1;

@@ -11,6 +11,7 @@
 
 #include "branch_conv.call.h"
 #include "cache.h"
+#include "check_program.h"
 #include "image.call.h"
 #include "mixed_sum.call.h"
 #include "norm_stats.call.h"
@@ -40,37 +41,6 @@ double as_double(int64_t bits) {
   double number;
   std::memcpy(&number, &bits, sizeof number);
   return number;
-}
-
-// Which arguments may be stored in 16 bits.
-bool read_in_halves(Op op, size_t k) {
-  if (op == Op::branch_conv || op == Op::pool3x3 || op == Op::mixed_sum) return k == 0;
-  if (op == Op::mixed_sum_backward) return k == 1;
-  if (op == Op::branch_conv_backward) return k == 1 || k == 3;
-  return op == Op::pool3x3_backward && k == 3;
-}
-bool written_in_halves(Op op, size_t k) {
-  return k == 0 && (op == Op::branch_conv || op == Op::pool3x3 || op == Op::copy);
-}
-
-// Nobody reads everything that an operator can write; the rest has to be there.
-void check_memory(const Instruction& i) {
-  const bool moments = i.op == Op::branch_conv || i.op == Op::pool3x3;
-  const auto stored = [](const Array& a, bool halves) {
-    check(a.storage == Storage::own || halves, "the program has what is stored in 16 bits where no kernel takes that");
-  };
-  for (size_t k = 0; k < i.reads.size(); ++k) {
-    for (const Array& a : i.reads[k]) {
-      check(a.data, "the program reads what nothing wrote");
-      stored(a, read_in_halves(i.op, k));
-    }
-  }
-  for (size_t k = 0; k < i.writes.size(); ++k) {
-    for (const Array& a : i.writes[k]) stored(a, written_in_halves(i.op, k));
-    const bool weights = i.op == Op::branch_conv_backward && k > 0;
-    if ((moments && k == 1) || weights || i.op == Op::mixed_sum_backward) continue;
-    for (const Array& a : i.writes[k]) check(a.data, "the program writes to no memory");
-  }
 }
 
 // Calls of some devices make norms and coefficients where what these are of is finished.
@@ -292,7 +262,6 @@ ScalarType dtype_of(int64_t number, ScalarType own) {
                                   ScalarType::Half};
   check(number >= 0 && number < static_cast<int64_t>(std::size(known)), "the program's code names an unknown dtype");
   const bool halves = storage(known[number]) != Storage::own;
-  check(!halves || kHalves, "kernels for the ", kDevice, " store nothing in 16 bits");
   const bool fits = halves ? own == ScalarType::Float : known[number] == own || known[number] == ScalarType::Long;
   check(fits, "a program's memory does not fit the dtype of its arithmetic");
   return known[number];
