@@ -282,6 +282,8 @@ class OwnMemory {
  public:
   OwnMemory(Code& code, ScalarType own, const Tensor& like, const Tensors& kept, std::vector<Base>& bases) {
     auto given = kept.begin();
+    std::vector<std::pair<size_t, int64_t>> places;  // of temporary arenas: which base, from which byte on
+    int64_t bytes = 0;
     for (int64_t left = code.count(); left > 0; --left) {
       const ScalarType dtype = dtype_of(code.number(), own);
       const int64_t kept_size = code.number(), temporary_size = code.number();
@@ -295,16 +297,19 @@ class OwnMemory {
         bases.push_back(base(arena));
       }
       const int64_t size = storage(dtype) != Storage::own ? 2 : dtype == ScalarType::Float ? 4 : 8;
-      const auto& temporary = temporary_.emplace_back(std::make_unique<Workspace>(temporary_size * size));
-      bases.push_back({temporary->data(), temporary_size, size, storage(dtype)});
+      places.emplace_back(bases.size(), bytes);
+      bases.push_back({nullptr, temporary_size, size, storage(dtype)});
+      bytes += (temporary_size * size + 255) / 256 * 256;
     }
+    temporary_ = std::make_unique<Workspace>(bytes);
+    for (const auto& [k, begin] : places) bases[k].data = bytes ? temporary_->data() + begin : nullptr;
   }
   // The arenas to be kept that there were not before.
   const Tensors& made() const { return made_; }
 
  private:
   Tensors made_;
-  std::vector<std::unique_ptr<Workspace>> temporary_;
+  std::unique_ptr<Workspace> temporary_;  // one for all dtypes: what is borrowed may be larger than asked for
 };
 
 // Code: dtype of the arithmetic (0 float32, 1 float64); of each given tensor its count of elements and its dtype, -1
