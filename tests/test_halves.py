@@ -17,7 +17,7 @@ from dartsfast.errors import InputError
 from dartsfast.fused import cnn
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.program import Place, Program, add, copy, mixed_sum
+from dartsfast.fused.program import Place, Program, add, copy, mixed_sum, pool3x3
 from dartsfast.oracle.arithmetic import moments
 
 kernels = torch.ops.dartsfast
@@ -199,6 +199,12 @@ def test_programs_refuse_what_no_kernel_takes():
             Native(program, setting()).run([other], [])
     with pytest.raises(RuntimeError, match="does not fit the dtype of its arithmetic"):
         Native(program, setting(torch.float64, None)).run([image.bfloat16()], [])
+    program = Program()
+    x = program.new((2, 3, 4, 8), Place.GIVEN)
+    z = [program.new(x.shape, Place.KEPT, torch.bfloat16) for _ in range(2)]
+    program.section([pool3x3(x, 1, z, list(program.new((2, 2, 8), Place.RETURNED).rows()))])
+    with pytest.raises(RuntimeError, match="stored in 16 bits where no kernel takes that"):
+        Native(program, setting()).run([image], [])
     runner = Native(kept_and_doubled(8, torch.float16), setting())
     given = [image, torch.ones(2, 8), torch.ones(1)]
     (_,), (kept,) = runner.run(given, [])
