@@ -31,6 +31,7 @@ class Size:
 
 PEERS = {
     "cpu store": Peer("cpu"),
+    "cpu store bf16": Peer("cpu", storage=torch.bfloat16),
     "cpu recompute": Peer("cpu", memory="recompute"),
     "triton store": Peer("triton"),
     "triton recompute": Peer("triton", memory="recompute"),

@@ -28,11 +28,11 @@ struct Branch {
   const Taps* adjoint;       // [stride, stride], of an input pixel by its place in the stride, backward
   const T* pointwise;        // [Ci, Co']
   const T* transposed;       // [Co, Ci'], backward
-  T* z;                      // [N, Ho, Wo, Co], forward
+  void* z;                   // [N, Ho, Wo, Co] as it is stored, forward
   int64_t z_pitch;           // elements from a pixel of z to the next, rows and images too
   T* moments;                // [N * chunks, 2, Co'], forward
   Image<const T> g;          // backward
-  Image<const T> saved;      // z of the forward, backward; null data: g is dz itself
+  StoredImage saved;         // z of the forward, backward; null data: g is dz itself
   const T* coef;             // [4, Co']: m, mu, r, k of dz = k * ((g - m) - (z - mu) * r)
   T* taps_grad;              // [N, K*K, Ci'], null if not asked for
   T* pointwise_grad;         // [N, Ci, Co'], null if not asked for
@@ -41,7 +41,7 @@ struct Branch {
 template <class T>
 struct BranchConv {
   int64_t N, H, W, Ci, Co, Ho, Wo, stride;
-  Image<const T> x;
+  StoredImage x;
   const T* norm;  // [2, Ci'] mean and 1/std of x, or null
   bool relu;
   int64_t branches;

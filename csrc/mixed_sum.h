@@ -8,11 +8,11 @@ namespace dartsfast {
 template <class T>
 struct MixedSum {
   int64_t N, H, W, C, branches;
-  const Image<const T>* z;  // [branches]
-  const T* mean;            // [branches, C']
-  const T* rstd;            // [branches, C']
-  const T* weights;         // [branches]
-  Image<const T> base;      // null data: zero
+  const StoredImage* z;  // [branches]
+  const T* mean;         // [branches, C']
+  const T* rstd;         // [branches, C']
+  const T* weights;      // [branches]
+  Image<const T> base;   // null data: zero
   Image<T> out;
   // Backward.
   Image<const T> g;

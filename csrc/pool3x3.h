@@ -10,9 +10,9 @@ namespace dartsfast {
 template <class T>
 struct Pool3x3 {
   int64_t N, H, W, C, Ho, Wo, stride;
-  Image<const T> x;
+  StoredImage x;
   bool with[2];  // whether there is the maximum, and the average
-  T* z[2];       // [N, Ho, Wo, C] of each, forward
+  void* z[2];    // [N, Ho, Wo, C] of each, stored alike, forward
   T* moments;    // [2, N * chunks, 2, C'], forward; null: not asked for
   // Backward.
   Image<const T> g[2];      // gradient of the node, or of z itself

@@ -15,8 +15,9 @@ def resident(name):
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measure(images, of, options):
+def measure(images, of, options, halved=None):
     torch.set_num_threads(1)
+    options["storage_dtype"] = halved and getattr(torch, halved)
     model = Network(num_classes=10, criterion=nn.CrossEntropyLoss(), backend="cpu", **options)
     groups = {"alphas": model.arch_parameters(), "weights": list(model.parameters())}
     wanted = [t for name, group in groups.items() for t in group if of in (name, "both")]

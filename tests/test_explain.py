@@ -277,14 +277,15 @@ def test_an_iteration_runs_the_programs_that_were_explained(monkeypatch, options
 @needs_cpu
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
 @pytest.mark.parametrize("of", ["alphas", "both"])
-@pytest.mark.parametrize("kept", ["store", "recompute"])
-def test_the_planned_peak_is_the_measured_one(kept, of):
+@pytest.mark.parametrize(("kept", "halved"), [("store", None), ("store", "bfloat16"), ("recompute", None)])
+def test_the_planned_peak_is_the_measured_one(kept, halved, of):
     images, options = (32, 3, 32, 32), {"C": 16, "layers": 3, "memory": kept, "steps": 4, "multiplier": 4}
-    planned = next(p for p in iteration(network("meta", **options), images, 1) if p.of == of)
+    stored = {"storage_dtype": halved and getattr(torch, halved)}
+    planned = next(p for p in iteration(network("meta", **options, **stored), images, 1) if p.of == of)
     script = Path(__file__).with_name("measured_peak.py")
     # Freed memory goes back at once, and what is resident is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, script, json.dumps([images, of, options])]
+    command = [sys.executable, script, json.dumps([images, of, options, halved])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert planned.peak == pytest.approx(int(done.stdout), rel=0.05)
@@ -344,7 +345,7 @@ def test_the_command_prints_every_cell_and_the_sum(capsys):
     assert f" {instructions:,} " in row
 
 
-@pytest.mark.parametrize("backend", ["cuda", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["cpu", "cuda", pytest.param("triton", marks=needs_triton)])
 def test_half_precision_is_explained_without_a_gpu(backend):
     small = {"backend": backend, "init_channels": 8, "layers": 3, "batch_size": 16, "image_size": 16}
     full, half = (
@@ -370,7 +371,6 @@ def test_without_kernels_it_says_what_can_be_explained(monkeypatch, capsys):
     ("words", "message"),
     [
         (["--backend", "reference"], "'reference' has no programs to explain: choose cpu, cuda or triton"),
-        (["--backend", "cpu", "--storage_dtype", "bfloat16"], "needs the backend cuda or triton"),
         (["--backend", "cpu", "-v", "3"], "there is no cell 3 with programs"),
         (["--backend", "cpu", "-v", "-1"], "there is no cell -1 with programs"),
         (["--backend", "cpu", "--primitives", "nope"], "unknown primitive 'nope'"),

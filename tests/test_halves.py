@@ -1,27 +1,27 @@
 """Images in 16 bits: float32 arithmetic, rounded once where something is stored.
 
-The kernels for CPUs have none of it; those for CUDA run here where they are emulated.
+On every instruction set of the kernels for CPUs; those for CUDA run here where they are emulated.
 """
 
 import pytest
 import torch
 from comparisons import same_bits
 from op_agreement import wide
+from op_backends import instruction_set as instruction_set  # a fixture
+from op_backends import native_only, needs_kernels
 from op_calls import call, oracle
 from op_cases import CELLS, CONVS, MIXES, POOLS
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dartsfast.backends import native
 from dartsfast.errors import InputError
 from dartsfast.fused import cnn
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
-from dartsfast.fused.program import Place, Program, add, copy, mixed_sum
+from dartsfast.fused.program import Place, Program, add, copy, mixed_sum, pool3x3
 from dartsfast.oracle.arithmetic import moments
 
 kernels = torch.ops.dartsfast
-emulated = native.load() is None and kernels.cpu_instruction_set() == "cuda-emulated"
-stores = pytest.mark.skipif(not emulated, reason="the kernels for CPUs store nothing in 16 bits")
+pytestmark = [needs_kernels, native_only]
 
 HALVES = (torch.bfloat16, torch.float16)
 STORED = {
@@ -77,24 +77,29 @@ def rounded(name, args):
     return dx.to(x[0].dtype), *gradients, means
 
 
-@stores
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", [*CONVS, *CELLS, *POOLS, *MIXES], ids=str)
+def test_what_is_stored_in_halves_is_the_oracles_rounded(case, dtype, instruction_set):
+    for name, given in case.calls():
+        args = as_stored(name, given, dtype)
+        assert same_bits(call(name, args), rounded(name, args)), name
+
+
 @pytest.mark.parametrize(
     ("halved", "dtype"),
-    [(as_stored, torch.bfloat16), (as_stored, torch.float16), (every_second, torch.float16)]
-    + [(everything, torch.bfloat16)],
+    [(every_second, torch.float16), (everything, torch.bfloat16)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("case", [*CONVS, *CELLS, *POOLS, *MIXES], ids=str)
-def test_what_is_stored_in_halves_is_the_oracles_rounded(case, halved, dtype):
+def test_what_programs_do_not_store_in_halves_is_made_wide(case, halved, dtype):
     for name, given in case.calls():
         args = halved(name, given, dtype)
         assert same_bits(call(name, args), rounded(name, args)), name
 
 
-@stores
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", [*CONVS, *CELLS], ids=str)
-def test_z_may_be_stored_in_another_dtype_than_x(case, dtype):
+def test_z_may_be_stored_in_another_dtype_than_x(case, dtype, instruction_set):
     name, given = case.calls()[0]
     for args in ((*given, dtype), (*narrow(given, dtype), torch.float32)):
         z, stats = call(name, args)
@@ -116,9 +121,8 @@ def unusual():
     return torch.cat([largest, -largest, between, *around])
 
 
-@stores
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_numbers_are_rounded_to_nearest_and_read_as_they_are(dtype):
+def test_numbers_are_rounded_to_nearest_and_read_as_they_are(dtype, instruction_set):
     """A product with 1, which makes -0 to 0, and the maximum of a pixel alone."""
     numbers, one = unusual(), torch.ones(1, 1, 1, 1)
     x = numbers[: len(numbers) // 64 * 64].reshape(1, -1, 64, 1)
@@ -132,7 +136,6 @@ def test_numbers_are_rounded_to_nearest_and_read_as_they_are(dtype):
     assert same_bits(z[0], every.reshape(-1, 1, 1, 8))
 
 
-@stores
 def test_what_arithmetic_does_not_serve_is_refused():
     x, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 5, 1, 1)
     for args in ((x.double(), None, [], [weight.half()]), (x.bfloat16(), None, [], [weight.double()])):
@@ -174,10 +177,9 @@ def kept_and_doubled(C, stored):
     return program
 
 
-@stores
 @pytest.mark.parametrize("C", [8, 12, 5])
 @pytest.mark.parametrize("stored", HALVES, ids=str)
-def test_programs_keep_images_in_halves(stored, C):
+def test_programs_keep_images_in_halves(stored, C, instruction_set):
     x = torch.randn(2, 3, 4, C)
     norm = torch.tensor([0.0, 1.0])[:, None].repeat(1, C)
     (out,), (kept,) = Native(kept_and_doubled(C, stored), setting()).run([x, norm, torch.ones(1)], [])
@@ -185,7 +187,6 @@ def test_programs_keep_images_in_halves(stored, C):
     assert same_bits(out, x + x.to(stored).float())
 
 
-@stores
 def test_programs_refuse_what_no_kernel_takes():
     program = Program()
     x = program.new((2, 3, 4, 8), Place.GIVEN, torch.bfloat16)
@@ -198,25 +199,15 @@ def test_programs_refuse_what_no_kernel_takes():
             Native(program, setting()).run([other], [])
     with pytest.raises(RuntimeError, match="does not fit the dtype of its arithmetic"):
         Native(program, setting(torch.float64, None)).run([image.bfloat16()], [])
+    program = Program()
+    x = program.new((2, 3, 4, 8), Place.GIVEN)
+    z = [program.new(x.shape, Place.KEPT, torch.bfloat16) for _ in range(2)]
+    program.section([pool3x3(x, 1, z, list(program.new((2, 2, 8), Place.RETURNED).rows()))])
+    with pytest.raises(RuntimeError, match="stored in 16 bits where no kernel takes that"):
+        Native(program, setting()).run([image], [])
     runner = Native(kept_and_doubled(8, torch.float16), setting())
     given = [image, torch.ones(2, 8), torch.ones(1)]
     (_,), (kept,) = runner.run(given, [])
     for wrong in (kept.bfloat16(), kept[1:], kept.float()):
         with pytest.raises(RuntimeError, match="kept another arena"):
             runner.run(given, [wrong])
-
-
-@pytest.mark.skipif(emulated or native.load() is not None, reason="of the kernels for CPUs")
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_kernels_for_cpus_refuse_it(dtype):
-    x, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 5, 1, 1)
-    with pytest.raises(RuntimeError, match="x must be float32 or float64"):
-        kernels.pool3x3(x.to(dtype), 1)
-    with pytest.raises(RuntimeError, match="z cannot be stored in this dtype"):
-        kernels.branch_conv(x, None, [], [weight], [], 1, True, dtype)
-    with pytest.raises(RuntimeError, match="pointwise must have the dtype of the other tensors"):
-        kernels.branch_conv(x, None, [], [weight.to(dtype)], [], 1, True)
-    with pytest.raises(RuntimeError, match="kernels for the CPU store nothing in 16 bits"):
-        Native(kept_and_doubled(8, dtype), setting()).run(
-            [torch.ones(2, 3, 4, 8), torch.ones(2, 8), torch.ones(1)], []
-        )

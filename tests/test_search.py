@@ -338,7 +338,11 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         ("cnn", {"data": "imagefolder:/nowhere"}, "/nowhere"),
         ("cnn", {"data": "mnist"}, "mnist"),
         ("cnn", {"backend": "triton"}, "backend 'triton' is not available"),
-        ("cnn", {"backend": "reference", "storage_dtype": "bfloat16"}, "needs the backend cuda or triton"),
+        (
+            "cnn",
+            {"backend": "reference", "storage_dtype": "bfloat16"},
+            "needs the backend cpu, cuda or triton",
+        ),
         ("cnn", {"storage_dtype": "int8"}, "storage_dtype must be one of float32, bfloat16, float16"),
         ("cnn", {"device": "cuda:7"}, "CUDA devices"),
         ("cnn", {"device": "tpu9"}, "tpu9"),

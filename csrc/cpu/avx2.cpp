@@ -7,6 +7,6 @@
 #include "kernels.inc"
 
 namespace dartsfast {
-const InstructionSet avx2 = {"avx2", isa_avx2::table<float>(), isa_avx2::table<double>()};
+const InstructionSet avx2 = {"avx2", isa_avx2::table<float>(avx2_halves), isa_avx2::table<double>()};
 }
 #endif

@@ -10,6 +10,6 @@
 #include "kernels.inc"
 
 namespace dartsfast {
-const InstructionSet avx512 = {"avx512", isa_avx512::table<float>(), isa_avx512::table<double>()};
+const InstructionSet avx512 = {"avx512", isa_avx512::table<float>(avx512_halves), isa_avx512::table<double>()};
 }
 #endif

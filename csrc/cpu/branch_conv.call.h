@@ -20,7 +20,7 @@ class BranchConvArguments {
     BranchConv<T>& a = args_;
     a.N = in.x.size[0], a.H = in.x.size[1], a.W = in.x.size[2], a.Ci = in.x.size[3], a.Co = in.pointwise[0].size[0];
     a.stride = in.stride, a.Ho = (a.H - 1) / a.stride + 1, a.Wo = (a.W - 1) / a.stride + 1;
-    a.x = image<const T>(in.x), a.relu = in.relu;
+    a.x = stored_image(in.x), a.relu = in.relu;
     a.norm = in.norm.data ? keep(packed<T>(in.norm, a.Ci)) : nullptr;
     a.branches = static_cast<int64_t>(branch_.size()), a.branch = branch_.data();
     for (size_t b = 0; b < branch_.size(); ++b) {
@@ -62,18 +62,18 @@ template <class T>
 class BranchConvCall : BranchConvArguments<T> {
  public:
   BranchConvCall(const BranchConvInputs& in, const std::vector<Array>& z, const std::vector<Moments<T>>& stats)
-      : BranchConvArguments<T>(in), stats_(stats) {
+      : BranchConvArguments<T>(in), stored_(z[0].storage), stats_(stats) {
     const BranchConv<T>& a = args_;
     for (size_t b = 0; b < branch_.size(); ++b) {
       branch_[b].pointwise = this->keep(packed<T, true>(in.pointwise[b], a.Ci));
-      branch_[b].z = static_cast<T*>(z[b].data), branch_[b].z_pitch = image<T>(z[b]).w;
+      branch_[b].z = z[b].data, branch_[b].z_pitch = image<T>(z[b]).w;
       branch_[b].moments = this->fresh(a.N * chunks(a.Ho, a.Wo) * 2 * padded(a.Co));
     }
   }
 
   Work images() {
     return {args_.N, this->cost(), [this, size = scratch_size(args_)](int64_t n, bool first) {
-              kernels<T>().branch_conv(args_, n, scratch<T>(size), first);
+              kernels<T>().of(stored_).branch_conv[args_.x.storage == stored_](args_, n, scratch<T>(size), first);
             }};
   }
 
@@ -87,6 +87,7 @@ class BranchConvCall : BranchConvArguments<T> {
 
  private:
   using BranchConvArguments<T>::args_, BranchConvArguments<T>::branch_;
+  Storage stored_;  // z
   std::vector<Moments<T>> stats_;
 };
 
@@ -103,7 +104,7 @@ class BranchConvBackwardCall : BranchConvArguments<T> {
       Branch<T>& branch = branch_[b];
       branch.g = image<const T>(out.g[b]);
       branch.transposed = this->keep(packed<T>(in.pointwise[b], a.Ci));
-      if (!out.z.empty()) branch.saved = image<const T>(out.z[b]), branch.coef = coef_.get() + 4 * b * padded(a.Co);
+      if (!out.z.empty()) branch.saved = stored_image(out.z[b]), branch.coef = coef_.get() + 4 * b * padded(a.Co);
       if (b < out.pointwise.size()) branch.pointwise_grad = partial(a.Ci, a.Co, out.pointwise[b]);
       if (b < out.depthwise.size()) branch.taps_grad = partial(branch.kernel * branch.kernel, a.Ci, out.depthwise[b]);
     }
@@ -112,7 +113,8 @@ class BranchConvBackwardCall : BranchConvArguments<T> {
 
   Work images() {
     return {args_.N, 3 * this->cost(), [this, size = scratch_size(args_)](int64_t n, bool first) {
-              kernels<T>().branch_conv_backward(args_, n, scratch<T>(size), first);
+              const Storage stored = branch_[0].saved.storage;
+              kernels<T>().of(stored).branch_conv_backward[args_.x.storage == stored](args_, n, scratch<T>(size), first);
             }};
   }
 

@@ -5,6 +5,7 @@
 #include "../branch_conv.h"
 #include "gemm_block.h"
 #include "reduce.h"
+#include "stored.h"
 #include "taps.h"
 
 namespace dartsfast::DARTSFAST_ISA {
@@ -67,30 +68,31 @@ int64_t rows_complete(const BranchConv<T>& a, int64_t P, int64_t end) {
 }
 
 // to[u] = f(from[u]) over the pixels of a row, a register of channels, `left` of them in `from`.
-template <class T, class Left, class F>
-void map_row(int64_t pixels, const T* from, int64_t from_step, Left left, T* to, int64_t to_step, F f) {
+template <class T, class X, class Left, class F>
+void map_row(int64_t pixels, const X* from, int64_t from_step, Left left, T* to, int64_t to_step, F f) {
 #pragma GCC unroll 4
   for (int64_t u = 0; u < pixels; ++u, from += from_step, to += to_step) f(load_channels(from, left)).store(to);
 }
 
 // Copy rows of x into the padded image through norm and relu.
-template <class T>
-void load_rows(const BranchConv<T>& a, int64_t n, const Scratch<T>& m, int64_t from, int64_t to) {
+template <class T, class X>
+void load_rows(const BranchConv<T>& a, const Image<const X>& image, int64_t n, const Scratch<T>& m, int64_t from,
+               int64_t to) {
   using V = Vec<T>;
-  const int64_t W = a.W, step = a.x.w;
-  prefetch_rows(a.x, n, to, to - from, a.H, W, a.Ci);
+  const int64_t W = a.W, step = image.w;
+  prefetch_rows(image, n, to, to - from, a.H, W, a.Ci);
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
-      const T* row = a.x.at(n, y) + c;
+      const X* row = image.at(n, y) + c;
       T* out = m.x.pixel(c, y);
       if (a.norm) {
         const V mean = V::load(a.norm + c), rstd = V::load(a.norm + m.Ci + c);
-        if (a.relu) map_row(W, row, step, left, out, V::size, [=](V v) { return ((v - mean) * rstd).relu(); });
-        else map_row(W, row, step, left, out, V::size, [=](V v) { return (v - mean) * rstd; });
+        if (a.relu) map_row<T>(W, row, step, left, out, V::size, [=](V v) { return ((v - mean) * rstd).relu(); });
+        else map_row<T>(W, row, step, left, out, V::size, [=](V v) { return (v - mean) * rstd; });
       } else if (a.relu) {
-        map_row(W, row, step, left, out, V::size, [](V v) { return v.relu(); });
+        map_row<T>(W, row, step, left, out, V::size, [](V v) { return v.relu(); });
       } else {
-        map_row(W, row, step, left, out, V::size, [](V v) { return v; });
+        map_row<T>(W, row, step, left, out, V::size, [](V v) { return v; });
       }
     });
   }
@@ -117,7 +119,8 @@ void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>
   }
 }
 
-template <class T>
+// x is stored as X, every z as Z.
+template <class T, class X, class Z>
 void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   using V = Vec<T>;
   const Scratch<T> m(a, memory);
@@ -128,25 +131,42 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
   for (int64_t k = 0; k < count; ++k) {
     const int64_t y = k * step, rows = y + step <= a.Ho ? step : a.Ho - y, pixels = rows * a.Wo;
     const int64_t needed = rows_read(a, m.x.border, y + rows);
-    load_rows(a, n, m, loaded, needed);
+    load_rows(a, stored_as<X>(a.x), n, m, loaded, needed);
     loaded = needed;
     for (int64_t i = 0; i < a.branches; ++i) {
       const Branch<T>& b = a.branch[i];
-      T* out = b.z + (n * a.Ho + y) * a.Wo * b.z_pitch;
-      if (b.z_pitch == a.Co) prefetch<true>(out, pixels * a.Co * sizeof(T));
+      Z* out = static_cast<Z*>(b.z) + (n * a.Ho + y) * a.Wo * b.z_pitch;
+      if (b.z_pitch == a.Co) prefetch<true>(out, pixels * a.Co * sizeof(Z));
       depthwise_tile(a, b, m, y, rows);
-      T* z = a.Co == m.Co && b.z_pitch == a.Co ? out : m.z;
+      const bool at_once = std::is_same_v<Z, T> && a.Co == m.Co && b.z_pitch == a.Co;
+      T* z = at_once ? static_cast<T*>(static_cast<void*>(out)) : m.z;
       gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
+      if constexpr (!std::is_same_v<Z, T>) store_tile(z, pixels, a.Co, out, b.z_pitch);
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
-      if (z == out) continue;
-      for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * b.z_pitch, z + p * m.Co, a.Co * sizeof(T));
+      if constexpr (std::is_same_v<Z, T>) {
+        if (at_once) continue;
+        for (int64_t p = 0; p < pixels; ++p) __builtin_memcpy(out + p * b.z_pitch, z + p * m.Co, a.Co * sizeof(T));
+      }
     }
   }
 }
 
+// z of some pixels, a tile [pixels, C'], to where it is stored, `pitch` from pixel to pixel; the tile keeps what is left
+// of it there.
+template <class T, class Z>
+void store_tile(T* tile, int64_t pixels, int64_t C, Z* out, int64_t pitch) {
+  for (int64_t p = 0; p < pixels; ++p, tile += padded(C), out += pitch) {
+    each_register<T>(C, [&](int64_t c, auto left) {
+      const Vec<T> v = Vec<T>::load(tile + c);
+      store_channels(v, out + c, left);
+      rounded(v, out).store(tile + c);
+    });
+  }
+}
+
 // A row of dz = k * ((g - m) - (z - mu) * r). coef is padded with zeros, so lanes beyond Co give zero.
-template <class T, class Left>
-void gradient_row(int64_t pixels, Image<const T> g, Image<const T> z, const T* coef, int64_t ld, Left left, T* out) {
+template <class T, class Z, class Left>
+void gradient_row(int64_t pixels, Image<const T> g, Image<const Z> z, const T* coef, int64_t ld, Left left, T* out) {
   using V = Vec<T>;
   const V shift = V::load(coef), mu = V::load(coef + ld), r = V::load(coef + 2 * ld), k = V::load(coef + 3 * ld);
 #pragma GCC unroll 4
@@ -157,19 +177,20 @@ void gradient_row(int64_t pixels, Image<const T> g, Image<const T> z, const T* c
 }
 
 // dz of `rows` output rows from y0 on, formed from g and z, to tile z.
-template <class T>
+template <class T, class Z>
 void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t n, int64_t y0,
                    int64_t rows) {
   using V = Vec<T>;
   prefetch_rows(b.g, n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
-  if (b.saved.data) prefetch_rows(b.saved, n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
+  if (b.saved.data) prefetch_rows(stored_as<Z>(b.saved), n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
   each_register<T>(a.Co, [&](int64_t c, auto left) {
     T* out = m.z + c / V::size * m.tile;
     for (int64_t y = 0; y < rows; ++y, out += a.Wo * V::size) {
-      Image<const T> g = b.g, z = b.saved;
+      Image<const T> g = b.g;
+      Image<const Z> z = stored_as<Z>(b.saved);
       g.data = g.at(n, y0 + y) + c;
       if (!z.data) {
-        map_row(a.Wo, g.data, g.w, left, out, V::size, [](V v) { return v; });
+        map_row<T>(a.Wo, g.data, g.w, left, out, V::size, [](V v) { return v; });
         continue;
       }
       z.data = z.at(n, y0 + y) + c;
@@ -180,7 +201,7 @@ void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>&
 
 // Everything of a branch and `rows` output rows from y0 on but the adjoint depthwise: dz, its way through the
 // pointwise, weight gradients.
-template <class T>
+template <class T, class Z>
 void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int64_t n, int64_t y0, int64_t rows) {
   using V = Vec<T>;
   const Branch<T>& b = a.branch[i];
@@ -188,7 +209,7 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   T* pointwise_sum = b.pointwise_grad ? b.pointwise_grad + n * a.Ci * m.Co : nullptr;
   if (y0 == 0 && taps_sum) __builtin_memset(taps_sum, 0, b.kernel * b.kernel * m.Ci * sizeof(T));
   if (y0 == 0 && pointwise_sum) __builtin_memset(pointwise_sum, 0, a.Ci * m.Co * sizeof(T));
-  gradient_tile(a, b, m, n, y0, rows);
+  gradient_tile<T, Z>(a, b, m, n, y0, rows);
   if (a.dx.data || taps_sum) {
     gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.tile},
             {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
@@ -243,14 +264,15 @@ void adjoint_stride(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int6
 
 // A row of s through relu and onto base and what there is, to dx, which may be the memory of either. With a norm, s
 // keeps the gradient of norm(x).
-template <class T, bool RELU, bool NORM, bool BASE, bool ONTO, class Left>
-void finish_row(int64_t pixels, T* s, int64_t s_step, const T* x, int64_t x_step, Image<const T> base,
+template <class T, bool RELU, bool NORM, bool BASE, bool ONTO, class X, class Left>
+void finish_row(int64_t pixels, T* s, int64_t s_step, const X* x, int64_t x_step, Image<const T> base,
                 Image<const T> onto, Left left, Image<T> dx) {
   using V = Vec<T>;
 #pragma GCC unroll 4
   for (int64_t u = 0; u < pixels; ++u, s += s_step, x += x_step, dx.data += dx.w) {
     V v = V::load(s);
-    if constexpr (RELU) v = v.where_positive(NORM ? V::load(x) : load_channels(x, left));
+    if constexpr (RELU && NORM) v = v.where_positive(V::load(x));
+    else if constexpr (RELU) v = v.where_positive(load_channels(x, left));
     if constexpr (RELU && NORM) v.store(s);
     if constexpr (BASE) {
       v = load_channels(base.data, left) + v;
@@ -264,7 +286,7 @@ void finish_row(int64_t pixels, T* s, int64_t s_step, const T* x, int64_t x_step
   }
 }
 
-template <class T, bool RELU, bool NORM>
+template <class T, class X, bool RELU, bool NORM>
 void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t from, int64_t to) {
   const int64_t step = a.in_place() ? a.stride : 1;  // what the stride leaves out stays as it is
   for (int64_t y = (from + step - 1) / step * step; y < to; y += step) {
@@ -276,13 +298,17 @@ void finish_rows(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64_t
       if (onto.data) onto.data = onto.at(n, y) + c;
       dx.data = dx.at(n, y) + c, dx.w *= step, onto.w *= step;
       // Without a norm relu's input is x itself.
-      const T* x = NORM ? m.x.pixel(c, y) : a.x.at(n, y) + c;
-      const auto alone = base.data ? finish_row<T, RELU, NORM, true, false, Left>
-                                   : finish_row<T, RELU, NORM, false, false, Left>;
-      const auto added = base.data ? finish_row<T, RELU, NORM, true, true, Left>
-                                   : finish_row<T, RELU, NORM, false, true, Left>;
+      const Image<const X> image = stored_as<X>(a.x);
+      using Input = std::conditional_t<NORM, T, X>;
+      const Input* x;
+      if constexpr (NORM) x = m.x.pixel(c, y);
+      else x = image.at(n, y) + c;
+      const auto alone = base.data ? finish_row<T, RELU, NORM, true, false, Input, Left>
+                                   : finish_row<T, RELU, NORM, false, false, Input, Left>;
+      const auto added = base.data ? finish_row<T, RELU, NORM, true, true, Input, Left>
+                                   : finish_row<T, RELU, NORM, false, true, Input, Left>;
       const auto row = onto.data ? added : alone;
-      row((a.W - 1) / step + 1, m.sum(c, y), step * Vec<T>::size, x, step * (NORM ? Vec<T>::size : a.x.w), base, onto,
+      row((a.W - 1) / step + 1, m.sum(c, y), step * Vec<T>::size, x, step * (NORM ? Vec<T>::size : image.w), base, onto,
           left, dx);
     });
   }
@@ -310,22 +336,23 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
   }
 }
 
-template <class T>
+// x is stored as X, every z as Z.
+template <class T, class X, class Z>
 void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   const Scratch<T> m(a, memory);
   bool image = a.norm;  // whether anything but relu's mask needs x
   for (int64_t i = 0; i < a.branches; ++i) image |= a.branch[i].pointwise_grad || a.branch[i].taps_grad;
   if (first && image) m.x.zero_border(a.Ci);
   if (first && a.dx.data) m.d.zero_border(a.branches * m.Ci);
-  const auto finish = a.norm ? (a.relu ? finish_rows<T, true, true> : finish_rows<T, false, true>)
-                             : (a.relu ? finish_rows<T, true, false> : finish_rows<T, false, false>);
+  const auto finish = a.norm ? (a.relu ? finish_rows<T, X, true, true> : finish_rows<T, X, false, true>)
+                             : (a.relu ? finish_rows<T, X, true, false> : finish_rows<T, X, false, false>);
   const int64_t step = chunk_rows(a.Wo);
   int64_t loaded = 0, done = 0;
   for (int64_t y = 0; y < a.Ho; y += step) {
     const int64_t rows = y + step <= a.Ho ? step : a.Ho - y, needed = rows_read(a, m.x.border, y + rows);
-    if (image) load_rows(a, n, m, loaded, needed);
+    if (image) load_rows(a, stored_as<X>(a.x), n, m, loaded, needed);
     loaded = needed;
-    for (int64_t i = 0; i < a.branches; ++i) branch_gradient(a, i, m, n, y, rows);
+    for (int64_t i = 0; i < a.branches; ++i) branch_gradient<T, Z>(a, i, m, n, y, rows);
     if (!a.dx.data) continue;
     const int64_t complete = rows_complete(a, m.x.border, y + rows);
     prefetch_rows(a.dx, n, done, complete - done, a.H, a.W, a.Ci);

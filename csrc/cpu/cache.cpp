@@ -195,13 +195,15 @@ Workspace::~Workspace() {
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype) {
-  if (dtype && *dtype != like.scalar_type()) return torch::stable::new_empty(like, sizes, dtype);
+  const ScalarType type = dtype ? *dtype : like.scalar_type();
+  // Another dtype is one of 16 bits, or the float32 of arithmetic on these.
+  const size_t element = type == like.scalar_type() ? like.element_size() : storage(type) == Storage::own ? 4 : 2;
   size_t count = 1;
   std::vector<int64_t> strides(sizes.size());
   for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = static_cast<int64_t>(count);
-  const size_t bytes = (count * like.element_size() + 63) / 64 * 64;
-  if (bytes < kSmallest) return torch::stable::new_empty(like, sizes);
-  return torch::stable::from_blob(cache().take(bytes), sizes, strides, like.device(), like.scalar_type(), &give_back);
+  const size_t bytes = (count * element + 63) / 64 * 64;
+  if (bytes < kSmallest) return torch::stable::new_empty(like, sizes, type);
+  return torch::stable::from_blob(cache().take(bytes), sizes, strides, like.device(), type, &give_back);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dartsfast, CompositeExplicitAutograd, m) { m.impl("empty_cache", TORCH_BOX(&empty_cache)); }

@@ -3,12 +3,13 @@
 
 #include <cstring>
 
-#include "../array.h"
+#include "kernels.h"
 #include "section.h"
 
 namespace dartsfast {
 
-// out = a, or a + b, images [N, H, W, C], with adjacent channels where they are added; out may be the memory of either.
+// out = a, or a + b, images [N, H, W, C], with adjacent channels where they are added or stored in 16 bits; out may be
+// the memory of either.
 template <class T>
 class ImageCall {
  public:
@@ -31,12 +32,19 @@ class ImageCall {
   void run(int64_t n) const {
     const int64_t H = whole_ ? 1 : out_.size[1], W = whole_ ? 1 : out_.size[2], C = out_.size[3];
     const int64_t count = whole_ ? out_.size[1] * out_.size[2] * C : C;
+    const auto element = [=](const Array& x, int64_t y, int64_t w) {
+      return n * x.stride[0] + y * x.stride[1] + w * x.stride[2];
+    };
     const auto at = [=](const Array& x, int64_t y, int64_t w) {
-      return x.data ? static_cast<T*>(x.data) + n * x.stride[0] + y * x.stride[1] + w * x.stride[2] : nullptr;
+      return x.data ? static_cast<T*>(x.data) + element(x, y, w) : nullptr;
     };
     for (int64_t y = 0; y < H; ++y) {
       for (int64_t w = 0; w < W; ++w) {
         const T *from = at(a_, y, w), *other = at(b_, y, w);
+        if (out_.storage != Storage::own) {
+          kernels<T>().of(out_.storage).store(from, count, static_cast<uint16_t*>(out_.data) + element(out_, y, w));
+          continue;
+        }
         T* to = at(out_, y, w);
         if (!adjacent_) {
           const int64_t step = a_.stride[3], out_step = out_.stride[3];

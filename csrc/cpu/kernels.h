@@ -13,15 +13,26 @@
 
 namespace dartsfast {
 
+// Kernels of images that are stored in one way, or in part as numbers of the arithmetic.
 template <class T>
-struct Kernels {
-  // `first`: the thread's first image, for which scratch memory is cleared.
-  void (*branch_conv)(const BranchConv<T>&, int64_t image, T* scratch, bool first);
-  void (*branch_conv_backward)(const BranchConv<T>&, int64_t image, T* scratch, bool first);
-  void (*pool3x3)(const Pool3x3<T>&, int64_t image, T* scratch);
+struct ImageKernels {
+  // By whether x is stored as z is. `first`: the thread's first image, for which scratch memory is cleared.
+  void (*branch_conv[2])(const BranchConv<T>&, int64_t image, T* scratch, bool first);
+  void (*branch_conv_backward[2])(const BranchConv<T>&, int64_t image, T* scratch, bool first);
+  void (*pool3x3[2])(const Pool3x3<T>&, int64_t image, T* scratch);  // by whether z is stored as x is
   void (*pool3x3_backward)(const Pool3x3<T>&, int64_t image, T* scratch);
   void (*mixed_sum)(const MixedSum<T>&, int64_t image, T* scratch);
   void (*mixed_sum_backward)(const MixedSum<T>&, int64_t image, T* scratch);
+  void (*store)(const T* from, int64_t count, void* to);  // in 16 bits
+};
+
+template <class T>
+struct Kernels {
+  ImageKernels<T> own;
+  const ImageKernels<T>* halves;  // of bfloat16 and float16; null where the arithmetic is not in float32
+  const ImageKernels<T>& of(Storage storage) const {
+    return storage == Storage::own ? own : halves[storage == Storage::float16];
+  }
   RowLoss<T> (*cross_entropy_row)(const CrossEntropy<T>&, T* row, int64_t label);
   double (*fd_norm_chunk)(const T* v, int64_t n);
   void (*fd_perturb)(const FdPerturb<T>&, int64_t begin, int64_t end);
@@ -47,8 +58,10 @@ struct InstructionSet {
 
 #if defined(__x86_64__)
 extern const InstructionSet avx512, avx2;
+extern const ImageKernels<float> avx512_halves[2], avx2_halves[2];
 #endif
 extern const InstructionSet portable;  // of any processor
+extern const ImageKernels<float> portable_halves[2];
 
 // The set in use: the widest that the processor has, unless another was asked for.
 const InstructionSet& instruction_set();

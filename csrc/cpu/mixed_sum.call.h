@@ -17,7 +17,7 @@ class MixedSumArguments {
   explicit MixedSumArguments(const std::vector<NormedBranch<T>>& branches) {
     std::vector<const T*> mean, rstd;
     for (const NormedBranch<T>& b : branches) {
-      z_.push_back(image<const T>(b.z)), mean.push_back(b.mean), rstd.push_back(b.rstd);
+      z_.push_back(stored_image(b.z)), mean.push_back(b.mean), rstd.push_back(b.rstd);
     }
     const Array& first = branches[0].z;
     args_.N = first.size[0], args_.H = first.size[1], args_.W = first.size[2], args_.C = first.size[3];
@@ -28,12 +28,17 @@ class MixedSumArguments {
   MixedSumArguments(const MixedSumArguments&) = delete;
 
  protected:
+  const ImageKernels<T>& image_kernels() const {
+    Storage stored = Storage::own;
+    for (const StoredImage& z : z_) stored = z.storage == Storage::own ? stored : z.storage;
+    return kernels<T>().of(stored);
+  }
   int64_t cost() const { return args_.H * args_.W * args_.C * args_.branches * 4; }  // of an image
 
   MixedSum<T> args_{};
 
  private:
-  std::vector<Image<const T>> z_;
+  std::vector<StoredImage> z_;
   Memory<T> mean_, rstd_;  // [branches, C']
 };
 
@@ -49,7 +54,7 @@ class MixedSumCall : MixedSumArguments<T> {
   }
 
   Work images() {
-    return {args_.N, this->cost(), [this](int64_t n, bool) { kernels<T>().mixed_sum(args_, n, nullptr); }};
+    return {args_.N, this->cost(), [this](int64_t n, bool) { this->image_kernels().mixed_sum(args_, n, nullptr); }};
   }
 
  private:
@@ -69,7 +74,7 @@ class MixedSumBackwardCall : MixedSumArguments<T> {
   }
 
   Work images() {
-    return {args_.N, this->cost(), [this](int64_t n, bool) { kernels<T>().mixed_sum_backward(args_, n, nullptr); }};
+    return {args_.N, this->cost(), [this](int64_t n, bool) { this->image_kernels().mixed_sum_backward(args_, n, nullptr); }};
   }
 
   // An item for g and one for each branch.

@@ -3,10 +3,11 @@
 
 #include "../mixed_sum.h"
 #include "reduce.h"
+#include "stored.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
-template <class T, int U, class Left>
+template <class T, class S, int U, class Left>
 void mixed_sum_block(const MixedSum<T>& a, int64_t n, int64_t y, int64_t x, int64_t c, Left left) {
   using V = Vec<T>;
   const int64_t C = padded(a.C);
@@ -19,28 +20,32 @@ void mixed_sum_block(const MixedSum<T>& a, int64_t n, int64_t y, int64_t x, int6
   for (int64_t b = 0; b < a.branches; ++b) {
     const V mean = V::load(a.mean + b * C + c), rstd = V::load(a.rstd + b * C + c), w = V::set(a.weights[b]);
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) acc[u] = V::fma(w, (load(a.z[b], u) - mean) * rstd, acc[u]);
+    for (int u = 0; u < U; ++u) {
+      const V z = load_channels<T, S>(a.z[b], a.z[b].at(n, y, x + u, c), left);
+      acc[u] = V::fma(w, (z - mean) * rstd, acc[u]);
+    }
   }
   T* out = a.out.at(n, y) + x * a.out.w + c;
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) store_channels(acc[u], out + u * a.out.w, left);
 }
 
-template <class T>
+// Every z is stored as S, or as the arithmetic's own numbers.
+template <class T, class S>
 void mixed_sum_image(const MixedSum<T>& a, int64_t n, T*) {
   for (int64_t y = 0; y < a.H; ++y) {
-    for (int64_t b = 0; b < a.branches; ++b) prefetch_rows(a.z[b], n, y + 1, 1, a.H, a.W, a.C);
+    for (int64_t b = 0; b < a.branches; ++b) prefetch_rows<T, S>(a.z[b], n, y + 1, 1, a.H, a.W, a.C);
     int64_t x = 0;
     for (; x + 4 <= a.W; x += 4) {
-      each_register<T>(a.C, [&](int64_t c, auto left) { mixed_sum_block<T, 4>(a, n, y, x, c, left); });
+      each_register<T>(a.C, [&](int64_t c, auto left) { mixed_sum_block<T, S, 4>(a, n, y, x, c, left); });
     }
     for (; x < a.W; ++x) {
-      each_register<T>(a.C, [&](int64_t c, auto left) { mixed_sum_block<T, 1>(a, n, y, x, c, left); });
+      each_register<T>(a.C, [&](int64_t c, auto left) { mixed_sum_block<T, S, 1>(a, n, y, x, c, left); });
     }
   }
 }
 
-template <class T>
+template <class T, class S>
 void mixed_sum_backward_image(const MixedSum<T>& a, int64_t n, T*) {
   using V = Vec<T>;
   const int64_t C = padded(a.C), step = chunk_rows(a.W), count = chunks(a.H, a.W);
@@ -54,12 +59,13 @@ void mixed_sum_backward_image(const MixedSum<T>& a, int64_t n, T*) {
       const int64_t g_step = a.g.w;
       interleaved<T>(pixels, [=](int64_t p, V s) { return s + load_channels(g + p * g_step, left); }).store(part + c);
       for (int64_t b = 0; b < a.branches; ++b) {
-        if (c == 0) prefetch_rows(a.z[b], n, y + step, step, a.H, a.W, a.C);
-        const T* z = a.z[b].at(n, y) + c;
-        const int64_t z_step = a.z[b].w;
+        if (c == 0) prefetch_rows<T, S>(a.z[b], n, y + step, step, a.H, a.W, a.C);
+        const StoredImage z = a.z[b];
+        const int64_t first = z.at(n, y, 0, c);
         const V mean = V::load(a.mean + b * C + c), rstd = V::load(a.rstd + b * C + c);
         interleaved<T>(pixels, [=](int64_t p, V s) {
-          return V::fma(load_channels(g + p * g_step, left), (load_channels(z + p * z_step, left) - mean) * rstd, s);
+          const V stored = load_channels<T, S>(z, first + p * z.w, left);
+          return V::fma(load_channels(g + p * g_step, left), (stored - mean) * rstd, s);
         }).store(part + (1 + b) * C + c);
       }
     });

@@ -13,7 +13,7 @@ Pool3x3<T> pool3x3_arguments(const Array& x, int64_t stride) {
   Pool3x3<T> a{};
   a.N = x.size[0], a.H = x.size[1], a.W = x.size[2], a.C = x.size[3], a.stride = stride;
   a.Ho = (a.H - 1) / stride + 1, a.Wo = (a.W - 1) / stride + 1;
-  a.x = image<const T>(x);
+  a.x = stored_image(x);
   return a;
 }
 
@@ -22,10 +22,8 @@ template <class T>
 class Pool3x3Call {
  public:
   Pool3x3Call(const Array& x, int64_t stride, const Both<Array>& z, const Both<Moments<T>>& stats)
-      : args_(pool3x3_arguments<T>(x, stride)), stats_(stats) {
-    for (int half = 0; half < 2; ++half) {
-      args_.z[half] = static_cast<T*>(z[half].data), args_.with[half] = z[half].data;
-    }
+      : args_(pool3x3_arguments<T>(x, stride)), stored_((z[0].data ? z[0] : z[1]).storage), stats_(stats) {
+    for (int half = 0; half < 2; ++half) args_.z[half] = z[half].data, args_.with[half] = z[half].data;
     if (!asked()) return;
     parts_ = memory<T>(2 * part());
     args_.moments = parts_.get();
@@ -35,7 +33,9 @@ class Pool3x3Call {
   Work images() {
     const int64_t size = 2 * chunk_rows(args_.Wo) * args_.Wo * padded(args_.C);
     return {args_.N, args_.Ho * args_.Wo * args_.C * 20,
-            [this, size](int64_t n, bool) { kernels<T>().pool3x3(args_, n, scratch<T>(size)); }};
+            [this, size, x = args_.x.storage](int64_t n, bool) {
+              kernels<T>().of(x).pool3x3[stored_ == x](args_, n, scratch<T>(size));
+            }};
   }
 
   // Whether moments are.
@@ -54,6 +54,7 @@ class Pool3x3Call {
 
   Pool3x3<T> args_;
   Memory<T> parts_;
+  Storage stored_;  // z
   Both<Moments<T>> stats_;
 };
 
@@ -76,7 +77,9 @@ class Pool3x3BackwardCall {
   Work images() {
     const int64_t size = 4 * (args_.W + 2) * padded(args_.C);
     return {args_.N, args_.Ho * args_.Wo * args_.C * 20,
-            [this, size](int64_t n, bool) { kernels<T>().pool3x3_backward(args_, n, scratch<T>(size)); }};
+            [this, size](int64_t n, bool) {
+              kernels<T>().of(args_.x.storage).pool3x3_backward(args_, n, scratch<T>(size));
+            }};
   }
 
  private:

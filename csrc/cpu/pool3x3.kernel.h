@@ -3,6 +3,7 @@
 
 #include "../pool3x3.h"
 #include "reduce.h"
+#include "stored.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
@@ -39,11 +40,12 @@ void with_halves(const Pool3x3<T>& a, F f) {
 }
 
 // A row of windows, C' channels from c on; also to `tiles`, where moments are asked for.
-template <class T, bool MOST, bool MEAN, class Left>
+template <class T, class X, class Z, bool MOST, bool MEAN, class Left>
 void pool3x3_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&tiles)[2]) {
   using V = Vec<T>;
-  const int64_t C = padded(a.C), h = a.x.h, w = a.x.w, step = a.stride * w, first = (n * a.Ho + y) * a.Wo;
-  const T* in = a.x.at(n, y * a.stride) + c;
+  const Image<const X> image = stored_as<X>(a.x);
+  const int64_t C = padded(a.C), h = image.h, w = image.w, step = a.stride * w, first = (n * a.Ho + y) * a.Wo;
+  const X* in = image.at(n, y * a.stride) + c;
   const auto pixel = [&](int64_t x, int64_t count, auto each_tap) {
     V most = V::set(-__builtin_inf()), sum = V::zero();
     each_tap([&](int64_t, int64_t dy, int64_t dx) {
@@ -52,8 +54,9 @@ void pool3x3_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left
       if constexpr (MEAN) sum = sum + v;
     });
     const auto put = [&](int half, V v) {
-      store_channels(v, a.z[half] + (first + x) * a.C + c, left);
-      if (a.moments) v.store(tiles[half] + x * C + c);
+      Z* const z = static_cast<Z*>(a.z[half]);
+      store_channels(v, z + (first + x) * a.C + c, left);
+      if (a.moments) rounded(v, z).store(tiles[half] + x * C + c);
     };
     if constexpr (MOST) put(0, most);
     if constexpr (MEAN) put(1, sum / V::set(static_cast<T>(count)));
@@ -70,8 +73,8 @@ void pool3x3_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left
   for (int64_t x = end > 1 ? end : 1; x < a.Wo; ++x) at_the_edge(x);
 }
 
-// Scratch memory: two tiles [chunk, C'].
-template <class T>
+// x is stored as X, both z as Z. Scratch memory: two tiles [chunk, C'].
+template <class T, class X, class Z>
 void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   const int64_t C = padded(a.C), step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo), tile = step * a.Wo * C;
   T* const tiles[2] = {memory, memory + tile};
@@ -82,7 +85,7 @@ void pool3x3_image(const Pool3x3<T>& a, int64_t n, T* memory) {
       T* const at[2] = {tiles[0] + y * a.Wo * C, tiles[1] + y * a.Wo * C};
       each_register<T>(a.C, [&](int64_t c, auto left) {
         with_halves(a, [&](auto most, auto mean) {
-          pool3x3_row<T, decltype(most)::value, decltype(mean)::value>(a, n, y0 + y, c, left, at);
+          pool3x3_row<T, X, Z, decltype(most)::value, decltype(mean)::value>(a, n, y0 + y, c, left, at);
         });
       });
     }
@@ -142,19 +145,20 @@ struct PoolShares {
 
 // A row of windows, C' channels from c on, to the gradients of the three rows of pixels that they take, which lie at
 // `rows` from the pixel before the first on. Every pixel gets its windows' shares from left to right.
-template <class T, int S, bool MOST, bool MEAN, class Left>
+template <class T, class X, int S, bool MOST, bool MEAN, class Left>
 void pool3x3_backward_row(const Pool3x3<T>& a, int64_t n, int64_t y, int64_t c, Left left, T* const (&rows)[3]) {
   using V = Vec<T>;
   using Shares = PoolShares<T, MOST, MEAN>;
   const int64_t C = padded(a.C), Wo = a.Wo;
-  const T* in = a.x.at(n, y * S) + c;
+  const Image<const X> image = stored_as<X>(a.x);
+  const X* in = image.at(n, y * S) + c;
   const PoolGradient<T> maximum(a, 0, n, y, c), average(a, 1, n, y, c);
   const auto shares = [&](int64_t x) {
     const Window w(y * S, x * S, a.H, a.W);
     const V count = V::set(static_cast<T>(w.count()));
     V most = V::set(-__builtin_inf()), sum = V::zero(), where = V::set(static_cast<T>(w.y0 * 3 + w.x0));
     w.each([&](int64_t tap, int64_t dy, int64_t dx) {
-      const V v = load_channels(in + dy * a.x.h + (x * S + dx) * a.x.w, left);
+      const V v = load_channels(in + dy * image.h + (x * S + dx) * image.w, left);
       if constexpr (MOST) {
         const auto better = most.beaten_by(v);
         most = V::select(better, v, most);
@@ -214,8 +218,8 @@ void pool3x3_finish_row(const Pool3x3<T>& a, int64_t n, int64_t y, const T* row)
   });
 }
 
-// Scratch memory: four rows of the image's gradient, [W + 2, C'] each, of which rows of windows take three.
-template <class T>
+// x is stored as X. Scratch memory: four rows of the image's gradient, [W + 2, C'] each, of which rows of windows take three.
+template <class T, class X>
 void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
   const int64_t pitch = (a.W + 2) * padded(a.C), S = a.stride;
   const auto row = [=](int64_t y) { return memory + (y & 3) * pitch; };  // -1 is a row, too
@@ -225,7 +229,8 @@ void pool3x3_backward_image(const Pool3x3<T>& a, int64_t n, T* memory) {
     each_register<T>(a.C, [&](int64_t c, auto left) {
       T* const at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
       with_halves(a, [&](auto most, auto mean) {
-        pool3x3_backward_row<T, decltype(stride)::value, decltype(most)::value, decltype(mean)::value>(a, n, y, c, left, at);
+        constexpr bool MOST = decltype(most)::value, MEAN = decltype(mean)::value;
+        pool3x3_backward_row<T, X, decltype(stride)::value, MOST, MEAN>(a, n, y, c, left, at);
       });
     });
   };

@@ -3,5 +3,5 @@
 #include "kernels.inc"
 
 namespace dartsfast {
-const InstructionSet portable = {"portable", isa_portable::table<float>(), isa_portable::table<double>()};
+const InstructionSet portable = {"portable", isa_portable::table<float>(portable_halves), isa_portable::table<double>()};
 }

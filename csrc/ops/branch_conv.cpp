@@ -58,15 +58,22 @@ struct Given : BranchConvInputs {
   Array keep(const Tensor& t) { return array(kept.emplace_back(t)); }
 };
 
+// How all images are stored; where they differ, as the numbers of the arithmetic.
+Storage alike(const Tensors& images) {
+  Storage found = images.empty() ? Storage::own : storage(images[0].scalar_type());
+  for (const Tensor& t : images) found = storage(t.scalar_type()) == found ? found : Storage::own;
+  return found;
+}
+
 std::tuple<Tensor, Tensor> branch_conv(const Tensor& x, const std::optional<Tensor>& norm, const Tensors& depthwise,
                                        const Tensors& pointwise, const Ints& dilation, int64_t stride, bool relu,
                                        const std::optional<ScalarType>& dtype) {
   check_arguments(x, norm, depthwise, pointwise, dilation, stride);
   const ScalarType kept_as = dtype ? *dtype : x.scalar_type(), own = arithmetic(x.scalar_type());
-  check(kept_as == x.scalar_type() || (kHalves && arithmetic(kept_as) == own), "z cannot be stored in this dtype");
+  check(arithmetic(kept_as) == own, "z cannot be stored in this dtype");
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
+    const Given given(readable(x, storage(kept_as)), norm, depthwise, pointwise, dilation, stride, relu);
     const int64_t branches = static_cast<int64_t>(pointwise.size()), Co = pointwise[0].size(0);
     const int64_t N = x.size(0), Ho = (x.size(1) - 1) / stride + 1, Wo = (x.size(2) - 1) / stride + 1;
     Tensor z = empty(x, {branches, N, Ho, Wo, Co}, kept_as);
@@ -111,10 +118,11 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> branch_conv_backward(
   const ScalarType own = arithmetic(x.scalar_type());
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    Given given(x, norm, depthwise, pointwise, dilation, stride, relu);
+    const Storage stored = alike(z);
+    Given given(readable(x, stored), norm, depthwise, pointwise, dilation, stride, relu);
     BranchConvGradients<T> out;
     for (const Tensor& t : g) out.g.push_back(given.keep(by_row(widened(t))));
-    for (const Tensor& t : z) out.z.push_back(given.keep(by_row(t)));
+    for (const Tensor& t : z) out.z.push_back(given.keep(by_row(readable(t, stored))));
     if (coef) {
       const T* rows = static_cast<const T*>(given.keep(dense(widened(*coef))).data);
       for (size_t b = 0; b < B; ++b) out.coef.push_back(dense_array(rows + b * 4 * Co, {4, Co}));

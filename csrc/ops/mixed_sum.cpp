@@ -36,8 +36,10 @@ struct Given {
   Given(const Tensors& z, const Tensor& means, const Tensor& rstds) {
     const T* mean = static_cast<const T*>(keep(dense(widened(means))).data);
     const T* rstd = static_cast<const T*>(keep(dense(widened(rstds))).data);
+    Storage stored = Storage::own;
+    for (const Tensor& t : z) stored = stored == Storage::own ? storage(t.scalar_type()) : stored;
     for (const Tensor& t : z) {
-      branches.push_back({keep(by_pixel(t)), mean, rstd});
+      branches.push_back({keep(by_pixel(readable(t, stored))), mean, rstd});
       mean += t.size(3), rstd += t.size(3);
     }
   }

@@ -11,6 +11,7 @@
 
 #include "branch_conv.call.h"
 #include "cache.h"
+#include "check_program.h"
 #include "image.call.h"
 #include "mixed_sum.call.h"
 #include "norm_stats.call.h"
@@ -40,38 +41,6 @@ double as_double(int64_t bits) {
   double number;
   std::memcpy(&number, &bits, sizeof number);
   return number;
-}
-
-// Which arguments may be stored in 16 bits.
-bool read_in_halves(Op op, size_t k) {
-  if (op == Op::branch_conv || op == Op::pool3x3 || op == Op::mixed_sum) return k == 0;
-  if (op == Op::mixed_sum_backward) return k == 1;
-  if (op == Op::branch_conv_backward) return k == 1 || k == 3;
-  return op == Op::pool3x3_backward && k == 3;
-}
-bool written_in_halves(Op op, size_t k) {
-  return k == 0 && (op == Op::branch_conv || op == Op::pool3x3 || op == Op::copy);
-}
-
-// Nobody reads everything that an operator can write; the rest has to be there.
-void check_memory(const Instruction& i) {
-  const bool moments = i.op == Op::branch_conv || i.op == Op::pool3x3;
-  const auto stored = [](const Array& a, bool halves) {
-    check(a.storage == Storage::own || halves, "the program has what is stored in 16 bits where no kernel takes that");
-  };
-  for (size_t k = 0; k < i.reads.size(); ++k) {
-    for (const Array& a : i.reads[k]) {
-      check(a.data, "the program reads what nothing wrote");
-      stored(a, read_in_halves(i.op, k));
-    }
-  }
-  for (size_t k = 0; k < i.writes.size(); ++k) {
-    for (const Array& a : i.writes[k]) stored(a, written_in_halves(i.op, k));
-    const bool weights = i.op == Op::branch_conv_backward && k > 0, halves = i.op == Op::pool3x3 && k == 0;
-    check(!halves || i.writes[k][0].data || i.writes[k][1].data, "the program has a pool that nobody reads");
-    if ((moments && k == 1) || weights || halves || i.op == Op::mixed_sum_backward) continue;
-    for (const Array& a : i.writes[k]) check(a.data, "the program writes to no memory");
-  }
 }
 
 // Calls of some devices make norms and coefficients where what these are of is finished.
@@ -294,7 +263,6 @@ ScalarType dtype_of(int64_t number, ScalarType own) {
                                   ScalarType::Half};
   check(number >= 0 && number < static_cast<int64_t>(std::size(known)), "the program's code names an unknown dtype");
   const bool halves = storage(known[number]) != Storage::own;
-  check(!halves || kHalves, "kernels for the ", kDevice, " store nothing in 16 bits");
   const bool fits = halves ? own == ScalarType::Float : known[number] == own || known[number] == ScalarType::Long;
   check(fits, "a program's memory does not fit the dtype of its arithmetic");
   return known[number];
@@ -315,6 +283,8 @@ class OwnMemory {
  public:
   OwnMemory(Code& code, ScalarType own, const Tensor& like, const Tensors& kept, std::vector<Base>& bases) {
     auto given = kept.begin();
+    std::vector<std::pair<size_t, int64_t>> places;  // of temporary arenas: which base, from which byte on
+    int64_t bytes = 0;
     for (int64_t left = code.count(); left > 0; --left) {
       const ScalarType dtype = dtype_of(code.number(), own);
       const int64_t kept_size = code.number(), temporary_size = code.number();
@@ -328,16 +298,19 @@ class OwnMemory {
         bases.push_back(base(arena));
       }
       const int64_t size = storage(dtype) != Storage::own ? 2 : dtype == ScalarType::Float ? 4 : 8;
-      const auto& temporary = temporary_.emplace_back(std::make_unique<Workspace>(temporary_size * size));
-      bases.push_back({temporary->data(), temporary_size, size, storage(dtype)});
+      places.emplace_back(bases.size(), bytes);
+      bases.push_back({nullptr, temporary_size, size, storage(dtype)});
+      bytes += (temporary_size * size + 255) / 256 * 256;
     }
+    temporary_ = std::make_unique<Workspace>(bytes);
+    for (const auto& [k, begin] : places) bases[k].data = bytes ? temporary_->data() + begin : nullptr;
   }
   // The arenas to be kept that there were not before.
   const Tensors& made() const { return made_; }
 
  private:
   Tensors made_;
-  std::vector<std::unique_ptr<Workspace>> temporary_;
+  std::unique_ptr<Workspace> temporary_;  // one for all dtypes: what is borrowed may be larger than asked for
 };
 
 // Code: dtype of the arithmetic (0 float32, 1 float64); of each given tensor its count of elements and its dtype, -1

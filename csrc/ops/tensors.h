@@ -14,7 +14,6 @@
 
 #include "../array.h"
 #include "device.h"
-#include "halves.h"
 
 namespace dartsfast {
 
@@ -59,7 +58,6 @@ inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
 
 // Where tensors may be stored in several dtypes that one serves the arithmetic on.
 inline void check_fits(const Tensor& t, const Tensor& x, const char* name) {
-  if (!kHalves) return check_like(t, x, name);
   check_ours(t, name);
   check(arithmetic(t.scalar_type()) == arithmetic(x.scalar_type()), name,
         " must have the dtype of the other tensors, or one that the same arithmetic serves");
@@ -78,9 +76,9 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> sizes, c
 
 inline void check_image(const Tensor& x, const char* name) {
   check_ours(x, name);
-  const ScalarType dtype = kHalves ? arithmetic(x.scalar_type()) : x.scalar_type();
-  check(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32",
-        kHalves ? ", float64, bfloat16 or float16" : " or float64");
+  const ScalarType dtype = arithmetic(x.scalar_type());
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+        " must be float32, float64, bfloat16 or float16");
   check(x.dim() == 4, name, " must be [N, H, W, C], got ", shape{x});
   for (int64_t i = 0; i < 4; ++i) check(x.size(i) > 0, name, " must not be empty, got ", shape{x});
   // Far beyond any memory, and far enough from overflow for every size that is computed from it.
@@ -107,6 +105,10 @@ inline Tensor as(const Tensor& t, ScalarType dtype) { return t.scalar_type() == 
 
 // The tensor itself where it is stored as the numbers of the arithmetic on it, else a copy.
 inline Tensor widened(const Tensor& t) { return as(t, arithmetic(t.scalar_type())); }
+
+// The tensor itself where it is stored as `stored` or as the arithmetic's numbers, else a copy as the latter: kernels
+// know one way of 16 bits at a time.
+inline Tensor readable(const Tensor& t, Storage stored) { return storage(t.scalar_type()) == stored ? t : widened(t); }
 
 // Memory from a tensor's first to its last element.
 struct Span {

@@ -27,7 +27,7 @@ PREFERENCE = {
 }
 KERNEL_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.bfloat16, torch.float16)
-STORING = ("cuda", "triton")
+STORING = ("cpu", "cuda", "triton")
 """The backends that store images as one of those."""
 NOT_TRACED = (
     "torch.jit.trace and torch.export do not see what its kernels compute; "
@@ -149,7 +149,7 @@ def check_storage(storage_dtype: torch.dtype | None, backend: str) -> torch.dtyp
     if storage_dtype in STORAGE_DTYPES and backend not in (*STORING, "auto"):
         raise InputError(
             f"backend {backend!r} keeps images in the network's own dtype: "
-            f"storage_dtype={storage_dtype} needs the backend {' or '.join(STORING)}"
+            f"storage_dtype={storage_dtype} needs the backend {', '.join(STORING[:-1])} or {STORING[-1]}"
         )
     return storage_dtype if storage_dtype in STORAGE_DTYPES else None
 

@@ -184,7 +184,7 @@ class Network(ArchModule):
             images of a size chooses how every cell keeps, the fastest choice that fits
             (:meth:`fit_memory`).
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
-            float32 arithmetic; None for the network's own. The backends cuda and triton only.
+            float32 arithmetic; None for the network's own. Not on the backend ``reference``.
         primitives: operation names of the search space, keys of ``operations.OPS``, or a
             :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`.
         mixed_op: called as ``mixed_op(C, stride, primitives)`` for every edge, returns what stands in the

@@ -199,7 +199,7 @@ class Forward:
         """Return where node k is written, and the dtype of the copy that is kept of it, if there is one."""
         setting, read = self.setting, len(self.setting.inputs) + k in self.read
         direct = k >= len(self.placed) - self.returned and (self.returned == 1 or setting.runner != "walk")
-        halved = setting.kept_as if read and not (direct and setting.runner in NATIVE) else None
+        halved = setting.kept_as if read else None
         if direct:
             return Place.RETURNED, halved
         keeps = read and halved is None and setting.memory != "cell"

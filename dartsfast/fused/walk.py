@@ -135,9 +135,14 @@ def _branch_conv(m: _Memory, i: Instruction) -> None:
     m.write_stacked(stats, moments)
 
 
+def _pooled(m: _Memory, x: Ref, i: Instruction) -> Any:
+    # Of an image in 16 bits the operator would store z so, too.
+    return kernels.pool3x3(m[x].to(m.dtype), i.numbers[0])
+
+
 def _pool3x3(m: _Memory, i: Instruction) -> None:
     z, stats = i.writes
-    found, moments = kernels.pool3x3(m[i.reads[0][0]], *i.numbers)
+    found, moments = _pooled(m, i.reads[0][0], i)
     for ref, image in zip(z, found.unbind(), strict=True):
         m.write(ref, image)
     m.write_stacked(stats, moments)
@@ -222,13 +227,12 @@ def _branch_conv_backward(m: _Memory, i: Instruction) -> None:
 
 def _pool3x3_backward(m: _Memory, i: Instruction) -> None:
     (g,), z, coef, (x,), base, skip = i.reads
-    stride = i.numbers[0]
-    saved = m.list(z) or list(kernels.pool3x3(m[x], stride)[0])
+    saved = m.list(z) or list(_pooled(m, x, i)[0])
     below: Any = m.maybe(base)
     for weight in m.list(skip):
         mean, rstd = no_norm(g.shape[-1], m.dtype, m[g].device)[:, None]
         below = kernels.mixed_sum([m[g]], mean, rstd, weight[None], below)
-    dx = kernels.pool3x3_backward([m[g], m[g]], saved, m.stacked(coef), m[x], stride, below)
+    dx = kernels.pool3x3_backward([m[g], m[g]], saved, m.stacked(coef), m[x], i.numbers[0], below)
     m.write(i.writes[0][0], dx)
 
 

@@ -107,7 +107,7 @@ class CNNConfig(SearchConfig):
     layers: int = option(8, "number of cells", group=NETWORK)
     storage_dtype: str = option(
         "float32",
-        "of what memory=store keeps; half precision needs a GPU, or the backend cuda or triton",
+        "of what memory=store keeps; half precision needs another backend than reference",
         ("float32", "bfloat16", "float16"),
         group=NETWORK,
     )

@@ -6,6 +6,9 @@
 
 extern "C" const dartsfast::InstructionSet* dartsfast_instruction_set() {
   using namespace dartsfast::isa_avx512_emulated;
-  static const dartsfast::InstructionSet set = {"avx512-emulated", table<float>(), table<double>()};
+  using dartsfast::Storage;
+  static const dartsfast::ImageKernels<float> halves[2] = {half_kernels<Storage::bfloat16>(),
+                                                           half_kernels<Storage::float16>()};
+  static const dartsfast::InstructionSet set = {"avx512-emulated", table<float>(halves), table<double>()};
   return &set;
 }

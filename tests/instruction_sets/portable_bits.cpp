@@ -41,7 +41,8 @@ void print(const char* name, const std::vector<T>& values) {
 template <class T>
 void branch_conv() {
   constexpr int64_t H = 7, W = 11, Ci = 12, Co = 20, K = 5, D = 2, stride = 2, Ho = 4, Wo = 6;
-  const auto x = numbers<T>(H * W * Ci, 1), norm = numbers<T>(2 * padded(Ci), 2);
+  auto x = numbers<T>(H * W * Ci, 1);
+  const auto norm = numbers<T>(2 * padded(Ci), 2);
   const auto taps = numbers<T>(K * K * padded(Ci), 3), pointwise = numbers<T>(Ci * padded(Co), 4);
   std::vector<T> z(Ho * Wo * Co), moments(chunks(Ho, Wo) * 2 * padded(Co));
   const int64_t P = halo(K, D);
@@ -49,9 +50,10 @@ void branch_conv() {
   Branch<T> b = {};
   b.kernel = K, b.dilation = D, b.taps = taps.data(), b.forward = &list, b.pointwise = pointwise.data();
   b.z = z.data(), b.z_pitch = Co, b.moments = moments.data();
-  BranchConv<T> a = {1, H, W, Ci, Co, Ho, Wo, stride, {x.data(), H * W * Ci, W * Ci, Ci}, norm.data(), true, 1, &b};
+  const StoredImage image = {x.data(), H * W * Ci, W * Ci, Ci, Storage::own};
+  BranchConv<T> a = {1, H, W, Ci, Co, Ho, Wo, stride, image, norm.data(), true, 1, &b};
   std::vector<T> scratch(scratch_size(a));
-  branch_conv_image(a, 0, scratch.data(), true);
+  branch_conv_image<T, T, T>(a, 0, scratch.data(), true);
   print("branch_conv", z);
   print("moments", moments);
 }

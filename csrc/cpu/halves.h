@@ -1,8 +1,0 @@
-#pragma once
-
-namespace dartsfast {
-
-// Whether images may be stored in 16 bits.
-constexpr bool kHalves = false;
-
-}  // namespace dartsfast
