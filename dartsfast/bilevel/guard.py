@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.errors import InputError
 
 T = TypeVar("T")
@@ -36,13 +37,20 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     Yields the saved copies, in order. The tensors keep their storage and identity. Ctrl-C waits until
     they are restored, but for calls through :func:`interruptible`, which it ends at once.
     """
-    saved = [torch.empty_like(t.detach()) for t in tensors]
+    saved = [_room(t.detach()) for t in tensors]
     _copy(tensors, saved)
     with _interrupts_held():
         try:
             yield saved
         finally:
             _copy(saved, tensors)
+
+
+def _room(tensor: Tensor) -> Tensor:
+    """Return memory for a copy of ``tensor``: where it may, memory that is used again."""
+    if tensor.layout is torch.strided and tensor.is_contiguous():
+        return torch.ops.dartsfast.empty(tensor, tensor.shape)
+    return torch.empty_like(tensor)
 
 
 @torch.no_grad()

@@ -125,10 +125,10 @@ class RNNSearch(Search):
         Returns the plain loss [] of the weight step, and both hidden states [1, B, nhid] after the tokens.
         """
         config, model = self.config, self.model
+        self.optimizer.zero_grad()  # as large as the weights, and of no use to the alphas' step
         (hidden_valid,), _ = self.architect.step(
             [hidden], x, y, [hidden_valid], xv, yv, self.optimizer, config.order == 2
         )
-        self.optimizer.zero_grad()
         loss, raw_loss, (hidden,) = search_loss(model, [hidden], x, y, config.beta)
         loss.backward()
         average_gradients_(model.parameters())
