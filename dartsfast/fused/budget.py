@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import costs
 from dartsfast.fused.passes import Pass, planned
+from dartsfast.fused.planning import without_memory
 from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.sizes import megabytes
 
@@ -170,16 +167,12 @@ def _peak(passes: Sequence[Pass]) -> int:
 
 
 def _too_little(network: Any, images: Sequence[int], budget: int, order: int, least: int) -> str:
-    """Say what would fit: memory grows with the batch in a line."""
+    """Say what would fit."""
     N, *shape = images
-    batch = 0
-    if N > 1:
-        modes = ["cell"] * len(network.cells)
-        half = max(1, N // 2)
-        at_half = _peak(_passes(network, modes, [half, *shape], order))
-        batch = max(0, N - int(-(-(least - budget) * (N - half) // (least - at_half))))
-        while batch and _peak(_passes(network, modes, [batch, *shape], order)) > budget:
-            batch -= 1
+    modes = ["cell"] * len(network.cells)
+    batch = largest_batch(
+        N, least, budget, lambda batch: _peak(_passes(network, modes, [batch, *shape], order))
+    )
     advice = f"or images in batches of {batch} at most" if batch else "or smaller images, or fewer channels"
     return (
         f"a memory budget of {megabytes(budget)} MB is too little: passes over images {list(images)} take "
@@ -187,15 +180,23 @@ def _too_little(network: Any, images: Sequence[int], budget: int, order: int, le
     )
 
 
+def largest_batch(N: int, least: int, budget: int, peak: Callable[[int], int]) -> int:
+    """Return the largest batch below ``N`` whose ``peak`` fits, 0 if none does.
+
+    Memory grows with the batch in a line; ``least`` is that of ``N``.
+    """
+    if N == 1:
+        return 0
+    half = N // 2
+    batch = max(0, N - int(-(-(least - budget) * (N - half) // (least - peak(half)))))
+    while batch and peak(batch) > budget:
+        batch -= 1
+    return batch
+
+
 def _twin(network: Any) -> Any:
-    """Return a network like ``network`` whose tensors have no memory."""
-    memo: dict[int, Any] = {}
-    for t in (*network.parameters(), *network.buffers(), *network.arch_parameters()):
-        empty = torch.empty_like(t, device="meta")
-        memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
-    backend = network.backend
-    twin = copy.deepcopy(network, memo)
-    twin._backend, twin._memory = backend, "cell"  # what it is within a plan is said cell by cell
+    twin = without_memory(network)
+    twin._memory = "cell"  # what it is within a plan is said cell by cell
     for cell in twin.cells:
-        cell._backend = backend
+        cell._backend = twin._backend
     return twin

@@ -26,14 +26,9 @@ STAGES = 3  # of P-DARTS
 
 @dataclass(frozen=True)
 class SearchConfig(RunOptions):
-    """What both searches take.
-
-    Attributes:
-        budgets: whether ``memory`` may be a budget.
-    """
+    """What both searches take."""
 
     memory_modes: ClassVar[Sequence[str]] = MEMORY_MODES
-    budgets = False
 
     order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2), group=OPTIMISATION)
     preset: str = option(
@@ -46,7 +41,7 @@ class SearchConfig(RunOptions):
     memory: str = option(
         "store",
         "store: keep activations; recompute: compute them again in the backward; of the CNN also cell: keep "
-        "only what lies between cells, and a budget "
+        "only what lies between cells; or a budget "
         "beside model, data and optimisers, such as 800MB, 6GB or 50% of what is free",
         group=NETWORK,
     )
@@ -64,10 +59,10 @@ class SearchConfig(RunOptions):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        if self.memory not in self.memory_modes and not (self.budgets and is_size(self.memory)):
-            sizes = ", or a budget such as 800MB, 6GB or 50%" if self.budgets else ""
+        if self.memory not in self.memory_modes and not is_size(self.memory):
             raise InputError(
-                f"memory must be one of {', '.join(self.memory_modes)}{sizes}, got {self.memory}"
+                f"memory must be one of {', '.join(self.memory_modes)}, or a budget such as 800MB, 6GB or "
+                f"50%, got {self.memory}"
             )
         if self.sync_bn and self.backend != "reference":
             raise InputError(
@@ -81,7 +76,6 @@ class CNNConfig(SearchConfig):
     """Options of the CNN search (the original's ``cnn/train_search.py``)."""
 
     memory_modes = CNN_MEMORY_MODES
-    budgets = True
 
     data: str = option(
         "photos",
