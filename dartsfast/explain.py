@@ -35,14 +35,14 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     Raises:
         InputError: options that cannot work, or a backend that has no programs.
     """
-    return iteration(_network(config, primitives), _images(config), config.order)
+    return iteration(_network(config, primitives), _images(config), config.order, config.accumulate)
 
 
 def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -> Fit:
     """Return how a search keeps its memory budget; arguments and errors as :func:`explain_cnn`."""
     network = _network(config, primitives)
     with pretending(network._backend):
-        return network.fit_memory(_images(config), config.order)
+        return network.fit_memory(_images(config), config.order, config.accumulate)
 
 
 def explain_rnn(config: RNNConfig, words: int) -> tuple[list[rnn_budget.TextPass], rnn_budget.TextFit | None]:
@@ -64,7 +64,7 @@ def explain_rnn(config: RNNConfig, words: int) -> tuple[list[rnn_budget.TextPass
 
 
 def _images(config: CNNConfig) -> tuple[int, int, int, int]:
-    return config.batch_size, 3, config.image_size, config.image_size
+    return config.batch_size // config.accumulate, 3, config.image_size, config.image_size
 
 
 def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:

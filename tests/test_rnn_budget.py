@@ -48,6 +48,12 @@ def test_any_number_of_time_steps_kept_gives_the_same_bits(order):
         assert all(torch.equal(found[name], value) for name, value in wanted.items()), kept
 
 
+def test_the_second_order_counts_its_copies_of_the_weights():
+    weights = 4 * sum(w.numel() for w in sized("store").parameters())
+    # Beside the pass after the virtual step the weights to restore, in the difference also its vector.
+    assert peak(0, 1) + weights <= peak(0, 2) <= peak(0, 1) + 2 * weights
+
+
 def test_a_backward_leaves_what_is_kept_for_another():
     model, (x, y) = network("cpu", dropouts={}), text()
     model.rnns[0].memory = 2

@@ -64,10 +64,13 @@ def _copy(sources: Sequence[Tensor], to: Sequence[Tensor]) -> None:
 
 
 def gradient(
-    loss_fn: Callable[[], Tensor], wrt: Sequence[Tensor], without: Sequence[Tensor] = ()
+    losses: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
+    wrt: Sequence[Tensor],
+    without: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    """Return the gradient of ``loss_fn()`` by ``wrt``; None by one that is frozen or has no part in it.
+    """Return the gradient of a loss by ``wrt``; None by one that is frozen or has no part in it.
 
+    Of several ``losses`` it is that of their sum, one after the other, so that one graph lives at a time.
     Leaves in ``without`` take no part, so that no backward spends time on them, but for those in ``wrt``: a
     script's alphas may be parameters of its model. Ctrl-C may strike.
 
@@ -79,7 +82,7 @@ def gradient(
     asked = {id(t) for t in wrt}
     frozen = [t for t in without if t.requires_grad and id(t) not in asked]
 
-    def run() -> list[Tensor | None]:
+    def run(loss_fn: Callable[[], Tensor]) -> list[Tensor | None]:
         with torch.enable_grad():
             loss = loss_fn()
         learning = [t for t in wrt if t.requires_grad]
@@ -88,10 +91,19 @@ def gradient(
         found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
         return [next(found) if t.requires_grad else None for t in wrt]
 
+    def run_all() -> list[Tensor | None]:
+        first, *others = [losses] if callable(losses) else losses
+        total = run(first)
+        for loss_fn in others:
+            for i, g in enumerate(run(loss_fn)):
+                before = total[i]
+                total[i] = g if before is None else before if g is None else before + g
+        return total
+
     for t in frozen:
         t.requires_grad_(False)
     try:
-        return interruptible(run)
+        return interruptible(run_all)
     finally:
         for t in frozen:
             t.requires_grad_(True)

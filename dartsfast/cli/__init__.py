@@ -32,7 +32,7 @@ VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase o
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
-    "space", "preset", "method", "auxiliary_skip",
+    "space", "preset", "method", "auxiliary_skip", "accumulate",
 )  # fmt: skip
 EXPLAINED_OF_TEXTS = (
     "emsize", "nhid", "nhidlast", "batch_size", "bptt", "order", "backend", "memory", "dropout", "dropouth",

@@ -58,7 +58,7 @@ class Fit:
         )
 
 
-def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit:
+def fit(network: Any, images: Sequence[int], budget: int, order: int = 1, parts: int = 1) -> Fit:
     """Return the modes of cells with which a pass is the fastest of those that fit, by what cells come to.
 
     Args:
@@ -66,16 +66,17 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit
         images: [N, 3, H, W].
         budget: bytes beside model, data and optimisers.
         order: of the alphas' gradient: with the second, passes have copies of the weights beside them.
+        parts: of a batch, whose gradients are added up: passes have those of earlier ones beside them.
 
     Raises:
         InputError: nothing fits; it says what would.
     """
     twin = _twin(network)
     cells = len(twin.cells)
-    passes = {mode: _passes(twin, [mode] * cells, images, order) for mode in CNN_MEMORY_MODES}
+    passes = {mode: _passes(twin, [mode] * cells, images, order, parts) for mode in CNN_MEMORY_MODES}
     least = _peak(passes["cell"])
     if least > budget:
-        raise InputError(_too_little(twin, images, budget, order, least))
+        raise InputError(_too_little(twin, images, budget, order, parts, least))
     between = min(_outside(found[0]) for found in passes.values())
     each = {mode: _by_cell(p, cells, _outside(p) - between) for mode, (p, *_) in passes.items()}
     times = {mode: sum(c.time for c in found) for mode, found in each.items()}
@@ -83,7 +84,7 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit
     for estimate, modes in _frontier(each):
         if estimate + beside > (1 + _SLACK) * budget:
             continue
-        peak = _peak(_passes(twin, modes, images, order))
+        peak = _peak(_passes(twin, modes, images, order, parts))
         if peak <= budget:
             break
     else:
@@ -156,22 +157,22 @@ def _fastest(each: dict[str, list[_Cell]], most: float) -> tuple[int, list[str]]
     return ways[-1][2], ways[-1][3]
 
 
-def _passes(network: Any, modes: Sequence[str], images: Sequence[int], order: int) -> list[Pass]:
+def _passes(network: Any, modes: Sequence[str], images: Sequence[int], order: int, parts: int) -> list[Pass]:
     for cell, mode in zip(network.cells, modes, strict=True):
         cell._memory = mode
-    return [planned(network, images, of, order) for of in _LARGEST[order]]
+    return [planned(network, images, of, order, parts) for of in _LARGEST[order]]
 
 
 def _peak(passes: Sequence[Pass]) -> int:
     return max(p.peak + p.beside for p in passes)
 
 
-def _too_little(network: Any, images: Sequence[int], budget: int, order: int, least: int) -> str:
+def _too_little(network: Any, images: Sequence[int], budget: int, order: int, parts: int, least: int) -> str:
     """Say what would fit."""
     N, *shape = images
     modes = ["cell"] * len(network.cells)
     batch = largest_batch(
-        N, least, budget, lambda batch: _peak(_passes(network, modes, [batch, *shape], order))
+        N, least, budget, lambda batch: _peak(_passes(network, modes, [batch, *shape], order, parts))
     )
     advice = f"or images in batches of {batch} at most" if batch else "or smaller images, or fewer channels"
     return (
