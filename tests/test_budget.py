@@ -207,6 +207,19 @@ def test_the_planned_peak_is_the_measured_one():
     assert seen == set(CNN_MEMORY_MODES)
 
 
+def test_programs_for_triton_allocate_what_was_planned():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("measured_arenas.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    found = json.loads(done.stdout)
+    for budget, peak, allocated in found:
+        assert peak <= budget
+        assert allocated == pytest.approx(peak, rel=0.01)
+    assert len({peak for _, peak, _ in found}) == 3
+
+
 def test_the_reference_path_has_no_programs_to_plan():
     model = network("1GB", backend="reference")
     with pytest.raises(InputError, match="the reference path has none: choose one of store, recompute, cell"):
