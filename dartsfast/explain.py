@@ -1,4 +1,4 @@
-"""What the cells of a search network come to, program by program, before anything runs."""
+"""What the passes of a search come to, of a CNN program by program, before anything runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dartsfast.fused.costs import costs, words
 from dartsfast.fused.passes import Pass, iteration, total
 from dartsfast.fused.planning import Run
 from dartsfast.methods.darts_minus import DARTSMinus
-from dartsfast.search.config import CNNConfig
+from dartsfast.names import MEMORY_MODES
+from dartsfast.rnn import budget as rnn_budget
+from dartsfast.rnn.model_search import RNNModelSearch
+from dartsfast.search.config import CNNConfig, RNNConfig, SearchConfig
 from dartsfast.tables import print_table
 
 CLASSES = 10
@@ -32,18 +35,36 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     Raises:
         InputError: options that cannot work, or a backend that has no programs.
     """
-    return iteration(_network(config, primitives), _images(config), config.order)
+    return iteration(_network(config, primitives), _images(config), config.order, config.accumulate)
 
 
 def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -> Fit:
     """Return how a search keeps its memory budget; arguments and errors as :func:`explain_cnn`."""
     network = _network(config, primitives)
     with pretending(network._backend):
-        return network.fit_memory(_images(config), config.order)
+        return network.fit_memory(_images(config), config.order, config.accumulate)
+
+
+def explain_rnn(config: RNNConfig, words: int) -> tuple[list[rnn_budget.TextPass], rnn_budget.TextFit | None]:
+    """Return the passes of an iteration of a search over ``words`` words, and how it keeps a memory budget.
+
+    Raises:
+        InputError: options that cannot work, a budget that nothing fits, or a backend without kernels.
+    """
+    config.check()
+    backend, text = _backend(config), (config.bptt, config.batch_size)
+    with pretending(backend), torch.device("meta"):
+        model = RNNModelSearch(
+            words, config.emsize, config.nhid, config.nhidlast,
+            config.dropout, config.dropouth, config.dropoutx, config.dropouti, config.dropoute,
+            backend=backend, memory=config.memory,
+        )  # fmt: skip
+        fit = None if config.memory in MEMORY_MODES else model.fit_memory(text, config.order)
+        return rnn_budget.iteration(model, text, config.order), fit
 
 
 def _images(config: CNNConfig) -> tuple[int, int, int, int]:
-    return config.batch_size, 3, config.image_size, config.image_size
+    return config.batch_size // config.accumulate, 3, config.image_size, config.image_size
 
 
 def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
@@ -56,6 +77,18 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
     if config.smooth_by == "adversary":
         raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     config.check()
+    backend = _backend(config)
+    storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
+    with pretending(backend), torch.device("meta"):
+        return (DARTSMinus if config.auxiliary_skip else Network)(
+            config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
+            backend=backend, memory=config.memory, storage_dtype=storage,
+            primitives=SPACES[config.space] if primitives is None else primitives,
+        )  # fmt: skip
+
+
+def _backend(config: SearchConfig) -> str:
+    """Return whose passes are explained."""
     backend = config.backend
     if backend == "auto":
         backend = resolve_backend(backend, "cuda" if torch.cuda.is_available() else "cpu")
@@ -69,13 +102,7 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
         raise InputError(f"backend {backend!r} has no programs to explain: choose cpu, cuda or triton")
     if backend == "triton" and (missing := triton.load()):
         raise InputError(f"launches of Triton kernels are counted from the kernels: {missing}")
-    storage = None if config.storage_dtype == "float32" else getattr(torch, config.storage_dtype)
-    with pretending(backend), torch.device("meta"):
-        return (DARTSMinus if config.auxiliary_skip else Network)(
-            config.init_channels, CLASSES, config.layers, nn.CrossEntropyLoss(),
-            backend=backend, memory=config.memory, storage_dtype=storage,
-            primitives=SPACES[config.space] if primitives is None else primitives,
-        )  # fmt: skip
+    return backend
 
 
 def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:
@@ -112,6 +139,24 @@ def print_explanation(passes: Sequence[Pass], cell: int | None = None) -> None:
     print_table(
         "Passes: what their programs add up to, and all their memory", columns, rows, len(columns) - 1
     )
+
+
+def print_texts(passes: Sequence[rnn_budget.TextPass]) -> None:
+    """Print what the passes of an RNN search come to."""
+    columns = ["pass", "gradients of", "times", "read and written, MB", "GFLOP"]
+    columns += ["kept, MB", "copies of weights, MB", "peak, MB"]
+    rows = [
+        [
+            p.kind.purpose,
+            p.kind.of,
+            str(p.kind.times),
+            _megabytes(p.moved),
+            f"{p.operations / 1e9:,.2f}",
+            *map(_megabytes, (p.kept, p.beside, p.peak + p.beside)),
+        ]
+        for p in passes
+    ]
+    print_table("Passes of an iteration, and all their memory", columns, rows, len(columns) - 2)
 
 
 _Programs = dict[tuple[str, str], tuple[int, list[Run]]]

@@ -1,4 +1,4 @@
-"""Run as a process: prints the bytes of resident memory that a pass of a CNN takes at most above idle."""
+"""Run as a process: prints the bytes of resident memory that a pass takes at most above idle."""
 
 import json
 import sys
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from dartsfast.cnn.model_search import Network
+from dartsfast.rnn.model import search_loss
+from dartsfast.rnn.model_search import RNNModelSearch
 
 
 def resident(name):
@@ -15,26 +17,40 @@ def resident(name):
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measure(images, of, options, halved=None):
-    torch.set_num_threads(1)
-    options["storage_dtype"] = halved and getattr(torch, halved)
+def cnn(shape, options):
+    """Return a network and the loss of a pass over images of ``shape``."""
+    if halved := options.pop("halved", None):
+        options["storage_dtype"] = getattr(torch, halved)
+    x = torch.randn(shape)
     model = Network(num_classes=10, criterion=nn.CrossEntropyLoss(), backend="cpu", **options)
+    return model, lambda: model._loss(x, torch.zeros(len(x), dtype=torch.int64))
+
+
+def rnn(shape, options):
+    """Return a model and the loss of a weights' step over a text of ``shape``."""
+    sizes, rest = options.pop("sizes"), options
+    x = torch.randint(sizes[0], shape)
+    model = RNNModelSearch(*sizes, backend="cpu", **rest)
+    return model, lambda: search_loss(model, model.init_hidden(shape[1]), x, x, 1e-3)[0]
+
+
+def measure(kind, shape, of, options):
+    torch.set_num_threads(1)
+    model, loss = {"cnn": cnn, "rnn": rnn}[kind](shape, options)
     groups = {"alphas": model.arch_parameters(), "weights": list(model.parameters())}
     wanted = [t for name, group in groups.items() for t in group if of in (name, "both")]
     for group in groups.values():
         for t in group:
             t.requires_grad_(any(t is one for one in wanted))
 
-    def run(x):
-        loss = model._loss(x, torch.zeros(len(x), dtype=torch.int64))
-        torch.autograd.grad(loss, wanted, allow_unused=True)
+    def run():
+        torch.autograd.grad(loss(), wanted, allow_unused=True)
 
-    x = torch.randn(images)
-    run(x)  # what torch and the kernels load and keep once, and programs
+    run()  # what torch and the kernels load and keep once, and programs
     torch.ops.dartsfast.empty_cache()
     Path("/proc/self/clear_refs").write_text("5")  # the highest is from now on
     idle = resident("VmRSS")
-    run(x)
+    run()
     return resident("VmHWM") - idle
 
 

@@ -199,12 +199,25 @@ def test_the_planned_peak_is_the_measured_one():
         options["memory"] = f"{budget:.0f}B"
         found = network(**options).fit_memory(images)
         seen |= set(found.modes)
-        command = [sys.executable, script, json.dumps([images, "both", options])]
+        command = [sys.executable, script, json.dumps(["cnn", images, "both", options])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert not done.returncode, done.stderr
         assert found.peak == pytest.approx(int(done.stdout), rel=0.05)
         assert int(done.stdout) < budget
     assert seen == set(CNN_MEMORY_MODES)
+
+
+def test_programs_for_triton_allocate_what_was_planned():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("measured_arenas.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    found = json.loads(done.stdout)
+    for budget, peak, allocated in found:
+        assert peak <= budget
+        assert allocated == pytest.approx(peak, rel=0.01)
+    assert len({peak for _, peak, _ in found}) == 3
 
 
 def test_the_reference_path_has_no_programs_to_plan():
@@ -266,5 +279,3 @@ def test_the_command_explains_the_plan(capsys):
     assert f" {peak:,.1f} " in next(row for row in reversed(text.splitlines()) if "iteration" in row)
     assert main(["explain", "cnn", *SMALL, "--memory", "0.5MB"]) == 2
     assert "too little" in capsys.readouterr().err
-    assert main(["search", "rnn", "--memory", "4MB"]) == 2
-    assert "memory must be one of store, recompute, got 4MB" in capsys.readouterr().err

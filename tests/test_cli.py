@@ -93,8 +93,8 @@ def test_draw_and_doctor(tmp_path, capsys):
 
 COMMANDS = [
     [], ["search"], ["search", "cnn"], ["search", "rnn"], ["compare"], ["compare", "cnn"], ["compare", "rnn"],
-    ["explain"], ["explain", "cnn"], ["export"], ["draw"], ["doctor"], ["runs"], ["report"],
-    ["compare-runs"],
+    ["explain"], ["explain", "cnn"], ["explain", "rnn"], ["export"], ["draw"], ["doctor"], ["runs"],
+    ["report"], ["compare-runs"],
 ]  # fmt: skip
 
 

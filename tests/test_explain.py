@@ -285,7 +285,8 @@ def test_the_planned_peak_is_the_measured_one(kept, halved, of):
     script = Path(__file__).with_name("measured_peak.py")
     # Freed memory goes back at once, and what is resident is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, script, json.dumps([images, of, options, halved])]
+    options = {**options, "halved": halved}
+    command = [sys.executable, script, json.dumps(["cnn", images, of, options])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert planned.peak == pytest.approx(int(done.stdout), rel=0.05)

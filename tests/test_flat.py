@@ -363,7 +363,7 @@ def test_nothing_waits_for_a_device_before_the_end(clip):
     virtual = VirtualStep(0.1, 1e-2, 0.9, [torch.ones_like(w) for w in weights], clip, vector_max_norm=clip)
     with Calls() as calls:
         alpha_gradient(weights, alphas, train, valid, virtual)
-    names = [name for name in calls.names if name.startswith("dartsfast") or "local_scalar" in name]
+    names = [name for name in calls.names if name.startswith("dartsfast::fd") or "local_scalar" in name]
     assert names == [
         "dartsfast::fd_norm",
         "dartsfast::fd_virtual_step_",

@@ -63,5 +63,13 @@ def test_others_say_what_they_can(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"Checkpointing by cell takes the least.*--memory cell$"):
         search_cnn(CNNConfig(**OPTIONS["cnn"](tmp_path), backend="reference", out=str(tmp_path / "cnn")))
     out_of_memory_after(monkeypatch, RNNSearch, 1)
-    with pytest.raises(InputError, match="Free memory of other programs.*Go on with: dartsfast search rnn"):
-        search_rnn(RNNConfig(**OPTIONS["rnn"](tmp_path), out=str(tmp_path / "rnn")))
+    with pytest.raises(InputError, match=r"time steps again takes the least.*--memory recompute$"):
+        search_rnn(RNNConfig(**OPTIONS["rnn"](tmp_path), backend="reference", out=str(tmp_path / "rnn")))
+
+
+@needs_cpu
+def test_a_search_of_rnns_says_how_many_time_steps_fit(tmp_path, monkeypatch):
+    out_of_memory_after(monkeypatch, RNNSearch, 1)
+    said = r"What is free would do for this: keeps 40 of 40 time steps; .*Go on with: .* --memory \d+B$"
+    with pytest.raises(InputError, match=said):
+        search_rnn(RNNConfig(**OPTIONS["rnn"](tmp_path), backend="cpu", out=str(tmp_path / "rnn")))

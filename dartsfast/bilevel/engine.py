@@ -23,7 +23,7 @@ from dartsfast.errors import DivergedError, InputError
 from dartsfast.ops import fd_virtual_step_
 from dartsfast.ranks import Average
 
-Loss = Callable[[], Tensor]
+Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]
 Gradient = list[Tensor | None]
 
 
@@ -93,8 +93,9 @@ def alpha_gradient(
     Args:
         weights: the network's parameters.
         alphas: the architecture parameters.
-        train_loss: closure returning the training loss; run at w, then at w + Rv and w - Rv.
-        valid_loss: closure returning the validation loss; run at w (first order) or at w' (second).
+        train_loss: closure returning the training loss; run at w, then at w + Rv and w - Rv. Or several whose
+            losses add up to it, run one by one.
+        valid_loss: the same of the validation loss; run at w (first order) or at w' (second).
         virtual: the virtual step, or None for first order (xi = 0).
         buffers: running statistics that the pass at w' must leave as they were; the other passes move
             them, as they moved the original's main model.

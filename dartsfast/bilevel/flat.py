@@ -120,7 +120,8 @@ class Group:
 
     def gather(self, values: Sequence[Tensor | None]) -> Tensor:
         """Return a new vector of ``values``, one a member; None counts as 0."""
-        vector = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        vector = torch.ops.dartsfast.empty(like, [self.size]).zero_()
         pairs = zip(self.views(vector), values, strict=True)
         there = [(view, value.detach()) for view, value in pairs if value is not None]
         if there:

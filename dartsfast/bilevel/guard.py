@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+import dartsfast.ops  # noqa: F401 - defines the operators
 from dartsfast.errors import InputError
 
 T = TypeVar("T")
@@ -36,13 +37,20 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     Yields the saved copies, in order. The tensors keep their storage and identity. Ctrl-C waits until
     they are restored, but for calls through :func:`interruptible`, which it ends at once.
     """
-    saved = [torch.empty_like(t.detach()) for t in tensors]
+    saved = [_room(t.detach()) for t in tensors]
     _copy(tensors, saved)
     with _interrupts_held():
         try:
             yield saved
         finally:
             _copy(saved, tensors)
+
+
+def _room(tensor: Tensor) -> Tensor:
+    """Return memory for a copy of ``tensor``: where it may, memory that is used again."""
+    if tensor.layout is torch.strided and tensor.is_contiguous():
+        return torch.ops.dartsfast.empty(tensor, tensor.shape)
+    return torch.empty_like(tensor)
 
 
 @torch.no_grad()
@@ -56,10 +64,13 @@ def _copy(sources: Sequence[Tensor], to: Sequence[Tensor]) -> None:
 
 
 def gradient(
-    loss_fn: Callable[[], Tensor], wrt: Sequence[Tensor], without: Sequence[Tensor] = ()
+    losses: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
+    wrt: Sequence[Tensor],
+    without: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    """Return the gradient of ``loss_fn()`` by ``wrt``; None by one that is frozen or has no part in it.
+    """Return the gradient of a loss by ``wrt``; None by one that is frozen or has no part in it.
 
+    Of several ``losses`` it is that of their sum, one after the other, so that one graph lives at a time.
     Leaves in ``without`` take no part, so that no backward spends time on them, but for those in ``wrt``: a
     script's alphas may be parameters of its model. Ctrl-C may strike.
 
@@ -71,7 +82,7 @@ def gradient(
     asked = {id(t) for t in wrt}
     frozen = [t for t in without if t.requires_grad and id(t) not in asked]
 
-    def run() -> list[Tensor | None]:
+    def run(loss_fn: Callable[[], Tensor]) -> list[Tensor | None]:
         with torch.enable_grad():
             loss = loss_fn()
         learning = [t for t in wrt if t.requires_grad]
@@ -80,10 +91,19 @@ def gradient(
         found = iter(torch.autograd.grad(loss, learning, allow_unused=True))
         return [next(found) if t.requires_grad else None for t in wrt]
 
+    def run_all() -> list[Tensor | None]:
+        first, *others = [losses] if callable(losses) else losses
+        total = run(first)
+        for loss_fn in others:
+            for i, g in enumerate(run(loss_fn)):
+                before = total[i]
+                total[i] = g if before is None else before if g is None else before + g
+        return total
+
     for t in frozen:
         t.requires_grad_(False)
     try:
-        return interruptible(run)
+        return interruptible(run_all)
     finally:
         for t in frozen:
             t.requires_grad_(True)

@@ -88,7 +88,7 @@ def hvp(
 
 
 def product(
-    loss_fn: Callable[[], Tensor],
+    losses: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
     flat: Flat,
     v: Sequence[Tensor],
     wrt: Sequence[Tensor],
@@ -99,13 +99,15 @@ def product(
 ) -> tuple[list[Tensor | None], Tensor]:
     """Return what :func:`hvp` does for ``flat.tensors``, and the norm of the vector; wait for no device.
 
-    ``v`` is the vector as ``flat`` gathers it, the same in all processes where ``average`` makes means over
-    them. None is returned where the loss does not depend on a member of ``wrt``.
+    Several ``losses`` are parts of a sum. ``v`` is the vector as ``flat`` gathers it, the same in all
+    processes where ``average`` makes means over them. None is returned where the loss does not depend on a
+    member of ``wrt``.
     """
     length = norm(v)
     _check_method(method, flat.tensors, wrt)
     if method == "exact":
-        exact = interruptible(lambda: _exact(loss_fn, flat.tensors, flat.split(v), wrt))
+        parts = [losses] if callable(losses) else losses
+        exact = interruptible(lambda: _exact(parts, flat.tensors, flat.split(v), wrt))
         return averaged(wrt, exact, average), length
 
     def gradient_at(origin: list[Tensor], sign: int) -> list[Tensor | None]:
@@ -113,7 +115,7 @@ def product(
         for w, w0, direction in zip(at, origin, v, strict=True):
             fd_perturb_(w, w0, direction, length.to(w), r, sign)
         flat.scatter(at)
-        return averaged(wrt, gradient(loss_fn, wrt, without=flat.tensors), average)
+        return averaged(wrt, gradient(losses, wrt, without=flat.tensors), average)
 
     with flat.preserved() as origin:
         before = random_state() if same_randomness else []
@@ -154,10 +156,15 @@ def _quotient(
 
 
 def _exact(
-    loss_fn: Callable[[], Tensor], params: Sequence[Tensor], vector: Sequence[Tensor], wrt: Sequence[Tensor]
+    losses: Sequence[Callable[[], Tensor]],
+    params: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    wrt: Sequence[Tensor],
 ) -> list[Tensor | None]:
+    first, *others = losses
     with torch.enable_grad():
-        gradients = torch.autograd.grad(loss_fn(), params, create_graph=True, materialize_grads=True)
+        loss = sum((fn() for fn in others), first())
+        gradients = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
         scalar = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
     if not isinstance(scalar, Tensor) or not scalar.requires_grad:
         raise InputError(

@@ -23,7 +23,7 @@ from dartsfast.parsing import Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, saying
 from dartsfast.runs.options import GROUPS, HERE, MOVED
-from dartsfast.search.config import CNNConfig
+from dartsfast.search.config import CNNConfig, RNNConfig
 from dartsfast.verbs import VERBS, WITHOUT_EFFECT
 
 # Only names and options are imported here: --help needs no torch, and Ctrl-C finds main() in charge.
@@ -32,7 +32,11 @@ VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase o
 # What of a search's options its programs go by.
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
-    "space", "preset", "method", "auxiliary_skip",
+    "space", "preset", "method", "auxiliary_skip", "accumulate",
+)  # fmt: skip
+EXPLAINED_OF_TEXTS = (
+    "emsize", "nhid", "nhidlast", "batch_size", "bptt", "order", "backend", "memory", "dropout", "dropouth",
+    "dropoutx", "dropouti", "dropoute",
 )  # fmt: skip
 COMPARISONS: dict[str, Any] = {"cnn": CompareConfig, "rnn": CompareRNNConfig}
 
@@ -201,6 +205,19 @@ def _add_explain(commands: Any) -> None:
         "-v", "--instructions", type=int, metavar="CELL", help="print every instruction of this cell too"
     )
     command.set_defaults(run=_explain)
+    command = kinds.add_parser(
+        "rnn",
+        help="passes of an RNN search: bytes, operations, memory",
+        description="Count what the passes of a search come to. Nothing is computed, no data are read.",
+        argument_default=argparse.SUPPRESS,
+    )
+    for field in dataclasses.fields(RNNConfig):
+        if field.name in EXPLAINED_OF_TEXTS:
+            add_field(command, field)
+    command.add_argument(
+        "--words", type=int, default=10_000, help="of the vocabulary; 10,000 are those of Penn Treebank"
+    )
+    command.set_defaults(run=_explain_rnn)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -313,6 +330,19 @@ def _explain(args: argparse.Namespace) -> None:
     print_explanation(passes, getattr(args, "instructions", None))
     if config.memory not in CNN_MEMORY_MODES:
         print(f"memory {config.memory}: {explain_memory(config, primitives)}")
+
+
+def _explain_rnn(args: argparse.Namespace) -> None:
+    from dartsfast.explain import explain_rnn, print_texts
+
+    if args.words < 1:
+        raise InputError(f"words must be above zero, got {args.words}")
+    given = {name: getattr(args, name) for name in EXPLAINED_OF_TEXTS if hasattr(args, name)}
+    config = RNNConfig(**given)
+    passes, fit = explain_rnn(config, args.words)
+    print_texts(passes)
+    if fit is not None:
+        print(f"memory {config.memory}: {fit}")
 
 
 def _draw(args: argparse.Namespace) -> None:

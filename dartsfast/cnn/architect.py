@@ -12,6 +12,7 @@ from dartsfast import ranks
 from dartsfast.bilevel import VirtualStep, alpha_gradient, flatten_
 from dartsfast.bilevel.original import concat as _concat  # noqa: F401 - old scripts take it from here
 from dartsfast.bilevel.original import refuse_steps_of_the_original
+from dartsfast.cnn.accumulate import losses
 from dartsfast.cnn.model_search import Network
 from dartsfast.presets import resolve_preset
 
@@ -26,6 +27,7 @@ class Architect:
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
         penalty: returns what the validation loss has beside, a function of the alphas, [].
+        accumulate: parts of a batch that passes take one after the other, each with statistics of its own.
 
     Where a ``torch.distributed`` process group is up, all processes take every step together, each with its
     own part of the batches, and the gradients in it are means over them: of the alphas (which are no
@@ -43,13 +45,14 @@ class Architect:
         *,
         preset: str = "code",
         penalty: Callable[[], Tensor | float] | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.network_momentum = args.momentum
         self.network_weight_decay = args.weight_decay
         self.preset = resolve_preset(preset)
         self.network_clip = getattr(args, "grad_clip", None) if self.preset.clips_cnn_virtual_step else None
         self.model = model
-        self.penalty = penalty
+        self.penalty, self.accumulate = penalty, accumulate
         self.optimizer = torch.optim.Adam(
             model.arch_parameters(),
             lr=args.arch_learning_rate,
@@ -117,15 +120,16 @@ class Architect:
     ) -> None:
         alphas = self.model.arch_parameters()
 
-        def valid_loss() -> Tensor:
-            loss = self.model._loss(*valid)
-            return loss if self.penalty is None else loss + self.penalty()
+        first, *others = losses(self.model, *valid, self.accumulate)
+
+        def with_penalty() -> Tensor:
+            return first() if self.penalty is None else first() + self.penalty()
 
         gradients = alpha_gradient(
             list(self.model.parameters()),
             alphas,
-            train_loss=lambda: self.model._loss(*train),
-            valid_loss=valid_loss,
+            train_loss=losses(self.model, *train, self.accumulate),
+            valid_loss=[with_penalty, *others],
             virtual=virtual,
             buffers=list(self.model.buffers()),
             average=ranks.averaging(),

@@ -324,11 +324,12 @@ class Network(ArchModule):
         rows = F.softmax(self.logits(reduction).detach(), dim=-1)
         return rows if self._adjust is None else self._adjust(rows, reduction)
 
-    def fit_memory(self, images: Sequence[int], order: int = 1) -> fused.Fit:
+    def fit_memory(self, images: Sequence[int], order: int = 1, parts: int = 1) -> fused.Fit:
         """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.
 
         Images that are smaller in all four take what larger ones took. ``order`` is that of the alphas'
-        gradient: passes of the second have copies of the weights beside them.
+        gradient: passes of the second have copies of the weights beside them, passes over one of several
+        ``parts`` of a batch the gradients so far.
 
         Raises:
             InputError: no budget, none of these cells on kernels, or a budget that nothing fits.
@@ -342,7 +343,7 @@ class Network(ArchModule):
                     f"memory={self._memory!r} is planned from programs, and the reference path has none: "
                     f"choose one of {', '.join(CNN_MEMORY_MODES)}"
                 )
-            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order)
+            found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order, parts)
             self._fits.append(found)
         cells: list[Any] = list(self.cells)
         for cell, mode in zip(cells, found.modes, strict=True):

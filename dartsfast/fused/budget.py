@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import costs
 from dartsfast.fused.passes import Pass, planned
+from dartsfast.fused.planning import without_memory
 from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.sizes import megabytes
 
@@ -61,7 +58,7 @@ class Fit:
         )
 
 
-def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit:
+def fit(network: Any, images: Sequence[int], budget: int, order: int = 1, parts: int = 1) -> Fit:
     """Return the modes of cells with which a pass is the fastest of those that fit, by what cells come to.
 
     Args:
@@ -69,16 +66,17 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit
         images: [N, 3, H, W].
         budget: bytes beside model, data and optimisers.
         order: of the alphas' gradient: with the second, passes have copies of the weights beside them.
+        parts: of a batch, whose gradients are added up: passes have those of earlier ones beside them.
 
     Raises:
         InputError: nothing fits; it says what would.
     """
     twin = _twin(network)
     cells = len(twin.cells)
-    passes = {mode: _passes(twin, [mode] * cells, images, order) for mode in CNN_MEMORY_MODES}
+    passes = {mode: _passes(twin, [mode] * cells, images, order, parts) for mode in CNN_MEMORY_MODES}
     least = _peak(passes["cell"])
     if least > budget:
-        raise InputError(_too_little(twin, images, budget, order, least))
+        raise InputError(_too_little(twin, images, budget, order, parts, least))
     between = min(_outside(found[0]) for found in passes.values())
     each = {mode: _by_cell(p, cells, _outside(p) - between) for mode, (p, *_) in passes.items()}
     times = {mode: sum(c.time for c in found) for mode, found in each.items()}
@@ -86,7 +84,7 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1) -> Fit
     for estimate, modes in _frontier(each):
         if estimate + beside > (1 + _SLACK) * budget:
             continue
-        peak = _peak(_passes(twin, modes, images, order))
+        peak = _peak(_passes(twin, modes, images, order, parts))
         if peak <= budget:
             break
     else:
@@ -159,27 +157,23 @@ def _fastest(each: dict[str, list[_Cell]], most: float) -> tuple[int, list[str]]
     return ways[-1][2], ways[-1][3]
 
 
-def _passes(network: Any, modes: Sequence[str], images: Sequence[int], order: int) -> list[Pass]:
+def _passes(network: Any, modes: Sequence[str], images: Sequence[int], order: int, parts: int) -> list[Pass]:
     for cell, mode in zip(network.cells, modes, strict=True):
         cell._memory = mode
-    return [planned(network, images, of, order) for of in _LARGEST[order]]
+    return [planned(network, images, of, order, parts) for of in _LARGEST[order]]
 
 
 def _peak(passes: Sequence[Pass]) -> int:
     return max(p.peak + p.beside for p in passes)
 
 
-def _too_little(network: Any, images: Sequence[int], budget: int, order: int, least: int) -> str:
-    """Say what would fit: memory grows with the batch in a line."""
+def _too_little(network: Any, images: Sequence[int], budget: int, order: int, parts: int, least: int) -> str:
+    """Say what would fit."""
     N, *shape = images
-    batch = 0
-    if N > 1:
-        modes = ["cell"] * len(network.cells)
-        half = max(1, N // 2)
-        at_half = _peak(_passes(network, modes, [half, *shape], order))
-        batch = max(0, N - int(-(-(least - budget) * (N - half) // (least - at_half))))
-        while batch and _peak(_passes(network, modes, [batch, *shape], order)) > budget:
-            batch -= 1
+    modes = ["cell"] * len(network.cells)
+    batch = largest_batch(
+        N, least, budget, lambda batch: _peak(_passes(network, modes, [batch, *shape], order, parts))
+    )
     advice = f"or images in batches of {batch} at most" if batch else "or smaller images, or fewer channels"
     return (
         f"a memory budget of {megabytes(budget)} MB is too little: passes over images {list(images)} take "
@@ -187,15 +181,23 @@ def _too_little(network: Any, images: Sequence[int], budget: int, order: int, le
     )
 
 
+def largest_batch(N: int, least: int, budget: int, peak: Callable[[int], int]) -> int:
+    """Return the largest batch below ``N`` whose ``peak`` fits, 0 if none does.
+
+    Memory grows with the batch in a line; ``least`` is that of ``N``.
+    """
+    if N == 1:
+        return 0
+    half = N // 2
+    batch = max(0, N - int(-(-(least - budget) * (N - half) // (least - peak(half)))))
+    while batch and peak(batch) > budget:
+        batch -= 1
+    return batch
+
+
 def _twin(network: Any) -> Any:
-    """Return a network like ``network`` whose tensors have no memory."""
-    memo: dict[int, Any] = {}
-    for t in (*network.parameters(), *network.buffers(), *network.arch_parameters()):
-        empty = torch.empty_like(t, device="meta")
-        memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
-    backend = network.backend
-    twin = copy.deepcopy(network, memo)
-    twin._backend, twin._memory = backend, "cell"  # what it is within a plan is said cell by cell
+    twin = without_memory(network)
+    twin._memory = "cell"  # what it is within a plan is said cell by cell
     for cell in twin.cells:
-        cell._backend = backend
+        cell._backend = twin._backend
     return twin

@@ -88,7 +88,12 @@ class _LinearCrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if d is None else d * g for d in ctx.saved_tensors[:3]), None, None, None
+        return *(_scaled(d, g) for d in ctx.saved_tensors[:3]), None, None, None
+
+
+def _scaled(d: Tensor | None, g: Tensor) -> Tensor | None:
+    """Return d * g, in memory that is used again."""
+    return None if d is None else torch.mul(d, g, out=kernels.empty(d, d.shape))
 
 
 @eager
@@ -150,7 +155,7 @@ class _LockedCrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        d_x, d_weight, d_bias = (None if d is None else d * g for d in ctx.saved_tensors[:3])
+        d_x, d_weight, d_bias = (_scaled(d, g) for d in ctx.saved_tensors[:3])
         return d_x, None, d_weight, d_bias, None, None
 
 

@@ -37,7 +37,7 @@ class Pass(NamedTuple):
         runs: programs, in order.
         kept: bytes that live between the two.
         peak: bytes that live at most. Both are beside model, data and optimisers.
-        beside: bytes of copies of the weights that live all the time.
+        beside: bytes of copies of the weights, and of gradients of earlier parts, that live all the time.
     """
 
     of: str
@@ -48,7 +48,7 @@ class Pass(NamedTuple):
     beside: int
 
 
-def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
+def iteration(network: Any, images: Sequence[int], order: int, parts: int = 1) -> list[Pass]:
     """Return the passes of an iteration as they would run.
 
     Args:
@@ -56,14 +56,15 @@ def iteration(network: Any, images: Sequence[int], order: int) -> list[Pass]:
             ``cuda`` or ``triton``.
         images: [N, 3, H, W].
         order: of the alphas' gradient.
+        parts: of a batch, whose gradients are added up.
 
     Raises:
         InputError: images that do not fit the network.
     """
-    return [planned(network, images, of, order) for of in PASSES[order]]
+    return [planned(network, images, of, order, parts) for of in PASSES[order]]
 
 
-def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pass:
+def planned(network: Any, images: Sequence[int], of: str, order: int = 1, parts: int = 1) -> Pass:
     """Return a pass that takes the gradients ``of``; arguments and errors as :func:`iteration`."""
     groups: dict[str, list[Tensor]] = {
         "alphas": network.arch_parameters(),
@@ -78,7 +79,7 @@ def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pas
     plan = Plan(network._backend)
     if network._memory not in CNN_MEMORY_MODES:
         with pretending(network._backend):
-            network.fit_memory(images, order)
+            network.fit_memory(images, order, parts)
     with ExitStack() as stack:
         # The cell itself takes no part in what it computes: a hook on it alters nothing.
         for k, cell in enumerate(network.cells):
@@ -89,8 +90,9 @@ def planned(network: Any, images: Sequence[int], of: str, order: int = 1) -> Pas
         kept = plan.in_use
         plan.part, plan.phase = "stem", f"backward of {of}"  # of cells, what is made in the forward says so
         torch.autograd.grad(loss, wanted, allow_unused=True)
-    beside = COPIES[order][of] * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return Pass(of, PASSES[order][of], plan.runs, kept, plan.peak, beside)
+    copies = COPIES[order][of] + (parts > 1 and of != "alphas")
+    beside = copies * sum(w.numel() * w.itemsize for w in groups["weights"])
+    return Pass(of, PASSES[order][of] * parts, plan.runs, kept, plan.peak, beside)
 
 
 def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -145,6 +146,17 @@ class Plan(TorchDispatchMode):
         run = Run(part, self.phase, runner.program, dtype, runner.works, kept, temporary, self.in_use)
         self.runs.append(run)
         self._add(-temporary, -block)
+
+
+def without_memory(network: Any) -> Any:
+    """Return a search network like ``network`` on the device ``meta``, whose copy takes no memory."""
+    memo: dict[int, Any] = {}
+    for t in (*network.parameters(), *network.buffers(), *network.arch_parameters()):
+        empty = torch.empty_like(t, device="meta")
+        memo[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
+    twin = copy.deepcopy(network, memo)
+    twin._backend = network.backend
+    return twin
 
 
 def _block(size: int) -> int:

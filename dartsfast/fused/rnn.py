@@ -2,9 +2,9 @@
 
 A matrix product makes the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
 ``rnn_node_`` makes the node from them and, beside it, what the next product reads. Nothing else runs within a
-time step: what arrives at a state in the backward is added up where it is used. Kept a time step: states and
-gates, or with ``memory="recompute"`` its output and statistics alone, from which the backward makes states
-and gates again. The gradients of the weights add up over time steps in place.
+time step: what arrives at a state in the backward is added up where it is used. Kept of the last time steps,
+of as many as asked for: states and gates; of those before them output and statistics alone, from which the
+backward makes states and gates again. The gradients of the weights add up over time steps in place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ kernels = torch.ops.dartsfast
 @eager
 def recurrence(
     norm: nn.BatchNorm1d,
-    memory: str,
+    kept: int,
     x: Tensor,
     hidden: Tensor,
     mask: Tensor | None,
@@ -43,7 +43,7 @@ def recurrence(
 
     Args:
         norm: the batch norm that all nodes share, without affine.
-        memory: ``store`` or ``recompute``.
+        kept: how many time steps, the last ones, keep states and gates for the backward; more than T are T.
         x: inputs, dropped out, [T, B, ninp].
         hidden: the state before them, [B, H].
         mask: dropout of the states that enter the GEMMs, [B, H].
@@ -65,7 +65,7 @@ def recurrence(
     if own and hidden.shape[0] == 1:
         raise InputError("batch norm over a batch of one: use a larger batch, or eval()")
     given = None if own else torch.stack([norm.running_mean, norm.running_var])  # type: ignore[list-item]
-    out, stats = _Recurrence.apply(given, norm.eps, memory, x, hidden, mask, weights, W0, *Ws)
+    out, stats = _Recurrence.apply(given, norm.eps, min(kept, T), x, hidden, mask, weights, W0, *Ws)
     if norm.training and norm.track_running_stats:
         _move_running(norm, stats.flatten(0, 1), hidden.shape[0])
     return out
@@ -257,7 +257,7 @@ class _Recurrence(Function):
         ctx: Any,
         given: Tensor | None,
         eps: float,
-        memory: str,
+        kept: int,
         x: Tensor,
         hidden: Tensor,
         mask: Tensor | None,
@@ -268,24 +268,25 @@ class _Recurrence(Function):
         cell = _Cell(hidden, mask, weights, W0, Ws, eps)
         own = given is None
         T, (B, H), nodes = len(x), hidden.shape, cell.steps + 1
-        keep = memory == "store" and any(ctx.needs_input_grad)
-        held = T if keep else 1
-        states, first, gates = cell.memory(held)
+        if not any(ctx.needs_input_grad):
+            kept = 0
+        states, first, gates = cell.memory(max(kept, 1))
         stats = x.new_empty(T, nodes, 2, H) if given is None else given.repeat(T, nodes, 1, 1)
         out = kernels.empty(x, [T, B, H])
         before = cell.inputs[-1]  # from one time step to the next
         with nothing_to_record(), triton_backend.on(x.device):
             cell.masked(hidden, before)
             for t in range(T):
-                at = t % held
+                at = max(0, t - (T - kept))  # time steps that are not kept go before in the first one's place
                 if at == 0:
-                    cell.read(x[t : t + held], first)
+                    last = T if t == T - kept else t + 1
+                    cell.read(x[t:last], first[: last - t])
                 h = hidden if t == 0 else out[t - 1]
                 cell.forward(h, before, own, states[at], first[at], gates[at], stats[t], [out[t]])
                 cell.kernels = _unchecked(x.device)
-        ctx.own, ctx.eps = own, eps
-        kept = (states, first, gates) if keep else (None, None, None)
-        ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, *kept, stats, out)
+        ctx.own, ctx.eps, ctx.kept = own, eps, kept
+        steps = (states, first, gates) if kept else (None, None, None)
+        ctx.save_for_backward(x, hidden, mask, weights, W0, *Ws, *steps, stats, out)
         ctx.mark_non_differentiable(stats)
         return out, stats
 
@@ -293,6 +294,7 @@ class _Recurrence(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
         x, hidden, mask, weights, W0, *Ws, states, first, gates, stats, out = ctx.saved_tensors
+        T = len(x)
         cell = _Cell(hidden, mask, weights, W0, Ws, ctx.eps)
         of_x, of_hidden, _, _, *of_W = ctx.needs_input_grad[3:]
         d_W0 = torch.zeros_like(W0) if any(of_W) else None
@@ -302,21 +304,22 @@ class _Recurrence(Function):
         d_weights = parts.split([1, *cell.predecessors], 1)
         d_x = kernels.empty(x, x.shape) if of_x else None
         before = torch.empty_like(hidden)
-        kept = states is not None
-        if not kept:
-            states, first, gates = cell.memory(1)
+        kept, again, begin = (states, first, gates), cell.memory(int(ctx.kept < T)), T - ctx.kept
         with nothing_to_record(), triton_backend.on(x.device):
-            for t in reversed(range(len(x))):
-                h, at = hidden if t == 0 else out[t - 1], t if kept else 0
-                if not kept or d_W0 is not None:
+            for t in reversed(range(T)):
+                h, (steps, at) = (
+                    hidden if t == 0 else out[t - 1],
+                    (again, 0) if t < begin else (kept, t - begin),
+                )
+                made = steps[0][at], steps[1][at], steps[2][at]
+                if t < begin or d_W0 is not None:
                     cell.masked(h, before)
-                if not kept:
-                    cell.read(x[t : t + 1], first)
-                    cell.forward(h, before, False, states[at], first[at], gates[at], stats[t], [])
+                if t < begin:
+                    cell.read(x[t : t + 1], again[1])
+                    cell.forward(h, before, False, *made, stats[t], [])
                 elif d_Ws is not None:
-                    cell.masked(states[at, :-1], cell.inputs[:-1])
-                step = states[at], first[at], gates[at], stats[t]
-                cell.backward(g[t], h, ctx.own, *step, d_weights, d_Ws)
+                    cell.masked(made[0][:-1], cell.inputs[:-1])
+                cell.backward(g[t], h, ctx.own, *made, stats[t], d_weights, d_Ws)
                 if d_x is not None:
                     cell.kernels.gemm_(d_x[t], cell.d_first, cell.Wx.T, False)
                 if d_W0 is not None:

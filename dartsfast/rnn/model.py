@@ -116,7 +116,7 @@ BUILT_METHODS = {
 
 def is_padded(target: Tensor) -> bool:
     """Whether the loss leaves some of ``target`` out; on a GPU this would wait for the device."""
-    return bool((target == IGNORED).any())
+    return not target.is_meta and bool((target == IGNORED).any())
 
 
 class RNNModel(nn.Module):

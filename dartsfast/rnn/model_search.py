@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 
 from dartsfast.backends import check_memory
 from dartsfast.constants import constant
+from dartsfast.errors import InputError
 from dartsfast.fused import rnn as fused
 from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas, place_alpha
 from dartsfast.modules.plain import is_plain
 from dartsfast.modules.recompute import recomputed
+from dartsfast.names import MEMORY_MODES
 from dartsfast.ops import alpha_softmax
 from dartsfast.ops.rnn_node import ACTIVATIONS as FUSED_ACTIVATIONS
+from dartsfast.rnn import budget
 from dartsfast.rnn.genotypes import CONCAT, PRIMITIVES, STEPS, Genotype
 from dartsfast.rnn.model import BUILT_ACTIVATIONS, BUILT_METHODS, DARTSCell, RNNModel
+from dartsfast.sizes import in_bytes
 
 
 class DARTSCellSearch(DARTSCell):
@@ -29,7 +34,7 @@ class DARTSCellSearch(DARTSCell):
     def __init__(self, ninp: int, nhid: int, dropouth: float, dropoutx: float) -> None:
         super().__init__(ninp, nhid, dropouth, dropoutx, genotype=None)
         self.bn = nn.BatchNorm1d(nhid, affine=False)
-        self.memory = "store"
+        self.memory: str | int = "store"  # or how many time steps, the last ones, are stored
         self.fused = False
 
     def recur(self, inputs: Tensor, state: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
@@ -37,9 +42,10 @@ class DARTSCellSearch(DARTSCell):
         if not self.fused or not is_as_built(self):
             return super().recur(inputs, state, x_mask, h_mask)
         mixing = alpha_softmax([self.weights])[0]
+        kept = self.memory if isinstance(self.memory, int) else len(inputs) * (self.memory == "store")
         return fused.recurrence(
             self.bn,
-            self.memory,
+            kept,
             inputs if x_mask is None else inputs * x_mask,
             state,
             h_mask,
@@ -50,7 +56,7 @@ class DARTSCellSearch(DARTSCell):
 
     def cell(self, x: Tensor, h_prev: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
         """One time step: ``x`` [B, ninp], ``h_prev`` [B, nhid], masks or None; returns [B, nhid]."""
-        if self.memory == "recompute" and torch.is_grad_enabled():
+        if self.memory != "store" and torch.is_grad_enabled():
             return recomputed(self, self._mixed_cell, x, h_prev, x_mask, h_mask)
         return self._mixed_cell(x, h_prev, x_mask, h_mask)
 
@@ -136,7 +142,9 @@ class RNNModelSearch(RNNModel, ArchModule):
         dropouti: dropout of the embedded input.
         dropoute: dropout of whole words.
         backend: ``auto``, ``reference``, or a fused backend (see :mod:`dartsfast.backends`).
-        memory: ``store``, or ``recompute`` to keep only the states between time steps.
+        memory: ``store``, ``recompute`` to keep only the states between time steps, or a budget for all that
+            a pass takes beside model, data and optimisers, such as ``800MB`` or ``50%`` of what is free:
+            of as many time steps as fit, the last ones, everything is kept (:meth:`fit_memory`).
 
     Raises:
         InputError: feature counts that differ, unknown backend or memory mode.
@@ -162,10 +170,11 @@ class RNNModelSearch(RNNModel, ArchModule):
         args = (ntoken, ninp, nhid, nhidlast, dropout, dropouth, dropoutx, dropouti, dropoute)
         super().__init__(*args, cell_cls=DARTSCellSearch, backend=backend)
         self._args = args
-        self._memory = check_memory(memory)
+        self._memory = check_memory(memory, budget=True)
+        self._fits: list[budget.TextFit] = []
         self._initialize_arch_parameters()
         for rnn in self.rnns:
-            rnn.memory = memory  # type: ignore[assignment]
+            rnn.memory = memory if memory in MEMORY_MODES else "recompute"  # type: ignore[assignment]
 
     def _initialize_arch_parameters(self) -> None:
         # A method, as in the original, for those who override it or call it to start over.
@@ -188,13 +197,41 @@ class RNNModelSearch(RNNModel, ArchModule):
     def _features(self, input: Tensor, hidden: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         for rnn in self.rnns:
             rnn.fused = self.backend != "reference"  # type: ignore[assignment]
+        if self._memory not in MEMORY_MODES and torch.is_grad_enabled():
+            self.fit_memory(input.shape)
         return super()._features(input, hidden)
+
+    def fit_memory(self, text: Sequence[int], order: int = 1) -> budget.TextFit:
+        """Choose how many time steps are kept so that passes over texts [T, B] fit the memory budget.
+
+        Shorter texts of no more columns keep as many. ``order`` is that of the alphas' gradient: passes of
+        the second have copies of the weights beside them.
+
+        Raises:
+            InputError: no budget, a cell that kernels do not serve, or a budget that nothing fits.
+        """
+        if self._memory in MEMORY_MODES:
+            raise InputError(f"memory={self._memory!r} is no budget: give the model one, such as 800MB")
+        found = next((fit for fit in self._fits if fit.serves(text, order)), None)
+        if found is None:
+            on_kernels = self.backend != "reference" and all(_alteration(rnn) is None for rnn in self.rnns)
+            if not on_kernels:
+                raise InputError(
+                    f"memory={self._memory!r} is planned from what kernels do, which do not serve this cell: "
+                    f"choose one of {', '.join(MEMORY_MODES)}"
+                )
+            found = budget.fit(self, text, in_bytes(self._memory, self.weights.device), order)
+            self._fits.append(found)
+        for rnn in self.rnns:
+            rnn.memory = found.kept  # type: ignore[assignment]
+        return found
 
     def new(self) -> RNNModelSearch:
         """Return a model of the same shape on the same device: fresh weights, these alphas."""
         model = RNNModelSearch(*self._args, backend=self._backend, memory=self._memory).to(self.weights)
         with torch.no_grad():
             model.weights.copy_(self.weights)
+        model._fits = list(self._fits)
         return model
 
     def genotype(self) -> Genotype:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dartsfast import ranks
 from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.bilevel.guard import preserved
+from dartsfast.cnn.accumulate import backward
 from dartsfast.cnn.architect import Architect
 from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.spaces import SPACES, Space
@@ -66,7 +67,9 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        self.images = config.batch_size, 3, *image_sides(task)  # before a network is built for them
+        self.passes = config.order, config.accumulate  # which there are, over how many parts of a batch
+        # Of a pass; sides that no network fits are refused here.
+        self.images = config.batch_size // config.accumulate, 3, *image_sides(task)
         self.fingerprint = image_fingerprint(task)
         self.classes = len(task.classes)
         self.stage, self.space = 0, SPACES[config.space]
@@ -87,7 +90,7 @@ class CNNSearch(Search):
             synchronise_(model)
         self.model = model.to(self.device)
         if config.memory not in CNN_MEMORY_MODES:
-            model.fit_memory(self.images, config.order)
+            model.fit_memory(self.images, *self.passes)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -97,9 +100,8 @@ class CNNSearch(Search):
         self.selection = Selection(model, config.seed) if config.select == "perturbation" else None
         schedule = CosineThenTuning if self.selection else torch.optim.lr_scheduler.CosineAnnealingLR
         self.scheduler = schedule(self.optimizer, config.stage_epochs, eta_min=config.learning_rate_min)
-        self.architect = Architect(
-            model, config, preset=config.preset, penalty=lambda: penalty(config, model, self.epoch)
-        )
+        options = {"preset": config.preset, "penalty": lambda: penalty(config, model, self.epoch)}
+        self.architect = Architect(model, config, **options, accumulate=config.accumulate)
         self.captured = None
 
     def prepare_epoch(self) -> None:
@@ -196,13 +198,11 @@ class CNNSearch(Search):
         epoch = min(self.epoch, config.epochs)  # there may be some after those of the search
         epsilon = radius(config.smooth, epoch, config.epochs) if config.smooth else 0.0
         with smoothed(model, epsilon, (x, y) if config.smooth_by == "adversary" else None):
-            logits = model(x)
-        loss = model._criterion(logits, y)
-        loss.backward()
+            logits, loss = backward(model, x, y, config.accumulate)
         average_gradients_(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         self.optimizer.step()
-        return logits.detach(), loss.detach()
+        return logits, loss
 
     def has_stepped(self, state: dict[str, Any], name: str) -> bool | None:
         """Say whether an optimiser of ``state`` has taken steps; None: perhaps."""
@@ -282,7 +282,7 @@ class CNNSearch(Search):
         if self.model.backend == "reference":
             return "Checkpointing by cell takes the least", ["--memory", "cell"]
         try:
-            found = fit(self.model, self.images, in_bytes("90%", self.device), self.config.order)
+            found = fit(self.model, self.images, in_bytes("90%", self.device), *self.passes)
         except InputError as error:
             return f"Nothing fits: {error}", []
         return f"What is free would do for this: {found}", ["--memory", f"{found.peak}B"]

@@ -26,14 +26,9 @@ STAGES = 3  # of P-DARTS
 
 @dataclass(frozen=True)
 class SearchConfig(RunOptions):
-    """What both searches take.
-
-    Attributes:
-        budgets: whether ``memory`` may be a budget.
-    """
+    """What both searches take."""
 
     memory_modes: ClassVar[Sequence[str]] = MEMORY_MODES
-    budgets = False
 
     order: int = option(1, "1: first order (xi = 0); 2: second order", (1, 2), group=OPTIMISATION)
     preset: str = option(
@@ -46,7 +41,7 @@ class SearchConfig(RunOptions):
     memory: str = option(
         "store",
         "store: keep activations; recompute: compute them again in the backward; of the CNN also cell: keep "
-        "only what lies between cells, and a budget "
+        "only what lies between cells; or a budget "
         "beside model, data and optimisers, such as 800MB, 6GB or 50% of what is free",
         group=NETWORK,
     )
@@ -64,10 +59,10 @@ class SearchConfig(RunOptions):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        if self.memory not in self.memory_modes and not (self.budgets and is_size(self.memory)):
-            sizes = ", or a budget such as 800MB, 6GB or 50%" if self.budgets else ""
+        if self.memory not in self.memory_modes and not is_size(self.memory):
             raise InputError(
-                f"memory must be one of {', '.join(self.memory_modes)}{sizes}, got {self.memory}"
+                f"memory must be one of {', '.join(self.memory_modes)}, or a budget such as 800MB, 6GB or "
+                f"50%, got {self.memory}"
             )
         if self.sync_bn and self.backend != "reference":
             raise InputError(
@@ -81,7 +76,6 @@ class CNNConfig(SearchConfig):
     """Options of the CNN search (the original's ``cnn/train_search.py``)."""
 
     memory_modes = CNN_MEMORY_MODES
-    budgets = True
 
     data: str = option(
         "photos",
@@ -95,6 +89,12 @@ class CNNConfig(SearchConfig):
     image_size: int = option(32, "side of the images of imagefolder, in pixels", group=DATA)
     max_images: int = option(0, "use at most this many images of each half of the data; 0: all", group=DATA)
     batch_size: int = option(64, "images a batch, of several processes of each", group=DATA)
+    accumulate: int = option(
+        1,
+        "parts of a batch that passes take one after the other, adding up their gradients; batch norms have "
+        "the statistics of each part, not of the batch",
+        group=OPTIMISATION,
+    )
     learning_rate: float = option(0.025, "initial learning rate of the weights", group=OPTIMISATION)
     learning_rate_min: float = option(
         0.001, "final learning rate of the weights (cosine)", group=OPTIMISATION
@@ -205,7 +205,7 @@ class CNNConfig(SearchConfig):
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
-        own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq"
+        own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq", "accumulate"
         return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs")
 
     def check(self) -> None:
@@ -242,6 +242,7 @@ class CNNConfig(SearchConfig):
             raise InputError(f"stop must be none, eigenvalue, or skips=N with N above 0, got {self.stop!r}")
         if self.watches_eigenvalue and self.method in DRAWING:
             raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
+        self._check_accumulation()
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
             raise InputError(
@@ -254,6 +255,21 @@ class CNNConfig(SearchConfig):
             raise InputError(
                 f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
                 "would be searched"
+            )
+
+    def _check_accumulation(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate must divide batch_size, {self.batch_size} images, into equal parts, got "
+                f"{self.accumulate}"
+            )
+        if self.accumulate > 1 and self.sync_bn:
+            raise InputError("sync_bn takes statistics over all images of a batch: leave accumulate out")
+        anew = f"method {self.method}" if self.method in DRAWING else "smooth" if self.smooth else None
+        if self.accumulate > 1 and anew:
+            raise InputError(
+                f"accumulate adds up the gradients of one network, and --{anew} draws another for every part "
+                "of a batch: leave one of them out"
             )
 
     def _check_stages(self) -> None:

@@ -14,7 +14,9 @@ from dartsfast.bilevel.flat import average_gradients_
 from dartsfast.data import absolute_text, resolve_corpus, text_fingerprint
 from dartsfast.errors import InputError
 from dartsfast.modules.sync_norm import synchronise_
+from dartsfast.names import MEMORY_MODES
 from dartsfast.rnn.architect import Architect
+from dartsfast.rnn.budget import fit
 from dartsfast.rnn.genotypes import PRIMITIVES, STEPS
 from dartsfast.rnn.model import search_loss
 from dartsfast.rnn.model_search import RNNModelSearch
@@ -25,6 +27,7 @@ from dartsfast.runs.run import Iteration
 from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
 from dartsfast.search.lesson import perplexity_lesson
 from dartsfast.search.search import AlphaTable, Search, SearchResult
+from dartsfast.sizes import in_bytes
 
 EVAL_BATCH_SIZE = 10
 
@@ -64,6 +67,8 @@ class RNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
+        if config.memory not in MEMORY_MODES:
+            model.fit_memory((config.bptt, config.batch_size), config.order)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.wdecay)
         self.architect = Architect(model, config, preset=config.preset)
         self.lengths = torch.Generator().manual_seed(config.seed)  # draws the half-length batches
@@ -125,10 +130,10 @@ class RNNSearch(Search):
         Returns the plain loss [] of the weight step, and both hidden states [1, B, nhid] after the tokens.
         """
         config, model = self.config, self.model
+        self.optimizer.zero_grad()  # as large as the weights, and of no use to the alphas' step
         (hidden_valid,), _ = self.architect.step(
             [hidden], x, y, [hidden_valid], xv, yv, self.optimizer, config.order == 2
         )
-        self.optimizer.zero_grad()
         loss, raw_loss, (hidden,) = search_loss(model, [hidden], x, y, config.beta)
         loss.backward()
         average_gradients_(model.parameters())
@@ -147,6 +152,22 @@ class RNNSearch(Search):
             "valid_loss": valid_loss,
             "valid_ppl": perplexity(valid_loss),
         }
+
+    def smaller(self) -> tuple[str, list[str]]:
+        """Return how many time steps an iteration could keep in what the device has free now."""
+        if self.model.backend == "reference":
+            return "To compute time steps again takes the least", ["--memory", "recompute"]
+        text = self.config.bptt, self.config.batch_size
+        try:
+            found = fit(self.model, text, in_bytes("90%", self.device), self.config.order)
+        except InputError as error:
+            return f"Nothing fits: {error}", []
+        return f"What is free would do for this: {found}", ["--memory", f"{found.peak}B"]
+
+    def introduction(self) -> str:
+        """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
+        fits = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        return super().introduction() + "".join(fits)
 
     def extra_state(self) -> dict[str, Any]:
         """Return the place in the text, the hidden states there, and the stream of lengths."""
