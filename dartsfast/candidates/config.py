@@ -101,6 +101,11 @@ class Selection(RunOptions):
                 part.check()
             except InputError as error:
                 raise InputError(f"of the options --{prefix}_...: {error}") from error
+        if getattr(self, "search_space", "") == "nasbench201":
+            raise InputError(
+                "the cells of nasbench201 are not trained here: search with `dartsfast search cnn`, and look "
+                "the cells up with `dartsfast query nasbench201`"
+            )
         if hasattr(self, "train_portion"):
             _check_held_out(self.train_portion)
 

@@ -132,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
-        help='folder of a run, genotype.json, "Genotype(...)" as a search prints it, or a published cell, '
-        "e.g. rnn:DARTS_V2",
+        help='folder of a run, genotype.json, "Genotype(...)" or "|op~0|+..." as a search prints it, or a '
+        "published cell, e.g. rnn:DARTS_V2",
     )
     draw.add_argument(
         "--out",

@@ -20,6 +20,7 @@ from dartsfast.sizes import is_size
 MIN_BATCH_SIZE = 2  # of texts
 DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
 METHODS = ("darts", "pc-darts", "gdas", "drnas", "p-darts")
+ONE_CELL = ("darts", "gdas", "drnas")  # whose mixing weights are a row an edge, in any space
 DRAWING = ("gdas", "drnas", "p-darts")  # of which every pass draws something
 STAGES = 3  # of P-DARTS
 
@@ -125,7 +126,13 @@ class CNNConfig(SearchConfig):
     )
     method: str = option("darts", "what is mixed, and how (docs/methods.md)", METHODS, group=METHOD)
     space: str = option(
-        "darts", "candidate operations: DARTS', or those of RobustDARTS", tuple(SPACES), group=METHOD
+        "darts",
+        "candidate operations: DARTS', those of RobustDARTS, or cells and network of NAS-Bench-201",
+        tuple(SPACES),
+        group=METHOD,
+    )
+    stage_cells: int = option(
+        5, "nasbench201: N, cells of each of its three stages, in the place of --layers", group=METHOD
     )
     warmup_epochs: int = option(
         0,
@@ -206,7 +213,15 @@ class CNNConfig(SearchConfig):
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
         own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq"
-        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs")
+        return (
+            *super().positive(),
+            *own,
+            "pc_share",
+            "gdas_tau_max",
+            "gdas_tau_min",
+            "select_epochs",
+            "stage_cells",
+        )
 
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
@@ -250,11 +265,40 @@ class CNNConfig(SearchConfig):
             )
         if self.method == "p-darts":
             self._check_stages()
+        self._check_space()
         if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
                 f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
                 "would be searched"
             )
+
+    def _check_space(self) -> None:
+        changed = changed_options(self)
+        if self.space != "nasbench201":
+            if "stage_cells" in changed:
+                raise InputError(f"stage_cells is of --space nasbench201, and the space is {self.space}")
+            return
+        if self.method not in ONE_CELL:
+            raise InputError(
+                f"--method {self.method} searches the cells of DARTS: --space nasbench201 has those of "
+                f"{', '.join(ONE_CELL)}"
+            )
+        if self.memory not in MEMORY_MODES:
+            raise InputError(
+                f"memory {self.memory} is of the cells of DARTS: with --space nasbench201 choose one of "
+                f"{', '.join(MEMORY_MODES)}"
+            )
+        if "layers" in changed:
+            raise InputError(
+                "layers counts cells of DARTS: with --space nasbench201 --stage_cells says how many each of "
+                "the three stages has"
+            )
+        others = ("storage_dtype", "auxiliary_skip", "select", *(["stop"] if self.most_skips else []))
+        for name in others:
+            if name in changed:
+                raise InputError(
+                    f"{name} {changed[name]} is of the cells of DARTS: leave it out with --space nasbench201"
+                )
 
     def _check_stages(self) -> None:
         rates = self.pdarts_rates.split(",")
