@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dartsfast
-from dartsfast.cli import export, left, test
+from dartsfast.cli import export, left, query, test
 from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_compare, kind=kind, config=config)
     _add_explain(commands)
     export.add(commands)
+    query.add(commands)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
