@@ -1,7 +1,7 @@
 """What the table of a benchmark says of a cell: NAS-Bench-201 as NATS-Bench publishes it.
 
-The table is the user's, and the package ``nats_bench`` reads it. It holds pickles, which can run anything when
-they are read: take those of its authors.
+The table is the user's, and the package ``nats_bench`` reads it. It holds pickles, which can run anything
+when they are read: take those of its authors.
 """
 
 from __future__ import annotations
