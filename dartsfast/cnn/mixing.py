@@ -31,8 +31,10 @@ class Mixing(ArchModule):
     def _initialize_alphas(self) -> None:
         """Draw the alphas; a subclass may set others, and :attr:`_arch_parameters` with them."""
         like = next(self.parameters())
-        for name, rows in zip(("alphas_normal", "alphas_reduce"), self._space, strict=False):
-            self.add_arch_parameter(name, initial_alphas(len(rows), len(rows[0])).to(like))
+        drawn = [initial_alphas(len(rows), len(rows[0])).to(like).requires_grad_() for rows in self._space]
+        for name, alphas in zip(("alphas_normal", "alphas_reduce"), drawn, strict=False):
+            setattr(self, name, alphas)
+        self._arch_parameters = drawn
 
     @property
     def backend(self) -> str:
