@@ -34,6 +34,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
 from dartsfast.cnn.spaces import AnySpace, OneCell, Primitives, as_space, by_edge
 from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
+from dartsfast.modules.alone import adopt
 from dartsfast.modules.arch import best_edges
 from dartsfast.modules.plain import difference, served
 from dartsfast.modules.recompute import applied, recomputed
@@ -91,7 +92,7 @@ class Cell(nn.Module):
         reduction: bool,
         reduction_prev: bool,
         *,
-        backend: str = "reference",
+        backend: str | None = None,
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
         primitives: Primitives | None = None,
@@ -99,7 +100,7 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        self._backend = backend
+        self._backend = backend or "reference"
         self.preprocess0: nn.Module
         if reduction_prev:
             self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
@@ -117,6 +118,8 @@ class Cell(nn.Module):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
                 self._ops.append((mixed_op or MixedOp)(C, stride, *spaces[len(self._ops)]))
+        if backend is not None:
+            adopt(self)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any]) -> Tensor:
         """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W].
@@ -238,6 +241,7 @@ class Network(Mixing):
             self._lay_out_nasbench201(self._space, mixed_op)
         else:
             self._lay_out(mixed_op)
+        adopt(self)
         self._initialize_alphas()
 
     def _lay_out(self, mixed_op: Callable[..., nn.Module] | None) -> None:
