@@ -117,6 +117,14 @@ class RunOptions(Options):
         """Epochs of the whole run, which may have some beside the option ``epochs``."""
         return self.epochs  # type: ignore[attr-defined]  # every run has it
 
+    def called(self, epoch: int) -> str:
+        """Return what is said of an epoch, which counts from 1."""
+        return f"epoch {epoch}/{self.all_epochs}"
+
+    def counted(self, epochs: int) -> str:
+        """Return what is said of so many epochs that are done."""
+        return f"{epochs} epoch{'s' * (epochs != 1)}"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.out, str):  # a shell leaves the ~ of --out=~/x to us

@@ -295,8 +295,11 @@ class CNNSearch(Search):
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
         method = f" by {self.config.method}" if self.config.method != "darts" else ""
         space = f" in space {self.config.space}" if self.config.space != "darts" else ""
-        fits = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
-        return super().introduction().replace("search", f"search{method}{space}", 1) + "".join(fits)
+        parts = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        if self.selection:
+            search, tuning = self.config.counted(self.config.epochs), self.config.tuning_epochs
+            parts.append(f"; {search} of search, then {tuning} of tuning between {DECISIONS} decisions")
+        return super().introduction().replace("search", f"search{method}{space}", 1) + "".join(parts)
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on, and what no kernels serve."""

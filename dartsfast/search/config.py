@@ -195,6 +195,19 @@ class CNNConfig(SearchConfig):
         return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
 
     @property
+    def tuning_epochs(self) -> int:
+        """Those between the decisions of perturbation, after the search."""
+        return self.all_epochs - self.epochs
+
+    def called(self, epoch: int) -> str:
+        """Return what is said of an epoch, which counts from 1."""
+        return super().called(epoch) + ", tuning" * (epoch > self.epochs)
+
+    def counted(self, epochs: int) -> str:
+        """Return what is said of so many epochs that are done."""
+        return super().counted(epochs) + f" ({epochs - self.epochs} of tuning)" * (epochs > self.epochs)
+
+    @property
     def stage_epochs(self) -> int:
         """Epochs of a stage, of p-darts a third."""
         return self.epochs // STAGES if self.method == "p-darts" else self.epochs

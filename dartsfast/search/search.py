@@ -152,8 +152,7 @@ class Search(Run):
         tables = self.alpha_tables()
         state = self.model.state_dict()
         alphas = {name: state[name].cpu().clone() for name in self.alpha_shapes(self.config)}
-        epochs = f"{self.epoch} epoch{'s' if self.epoch > 1 else ''}"
-        lesson = f"after {epochs} {self.learned()}; {preferences(tables)}"
+        lesson = f"after {self.config.counted(self.epoch)} {self.learned()}; {preferences(tables)}"
         return SearchResult(self.genotype(), alphas, self.history, out, checkpoint, lesson)
 
     @classmethod
