@@ -121,9 +121,13 @@ class Selection(RunOptions):
 
     def _part(self, prefix: str, config_cls: Any) -> dict[str, Any]:
         own = {field.name for field in dataclasses.fields(self)}
-        names = [field.name for field in dataclasses.fields(config_cls)]
-        names = [name for name in names if name != "arch"]
-        return {name: getattr(self, name if name in own else f"{prefix}_{name}") for name in names}
+        found = {}
+        for field in dataclasses.fields(config_cls):
+            name = field.name if field.name in own else f"{prefix}_{field.name}"
+            # What is not given here does not count as given there.
+            if field.name != "arch" and (name in self.given or getattr(self, name) != field.default):
+                found[field.name] = getattr(self, name)
+        return found
 
 
 def _check_held_out(portion: float) -> None:

@@ -227,11 +227,11 @@ def _run(args: argparse.Namespace) -> None:
         base = read_config(given.pop("config_file"), (verb, kind), config_cls)
     if "preset" in given and hasattr(config_cls, "protocols"):
         base |= config_cls.protocol(given.pop("preset"))
-    given = {**base, **given}
     if "save" in given:
         saved = f"{VERBS[verb].saved_as}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
-    _begin(verb, kind, config_cls(**given), None, detail)
+    config = config_cls.kept(base).but(**given) if base else config_cls(**given)
+    _begin(verb, kind, config, None, detail)
 
 
 def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume: str, detail: str) -> None:

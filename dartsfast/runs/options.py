@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,25 @@ class Options(_Given):
         changed = dataclasses.replace(self, **options)
         object.__setattr__(changed, "given", self.given | options.keys())
         return changed
+
+    @classmethod
+    def kept(cls, values: Mapping[str, Any]) -> Any:
+        """Return the options that were written down as ``values``: none counts as given at its default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        return cls(**{
+            name: value
+            for name, value in values.items()
+            if name not in defaults or (type(value), value) != (type(defaults[name]), defaults[name])
+        })  # fmt: skip
+
+    def stated(self) -> set[str]:
+        """Return the names of the options that were given, if only as by default, or are not at it.
+
+        Who gives all, such as a copy, means nothing by those at their defaults.
+        """
+        fields = dataclasses.fields(self)
+        given = self.given if len(self.given) < len(fields) else frozenset()
+        return {f.name for f in fields if f.name in given or getattr(self, f.name) != f.default}
 
     def __post_init__(self) -> None:
         # Checkpoints hold plain values, of one type each.

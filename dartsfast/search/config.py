@@ -13,7 +13,6 @@ from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES, SMOOTH_FIRST
 from dartsfast.presets import PRESETS
-from dartsfast.runs.config_file import changed_options
 from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
 from dartsfast.sizes import is_size
 
@@ -241,10 +240,10 @@ class CNNConfig(SearchConfig):
         super().check()
         owners = {"pc_": "pc-darts", "gdas_": "gdas", "drnas_": "drnas", "pdarts_": "p-darts"}
         for prefix, method in owners.items():
-            changed = [name for name in changed_options(self) if name.startswith(prefix)]
-            if changed and self.method != method:
-                raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
-        if self.select == "argmax" and "select_epochs" in changed_options(self):
+            own = sorted(name for name in self.stated() if name.startswith(prefix))
+            if own and self.method != method:
+                raise InputError(f"{own[0]} is of --method {method}, and the method is {self.method}")
+        if self.select == "argmax" and "select_epochs" in self.stated():
             raise InputError(
                 "select_epochs is of --select perturbation, and the cell is that of the largest alphas"
             )
@@ -262,7 +261,7 @@ class CNNConfig(SearchConfig):
             raise InputError(f"smooth grows from {SMOOTH_FIRST}: choose 0.3 as the paper, got {self.smooth}")
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
-        if self.smooth_by != "random" and not self.smooth:
+        if "smooth_by" in self.stated() and not self.smooth:
             raise InputError(f"smooth_by {self.smooth_by} needs a radius: --smooth 0.3")
         if self.auxiliary_skip and (self.method != "darts" or self.smooth or self.select != "argmax"):
             raise InputError("auxiliary_skip is of --method darts, without --smooth and with --select argmax")
@@ -286,9 +285,8 @@ class CNNConfig(SearchConfig):
             )
 
     def _check_space(self) -> None:
-        changed = changed_options(self)
         if self.space != "nasbench201":
-            if "stage_cells" in changed:
+            if "stage_cells" in self.stated():
                 raise InputError(f"stage_cells is of --space nasbench201, and the space is {self.space}")
             return
         if self.method not in ONE_CELL:
@@ -301,16 +299,16 @@ class CNNConfig(SearchConfig):
                 f"memory {self.memory} is of the cells of DARTS: with --space nasbench201 choose one of "
                 f"{', '.join(MEMORY_MODES)}"
             )
-        if "layers" in changed:
+        if "layers" in self.stated():
             raise InputError(
                 "layers counts cells of DARTS: with --space nasbench201 --stage_cells says how many each of "
                 "the three stages has"
             )
-        others = ("storage_dtype", "auxiliary_skip", "select", *(["stop"] if self.most_skips else []))
-        for name in others:
-            if name in changed:
+        for name in ("storage_dtype", "auxiliary_skip", "select", *(["stop"] if self.most_skips else [])):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
                 raise InputError(
-                    f"{name} {changed[name]} is of the cells of DARTS: leave it out with --space nasbench201"
+                    f"{name} {value} is of the cells of DARTS: leave it out with --space nasbench201"
                 )
 
     def _check_stages(self) -> None:
