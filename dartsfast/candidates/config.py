@@ -120,12 +120,12 @@ class Selection(RunOptions):
         return self.training_config(**{**own, "arch": arch, "out": folder})
 
     def _part(self, prefix: str, config_cls: Any) -> dict[str, Any]:
-        own = {field.name for field in dataclasses.fields(self)}
+        own, stated = {field.name for field in dataclasses.fields(self)}, self.stated()
         found = {}
         for field in dataclasses.fields(config_cls):
             name = field.name if field.name in own else f"{prefix}_{field.name}"
             # What is not given here does not count as given there.
-            if field.name != "arch" and (name in self.given or getattr(self, name) != field.default):
+            if field.name != "arch" and (name in stated or getattr(self, name) != field.default):
                 found[field.name] = getattr(self, name)
         return found
 

@@ -78,10 +78,10 @@ class Options(_Given):
     def stated(self) -> set[str]:
         """Return the names of the options that were given, if only as by default, or are not at it.
 
-        Who gives all, such as a copy, means nothing by those at their defaults.
+        Who gives most of them, such as a copy, means nothing by those at their defaults.
         """
         fields = dataclasses.fields(self)
-        given = self.given if len(self.given) < len(fields) else frozenset()
+        given = self.given if len(self.given) < len(fields) / 2 else frozenset()
         return {f.name for f in fields if f.name in given or getattr(self, f.name) != f.default}
 
     def __post_init__(self) -> None:
