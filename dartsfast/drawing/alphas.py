@@ -107,6 +107,8 @@ def kept_places(
     for mine in rows.values():
         into = itertools.islice(left, len(mine) if len(entries) == len(edges) else few)
         kept |= {(mine[source], ops.index(op)) for op, source in into}
+    if list(left):
+        raise InputError(f"{len(entries)} entries of a genotype are not as many for each of {len(rows)} nodes")
     return kept
 
 
