@@ -108,7 +108,7 @@ def kept_places(
         into = itertools.islice(left, len(mine) if len(entries) == len(edges) else few)
         kept |= {(mine[source], ops.index(op)) for op, source in into}
     if list(left):
-        raise InputError(f"{len(entries)} entries of a genotype are not as many for each of {len(rows)} nodes")
+        raise InputError(f"{len(entries)} entries of a genotype do not go around {len(rows)} nodes evenly")
     return kept
 
 
