@@ -26,7 +26,7 @@ from dartsfast.bilevel.guard import preserved, random_state, set_random_state
 from dartsfast.cnn.model_search import Network
 from dartsfast.modules.plain import is_plain
 
-STEPS = 5  # of Lanczos' iteration
+STEPS = 4  # of Lanczos' iteration
 WINDOW, RATIO = 5, 0.75
 
 
