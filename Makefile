@@ -17,7 +17,7 @@ install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/ops/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch torchvision 'setuptools>=68' wheel ninja
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,export,dev]'
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,export,tables,dev]'
 	touch $@
 
 search: install

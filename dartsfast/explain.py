@@ -74,6 +74,11 @@ def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:
             f"the edges of --method {config.method} are not those of one network of dartsfast's own, which "
             "is what is explained: leave the method out, or choose gdas or drnas"
         )
+    if config.space == "nasbench201":
+        raise InputError(
+            "the cells of nasbench201 are no programs of dartsfast's own, which is what is explained: choose "
+            "another space"
+        )
     if config.smooth_by == "adversary":
         raise InputError("the passes of an ascent on the loss are not explained: leave --smooth_by out")
     config.check()

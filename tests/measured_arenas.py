@@ -6,6 +6,7 @@ Programs for Triton's kernels run but for their launches: their arenas and every
 import json
 
 import torch
+from dartsfast.kernels.grouped import Work
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,7 +14,6 @@ from dartsfast.backends import pretending
 from dartsfast.cnn.model_search import Network
 from dartsfast.fused import check
 from dartsfast.fused.planning import Plan
-from dartsfast.kernels.grouped import Work
 
 IMAGES = (16, 3, 16, 16)
 

@@ -1,6 +1,7 @@
 """Options that are given, if at their defaults; options that go together; how much a test says."""
 
 import copy
+import dataclasses
 import pickle
 import re
 
@@ -10,13 +11,14 @@ from small_data import image_folder, text_folder
 pytest.importorskip("tensorboard")
 pytest.importorskip("matplotlib")
 
-from dartsfast.candidates import RandomRNNConfig, SelectRNNConfig
+from dartsfast.candidates import RandomRNNConfig, SelectCNNConfig, SelectRNNConfig
 from dartsfast.cli import _parser, main
 from dartsfast.cnn.genotypes import DARTS_V1
 from dartsfast.errors import InputError
 from dartsfast.export import export_network
 from dartsfast.runs.checkpoint import save_checkpoint
 from dartsfast.runs.report import Report
+from dartsfast.search import CNNConfig, search_cnn
 from dartsfast.tables import print_table
 from dartsfast.train import (
     TestCNNConfig,
@@ -61,6 +63,42 @@ def test_options_know_which_of_them_were_given():
     for same in (copy.copy(given), copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
         assert same == given and same.given == given.given
     assert TestCNNConfig(data="photos") == TestCNNConfig()
+
+
+OTHERS = {  # of another method, space or selection, as they are by default
+    "pc_share": ("4", "is of --method pc-darts, and the method is darts"),
+    "gdas_tau_max": ("10", "is of --method gdas"),
+    "drnas_kl": ("0.001", "is of --method drnas"),
+    "pdarts_skips": ("2", "is of --method p-darts"),
+    "select_epochs": ("10", "is of --select perturbation"),
+    "stage_cells": ("5", "is of --space nasbench201"),
+    "smooth_by": ("random", "needs a radius"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_option_of_another_method_is_refused_if_given_as_it_is_by_default(tmp_path, capsys, name):
+    value, message = OTHERS[name]
+    options = [f"--data={image_folder(tmp_path / 'images')}", f"--out={tmp_path / 'out'}"]
+    assert main(["search", "cnn", f"--{name}={value}", *options]) == 2
+    said = capsys.readouterr().err
+    assert name in said and message in said and not (tmp_path / "out").exists()
+    assert main(["select", "cnn", f"--search_{name}={value}", *options]) == 2
+    assert f"of the options --search_...: {name}" in capsys.readouterr().err
+
+
+def test_an_option_of_another_method_may_be_in_a_copy_or_file_as_it_is_by_default(tmp_path, capsys):
+    given = {"data": f"imagefolder:{image_folder(tmp_path / 'images')}", "init_channels": 2, "layers": 1}
+    config = CNNConfig(**given, image_size=8, batch_size=3, epochs=1, out=str(tmp_path / "run"))
+    search_cnn(config)
+    dataclasses.replace(config, epochs=2).check()
+    CNNConfig(**vars(config)).check()
+    SelectCNNConfig(search_layers=1).check()
+    words = ["search", "cnn", f"--config={tmp_path / 'run' / 'config.toml'}"]
+    assert main([*words, "--pc_share=4"]) == 2 and "pc_share is of --method" in capsys.readouterr().err
+    assert main([*words, f"--out={tmp_path / 'again'}"]) == 0
+    with pytest.raises(InputError, match="layers counts cells of DARTS"):
+        CNNConfig(space="nasbench201", layers=8).check()
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,17 @@ def test_a_search_goes_through_stages_and_on_to_the_same_bits(tmp_path, undrawn,
         patched.setattr(CNNSearch, "_validate", stopping)
         search_cnn(CNNConfig(**given, out=str(parts)))
     assert load_checkpoint(parts, "cnn")["extra"]["stage"] == 0
+    to_stage = CNNSearch._to_stage
+
+    def building(search, stage, space):
+        to_stage(search, stage, space)
+        if stage == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(RunStopped, match="in epoch 3, iteration 0; the ch"):
+        patched.setattr(CNNSearch, "_to_stage", building)
+        search_cnn(CNNConfig(), resume=parts)
+    assert load_checkpoint(parts, "cnn")["extra"]["stage"] == 1
     assert search_cnn(CNNConfig(), resume=parts).genotype == result.genotype
     same(state, load_checkpoint(parts, "cnn"))
     stopped_and_resumed(given, tmp_path / "more", [(1, 0)])

@@ -80,9 +80,14 @@ def test_the_accuracy_is_that_of_norms_of_the_batch(tmp_path):
     same(model.state_dict(), before)
 
 
-def test_a_search_selects_tunes_and_goes_on_to_the_same_bits(tmp_path):
+def test_a_search_selects_tunes_and_goes_on_to_the_same_bits(tmp_path, capsys):
     given, whole = options(tmp_path, space="s2", layers=1), tmp_path / "whole"
     result = search_cnn(CNNConfig(**given, out=str(whole)))
+    said = capsys.readouterr().out
+    assert "; 1 epoch of search, then 16 of tuning between 17 decisions, data" in said
+    for line in ("epoch 1/17  ", "epoch 2/17, tuning  ", "epoch 17/17, tuning  "):
+        assert f"\n{line}" in said
+    assert result.lesson.startswith("after 17 epochs (16 of tuning) the search network")
     assert len(result.history) == 17 and read_run(whole).total == 17 and read_run(whole).state == "finished"
     assert [row["lr"] for row in result.history] == pytest.approx([0.025] + [0.0025] * 16)
     state = load_checkpoint(whole, "cnn")
@@ -92,6 +97,9 @@ def test_a_search_selects_tunes_and_goes_on_to_the_same_bits(tmp_path):
     again = stopped_and_resumed(given, tmp_path / "parts", [(0, 0), (1, 0), (15, 0)])
     same(state, load_checkpoint(tmp_path / "parts", "cnn"))
     assert again.genotype == result.genotype
+    capsys.readouterr()
+    search_cnn(CNNConfig(), resume=whole)
+    assert "is finished: all 17 epochs (16 of tuning) are done" in capsys.readouterr().out
 
 
 def test_what_fails_while_it_decides_leaves_all_as_it_was(tmp_path):

@@ -14,6 +14,7 @@ from small_runs import begun, cnn_options, same, stopped_and_resumed
 
 from dartsfast.errors import InputError
 from dartsfast.genotypes import resolve_genotype
+from dartsfast.methods.eigenvalue import _convolved
 from dartsfast.methods.stops import skip_connections, stopped
 from dartsfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from dartsfast.runs.options import METHOD
@@ -137,3 +138,16 @@ def test_every_option_that_a_checkpoint_lacks_has_its_default():
         with pytest.warns(UserWarning, match=f"had not the options {name}"):
             found = restored_config(CNNConfig, rest)
         assert dataclasses.asdict(found) == {**values, name: getattr(CNNConfig(), name)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "groups"), [(3, 2, 2, 2, 4), (1, 1, 0, 1, 1)]
+)
+def test_convolutions_of_the_eigenvalue_are_differentiable_twice(kernel, stride, padding, dilation, groups):
+    torch.manual_seed(0)
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "bias": False}
+    conv = torch.nn.Conv2d(4, 4, kernel, **sizes).double().requires_grad_(False)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(_convolved(conv, x), conv(x))
+    assert torch.autograd.gradcheck(lambda x: _convolved(conv, x), x)
+    assert torch.autograd.gradgradcheck(lambda x: _convolved(conv, x).sigmoid(), x)

@@ -332,7 +332,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path, capsys, kind):
     shutil.rmtree(options["data"].removeprefix("imagefolder:"))
     before = digests(out)
     again = SEARCH[kind](CONFIG[kind](), resume=out)
-    assert "is finished: all 1 epochs are done" in capsys.readouterr().out
+    assert "is finished: 1 epoch is done" in capsys.readouterr().out
     assert again.genotype == first.genotype and repr(again.genotype) == repr(first.genotype)
     same(first.history, again.history)
     assert first.checkpoint == again.checkpoint == out / "checkpoint.pt"

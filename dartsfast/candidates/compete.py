@@ -146,7 +146,7 @@ def competition(
         if config.data != type(config).data:
             now["data"] = absolute(config.data)
             moved = ["--data", now["data"]]
-        config = type(config)(**{**own, **now})
+        config = type(config).kept(own).but(**now)
         config.check()
     else:
         config.check()

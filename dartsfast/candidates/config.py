@@ -101,6 +101,11 @@ class Selection(RunOptions):
                 part.check()
             except InputError as error:
                 raise InputError(f"of the options --{prefix}_...: {error}") from error
+        if getattr(self, "search_space", "") == "nasbench201":
+            raise InputError(
+                "the cells of nasbench201 are not trained here: search with `dartsfast search cnn`, and look "
+                "the cells up with `dartsfast query nasbench201`"
+            )
         if hasattr(self, "train_portion"):
             _check_held_out(self.train_portion)
 
@@ -115,10 +120,14 @@ class Selection(RunOptions):
         return self.training_config(**{**own, "arch": arch, "out": folder})
 
     def _part(self, prefix: str, config_cls: Any) -> dict[str, Any]:
-        own = {field.name for field in dataclasses.fields(self)}
-        names = [field.name for field in dataclasses.fields(config_cls)]
-        names = [name for name in names if name != "arch"]
-        return {name: getattr(self, name if name in own else f"{prefix}_{name}") for name in names}
+        own, stated = {field.name for field in dataclasses.fields(self)}, self.stated()
+        found = {}
+        for field in dataclasses.fields(config_cls):
+            name = field.name if field.name in own else f"{prefix}_{field.name}"
+            # What is not given here does not count as given there.
+            if field.name != "arch" and (name in stated or getattr(self, name) != field.default):
+                found[field.name] = getattr(self, name)
+        return found
 
 
 def _check_held_out(portion: float) -> None:

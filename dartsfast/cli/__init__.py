@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dartsfast
-from dartsfast.cli import export, left, test
+from dartsfast.cli import export, left, query, test
 from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
@@ -133,11 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_compare, kind=kind, config=config)
     _add_explain(commands)
     export.add(commands)
+    query.add(commands)
     draw = commands.add_parser("draw", help="draw a cell as PNG and SVG")
     draw.add_argument(
         "genotype",
-        help='folder of a run, genotype.json, "Genotype(...)" as a search prints it, or a published cell, '
-        "e.g. rnn:DARTS_V2",
+        help='folder of a run, genotype.json, "Genotype(...)" or "|op~0|+..." as a search prints it, or a '
+        "published cell, e.g. rnn:DARTS_V2",
     )
     draw.add_argument(
         "--out",
@@ -243,11 +244,11 @@ def _run(args: argparse.Namespace) -> None:
         base = read_config(given.pop("config_file"), (verb, kind), config_cls)
     if "preset" in given and hasattr(config_cls, "protocols"):
         base |= config_cls.protocol(given.pop("preset"))
-    given = {**base, **given}
     if "save" in given:
         saved = f"{VERBS[verb].saved_as}-{given.pop('save')}-{time.strftime('%Y%m%d-%H%M%S')}"
         given.setdefault("out", saved)
-    _begin(verb, kind, config_cls(**given), None, detail)
+    config = config_cls.kept(base).but(**given) if base else config_cls(**given)
+    _begin(verb, kind, config, None, detail)
 
 
 def _resume(verb: str, kind: str, config_cls: Any, given: dict[str, Any], resume: str, detail: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -18,6 +19,30 @@ class Genotype(NamedTuple):
     reduce_concat: Sequence[int]
 
 
+class Architecture(NamedTuple):
+    """A cell of NAS-Bench-201, as the benchmark writes it (Dong and Yang, ICLR 2020).
+
+    ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``: the operations on all edges into nodes 1, 2 and 3, each with the
+    node that it reads; node 0 is the cell's input, node 3 its output.
+    """
+
+    architecture: str
+
+    def __str__(self) -> str:
+        return self.architecture
+
+    @classmethod
+    def of(cls, nodes: Iterable[Iterable[tuple[str, int]]]) -> Architecture:
+        """Return the cell of these ``(operation, source)``, node by node from node 1 on."""
+        return cls("+".join(f"|{'|'.join(f'{op}~{source}' for op, source in node)}|" for node in nodes))
+
+    def nodes(self) -> list[list[tuple[str, int]]]:
+        """Return ``(operation, source)`` of all edges, node by node from node 1 on."""
+        edges = re.compile(r"([^|~]*)~([0-9]+)")
+        nodes = [edges.findall(node) for node in self.architecture.split("+")]
+        return [[(op, int(source)) for op, source in node] for node in nodes]
+
+
 PRIMITIVES = [
     "none",
     "max_pool_3x3",
@@ -28,6 +53,7 @@ PRIMITIVES = [
     "dil_conv_3x3",
     "dil_conv_5x5",
 ]
+NASBENCH201 = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
 
 # Zoph et al., 2018, NASNet-A.
 NASNet = Genotype(

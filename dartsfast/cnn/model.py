@@ -21,6 +21,7 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
 from dartsfast.cnn.utils import drop_path
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, as_genotype
+from dartsfast.modules.alone import adopt
 
 
 class Cell(nn.Module):
@@ -50,6 +51,7 @@ class Cell(nn.Module):
         op_names, indices = zip(*(genotype.reduce if reduction else genotype.normal), strict=True)
         concat = genotype.reduce_concat if reduction else genotype.normal_concat
         self._compile(C, op_names, indices, concat, reduction)
+        adopt(self)
 
     def _compile(
         self, C: int, op_names: Sequence[str], indices: Sequence[int], concat: Sequence[int], reduction: bool

@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dartsfast import fused
 from dartsfast.backends import check_memory, check_storage, resolve_backend
+from dartsfast.cnn import nasbench201
 from dartsfast.cnn.checks import check_images, check_labels, check_sizes
 from dartsfast.cnn.edges import serve_edges
-from dartsfast.cnn.genotypes import PRIMITIVES, Genotype
+from dartsfast.cnn.genotypes import PRIMITIVES, Architecture, Genotype
+from dartsfast.cnn.mixing import Mixing
 from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of them from here
     OPS,
     DilConv,
@@ -30,10 +31,11 @@ from dartsfast.cnn.operations import (  # noqa: F401 - old scripts take all of t
     Zero,
     build_op,
 )
-from dartsfast.cnn.spaces import Primitives, Space, as_space, by_edge
+from dartsfast.cnn.spaces import AnySpace, OneCell, Primitives, as_space, by_edge
 from dartsfast.errors import InputError
 from dartsfast.fused.linear import linear
-from dartsfast.modules.arch import ArchModule, best_edges, initial_alphas
+from dartsfast.modules.alone import adopt
+from dartsfast.modules.arch import best_edges
 from dartsfast.modules.plain import difference, served
 from dartsfast.modules.recompute import applied, recomputed
 from dartsfast.names import CNN_MEMORY_MODES
@@ -90,7 +92,7 @@ class Cell(nn.Module):
         reduction: bool,
         reduction_prev: bool,
         *,
-        backend: str = "reference",
+        backend: str | None = None,
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
         primitives: Primitives | None = None,
@@ -98,7 +100,7 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = reduction
-        self._backend = backend
+        self._backend = backend or "reference"
         self.preprocess0: nn.Module
         if reduction_prev:
             self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
@@ -116,6 +118,8 @@ class Cell(nn.Module):
             for j in range(2 + i):
                 stride = 2 if reduction and j < 2 else 1
                 self._ops.append((mixed_op or MixedOp)(C, stride, *spaces[len(self._ops)]))
+        if backend is not None:
+            adopt(self)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Any]) -> Tensor:
         """Map two cells' outputs, with ``weights`` [edges, ops], to [N, multiplier*C, H, W].
@@ -163,7 +167,7 @@ def _warn_of_altered_edges(reason: str) -> None:
     warnings.warn(f"edges run as ordinary modules, not on kernels: {reason}", stacklevel=2)
 
 
-class Network(ArchModule):
+class Network(Mixing):
     """The search network: stem, ``layers`` cells (reductions at 1/3 and 2/3), pooling, classifier.
 
     ``DistributedDataParallel`` does not average the gradients of the alphas, which are no parameters; the
@@ -186,7 +190,9 @@ class Network(ArchModule):
         storage_dtype: dtype that the convolutions' outputs are kept as, such as torch.bfloat16, with
             float32 arithmetic; None for the network's own. Not on the backend ``reference``.
         primitives: operation names of the search space, keys of ``operations.OPS``, or a
-            :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`.
+            :class:`~dartsfast.cnn.spaces.Space`; None for those of this module's :data:`PRIMITIVES`. With a
+            :class:`~dartsfast.cnn.spaces.OneCell` the network is that of :mod:`dartsfast.cnn.nasbench201`,
+            with ``layers`` cells a stage.
         mixed_op: called as ``mixed_op(C, stride, primitives)`` for every edge, returns what stands in the
             place of its :class:`MixedOp`; the edge then runs as the module that it is.
         skip_zero: leave operations of weight 0 uncomputed, as ``if w != 0`` does: they have no gradients, and
@@ -195,10 +201,6 @@ class Network(ArchModule):
     Raises:
         InputError: unknown primitive, backend or memory mode, or sizes that make no network.
     """
-
-    alphas_normal: Tensor
-    alphas_reduce: Tensor
-    _adjust: Callable[[Tensor, bool], Tensor] | None = None  # makes others of a kind's mixing weights
 
     def __init__(
         self,
@@ -213,7 +215,7 @@ class Network(ArchModule):
         backend: str = "auto",
         memory: str = "store",
         storage_dtype: torch.dtype | None = None,
-        primitives: Sequence[str] | Space | None = None,
+        primitives: Sequence[str] | AnySpace | None = None,
         mixed_op: Callable[..., nn.Module] | None = None,
         skip_zero: bool = False,
     ) -> None:
@@ -233,15 +235,22 @@ class Network(ArchModule):
         self._memory = check_memory(memory, CNN_MEMORY_MODES, budget=True)
         self._fits: list[fused.Fit] = []
         names = list(PRIMITIVES) if primitives is None else primitives
-        self._space = as_space(names, sum(2 + i for i in range(steps)))
-        usual = mixed_op is None and all(row == list(PRIMITIVES) for kind in self._space for row in kind)
+        self._space = as_space(names, steps)
         self._storage_dtype = check_storage(storage_dtype, backend)
+        if isinstance(self._space, OneCell):
+            self._lay_out_nasbench201(self._space, mixed_op)
+        else:
+            self._lay_out(mixed_op)
+        adopt(self)
+        self._initialize_alphas()
 
-        C_curr = stem_multiplier * C
+    def _lay_out(self, mixed_op: Callable[..., nn.Module] | None) -> None:
+        C_curr = self._stem_multiplier * self._C
         self.stem = nn.Sequential(nn.Conv2d(3, C_curr, 3, padding=1, bias=False), nn.BatchNorm2d(C_curr))
-        C_prev_prev, C_prev, C_curr = C_curr, C_curr, C
+        C_prev_prev, C_prev, C_curr = C_curr, C_curr, self._C
         self.cells = nn.ModuleList()
-        reduction_prev = False
+        usual = mixed_op is None and all(row == list(PRIMITIVES) for kind in self._space for row in kind)
+        sizes, layers, reduction_prev = (self._steps, self._multiplier), self._layers, False
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             if reduction:
@@ -249,33 +258,26 @@ class Network(ArchModule):
             space: dict[str, Any] = {"primitives": self._space.of(reduction), "mixed_op": mixed_op}
             if usual:  # a Cell or MixedOp that a script has put in the place of ours takes the original's
                 space = {}
-            cell = Cell(steps, multiplier, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
-            cell._backend, cell._storage_dtype = backend, self._storage_dtype
-            cell._memory = memory if memory in CNN_MEMORY_MODES else "recompute"
+            cell = Cell(*sizes, C_prev_prev, C_prev, C_curr, reduction, reduction_prev, **space)
+            cell._backend, cell._storage_dtype = self._backend, self._storage_dtype
+            cell._memory = self._memory if self._memory in CNN_MEMORY_MODES else "recompute"
             reduction_prev = reduction
             self.cells.append(cell)
-            C_prev_prev, C_prev = C_prev, multiplier * C_curr
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
-        if skip_zero:
+            C_prev_prev, C_prev = C_prev, self._multiplier * C_curr
+        self.global_pooling: nn.Module = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, self._num_classes)
+        if self._skip_zero:
             serve_edges(self, [edge for cell in self.cells for edge in cast(Cell, cell)._ops])
 
-        self._initialize_alphas()
-
-    def _initialize_alphas(self) -> None:
-        """Draw the alphas; a subclass may set others, and :attr:`_arch_parameters` with them."""
-        like = next(self.parameters())
-        self.alphas_normal, self.alphas_reduce = (
-            initial_alphas(len(rows), len(rows[0])).to(like).requires_grad_() for rows in self._space
-        )
-        self._arch_parameters = [self.alphas_normal, self.alphas_reduce]
-
-    @property
-    def backend(self) -> str:
-        """The backend that computes where the network lies now."""
-        found = resolve_backend(self._backend, self.alphas_normal.device, dtype=self.alphas_normal.dtype)
-        check_storage(self._storage_dtype, found)
-        return found
+    def _lay_out_nasbench201(self, space: OneCell, mixed_op: Callable[..., nn.Module] | None) -> None:
+        if mixed_op is not None or self._storage_dtype is not None:
+            raise InputError(
+                "mixed_op, skip_zero and storage_dtype are of the cells of DARTS: leave them out"
+            )
+        found = nasbench201.layers(self._C, self._layers, space, self._backend, self._memory)
+        self.stem, self.cells, self.global_pooling = found.stem, found.cells, found.pooling
+        self.classifier = nn.Linear(found.features, self._num_classes)
+        serve_edges(self, [edge for cell in self.cells for edge in cast(Any, cell)._ops], self._memory)
 
     def new(self) -> Network:
         """Return a network of the same shape on the same device: fresh weights, these alphas."""
@@ -300,29 +302,6 @@ class Network(ArchModule):
     def _build(self, *args: Any, **options: Any) -> Network:
         """Return another network of the method; one of its own class says so, with its own options."""
         return Network(*args, **options)
-
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set what goes by the epoch, which counts from 0, of all ``epochs``: nothing here."""
-
-    def logits(self, reduction: bool) -> Tensor:
-        """Return [edges, ops] whose softmax is what the operations of a kind of cell weigh on average."""
-        return self.alphas_reduce if reduction else self.alphas_normal
-
-    def mixing_weights(self, kinds: Sequence[bool]) -> list[Tensor]:
-        """Return what a pass mixes the cells with, [edges, ops] a kind: softmax(alpha) (equation 2).
-
-        Only the ``kinds`` that there are, reduction or not: the alphas of others get no gradient, and Adam
-        must not move them.
-        """
-        alphas = [self.logits(reduction) for reduction in kinds]
-        if self.backend == "reference":
-            return [F.softmax(a, dim=-1) for a in alphas]
-        return fused.alpha_softmax(alphas)
-
-    def strengths(self, reduction: bool) -> Tensor:
-        """Return [edges, ops] by which the genotype is read off."""
-        rows = F.softmax(self.logits(reduction).detach(), dim=-1)
-        return rows if self._adjust is None else self._adjust(rows, reduction)
 
     def fit_memory(self, images: Sequence[int], order: int = 1, parts: int = 1) -> fused.Fit:
         """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.
@@ -382,8 +361,13 @@ class Network(ArchModule):
         check_labels(self._criterion, logits, target)
         return self._criterion(logits, target)
 
-    def genotype(self) -> Genotype:
-        """Read the cells off the alphas: two strongest edges a node, ``none`` left out (section 2.4)."""
+    def genotype(self) -> Genotype | Architecture:
+        """Read the cells off the alphas: two strongest edges a node, ``none`` left out (section 2.4).
+
+        Of the space of NAS-Bench-201 the strongest operation of every edge.
+        """
+        if isinstance(self._space, OneCell):
+            return nasbench201.strongest(self.strengths(False), self._space)
 
         def parse(reduction: bool) -> list[tuple[str, int]]:
             strengths = self.strengths(reduction).detach().cpu().numpy()

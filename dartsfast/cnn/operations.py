@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.errors import InputError
+from dartsfast.modules.alone import Operation
 from dartsfast.modules.plain import served
 
 
 @served
-class ReLUConvBN(nn.Module):
+class ReLUConvBN(Operation):
     """ReLU, convolution, batch norm: [N, C_in, H, W] to [N, C_out, H', W']."""
 
     def __init__(
@@ -31,11 +32,13 @@ class ReLUConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the three in order."""
+        if not torch.jit.is_scripting():
+            self.note(x)
         return self.op(x)
 
 
 @served
-class DilConv(nn.Module):
+class DilConv(Operation):
     """ReLU, dilated depthwise and pointwise convolution, batch norm."""
 
     def __init__(
@@ -67,11 +70,13 @@ class DilConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the four in order."""
+        if not torch.jit.is_scripting():
+            self.note(x)
         return self.op(x)
 
 
 @served
-class SepConv(nn.Module):
+class SepConv(Operation):
     """Twice (ReLU, depthwise, pointwise, batch norm); the first carries the stride."""
 
     def __init__(
@@ -91,6 +96,8 @@ class SepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the eight in order."""
+        if not torch.jit.is_scripting():
+            self.note(x)
         return self.op(x)
 
 
@@ -130,7 +137,7 @@ class Noise(nn.Module):
 
 
 @served
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(Operation):
     """Halve the image without losing pixels: two strided 1x1 convolutions, one of them shifted by a pixel.
 
     Raises:
@@ -148,6 +155,7 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C_in, H, W] to [N, C_out, H/2, W/2]."""
+        self.note(x)
         self.check(*x.shape[-2:])
         x = self.relu(x)
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
@@ -186,6 +194,8 @@ OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "dil_conv_3x3": lambda C, stride, affine: DilConv(C, C, 3, stride, 2, 2, affine=affine),
     "dil_conv_5x5": lambda C, stride, affine: DilConv(C, C, 5, stride, 4, 2, affine=affine),
     "conv_7x1_1x7": _conv_7x1_1x7,
+    "nor_conv_1x1": lambda C, stride, affine: ReLUConvBN(C, C, 1, stride, 0, affine=affine),
+    "nor_conv_3x3": lambda C, stride, affine: ReLUConvBN(C, C, 3, stride, 1, affine=affine),
     "noise": lambda C, stride, affine: Noise(stride),
 }
 

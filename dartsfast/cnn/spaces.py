@@ -1,5 +1,6 @@
 """Search spaces: the candidate operations of every edge of both kinds of cell.
 
+``nasbench201`` has one kind of cell, in a network of its own (:mod:`dartsfast.cnn.nasbench201`).
 ``s1`` to ``s4`` are those that make DARTS fail (Zela et al., ICLR 2020, section 3 and appendix A): in ``s1``
 every edge has the two operations that DARTS weighs most there, ``s2`` to ``s4`` have the same few everywhere.
 """
@@ -10,9 +11,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dartsfast.cnn.genotypes import PRIMITIVES
+from dartsfast.cnn.genotypes import NASBENCH201, PRIMITIVES
 from dartsfast.errors import InputError
 
+NODES = 4  # of a cell of NAS-Bench-201, the first of which is its input
 Primitives = Sequence[str] | Sequence[Sequence[str]]  # of all edges, or edge by edge
 
 
@@ -28,6 +30,19 @@ class Space(NamedTuple):
     def of(self, reduction: bool) -> Primitives:
         """Return those of a kind of cell."""
         return self.reduce if reduction else self.normal
+
+
+class OneCell(NamedTuple):
+    """Operations of a cell of NAS-Bench-201, of all edges or edge by edge: all cells are of one kind."""
+
+    cell: Primitives
+
+    def of(self, reduction: bool) -> Primitives:
+        """Return those of a cell."""
+        return self.cell
+
+
+AnySpace = Space | OneCell
 
 
 def by_edge(primitives: Primitives, edges: int) -> list[list[str]]:
@@ -48,14 +63,20 @@ def by_edge(primitives: Primitives, edges: int) -> list[list[str]]:
     return rows
 
 
-def as_space(primitives: Primitives | Space, edges: int) -> Space:
-    """Return the operations of every edge of both kinds of cell, of which there may be one list.
+def as_space(primitives: Primitives | AnySpace, steps: int) -> AnySpace:
+    """Return the operations of every edge of the kinds of cell, of which there may be one list.
+
+    A cell of DARTS has ``steps`` nodes, and both inputs before them.
 
     Raises:
         InputError: as :func:`by_edge`; an edge that has an operation twice, or none other than ``none``.
     """
-    kinds = primitives if isinstance(primitives, Space) else (primitives, primitives)
-    space = Space(*(by_edge(found, edges) for found in kinds))
+    space: AnySpace
+    if isinstance(primitives, OneCell):
+        space = OneCell(by_edge(primitives.cell, sum(range(1, NODES))))
+    else:
+        kinds = primitives if isinstance(primitives, Space) else (primitives, primitives)
+        space = Space(*(by_edge(found, sum(range(2, 2 + steps))) for found in kinds))
     for row in itertools.chain(*space):
         if not [name for name in row if name != "none"]:
             raise InputError(f"primitives must name an operation other than none, got {row}")
@@ -91,10 +112,11 @@ _S1 = Space(
         max+avg max+avg skip+dil5 skip+dil5 skip+dil5
     """),
 )
-SPACES = {
+SPACES: dict[str, AnySpace] = {
     "darts": _everywhere(*PRIMITIVES),
     "s1": _S1,
     "s2": _everywhere("skip_connect", "sep_conv_3x3"),
     "s3": _everywhere("none", "skip_connect", "sep_conv_3x3"),
     "s4": _everywhere("noise", "sep_conv_3x3"),
+    "nasbench201": OneCell(NASBENCH201),
 }

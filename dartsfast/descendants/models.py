@@ -16,6 +16,7 @@ from dartsfast.descendants.report import Report
 from dartsfast.descendants.served import Served
 from dartsfast.descendants.verify import verified
 from dartsfast.errors import CheckFailedError, InputError
+from dartsfast.modules.alone import adopt
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 _FEWEST = 8
@@ -61,6 +62,7 @@ def accelerate(
     if not isinstance(model, nn.Module):
         raise InputError(f"accelerate takes a torch.nn.Module or a class of them, got {type(model).__name__}")
     restore(model)
+    adopt(model)
     found = list(candidates(model))
     shared = _shared([(m, one) for _, m, one in found if isinstance(one, Recognised)])
     report = Report()

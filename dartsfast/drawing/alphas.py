@@ -1,5 +1,6 @@
 """Architecture weights as heat maps."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def draw_alphas(
         alphas: panel name to ``(alpha, ops, edges)`` or ``(alpha, ops, edges, entries)``: raw weights
             ``[len(edges), len(ops)]`` (tensor or array); op names; edge labels such as ``"0→2"`` or
             ``"c_{k-1}→2"``, those into one node together and by input; and a genotype's ``(op, input)``,
-            as many for every node.
+            of all edges, or as many for every node.
         path: of the files of :func:`save_figure`.
         title: above the panels.
 
@@ -97,12 +98,18 @@ def _panel(
 def kept_places(
     ops: Sequence[str], edges: Sequence[str], entries: Sequence[tuple[str, int]]
 ) -> set[tuple[int, int]]:
-    """Return (edge, op) of what a genotype's ``entries`` keep, as many for every node."""
+    """Return (edge, op) of what a genotype's ``entries`` keep: all edges, or as many for every node."""
     rows: dict[str, list[int]] = {}
     for row, edge in enumerate(edges):
         rows.setdefault(_ends(edge)[1], []).append(row)
-    nodes, keep = list(rows), len(entries) // len(rows)
-    return {(rows[nodes[k // keep]][source], ops.index(op)) for k, (op, source) in enumerate(entries)}
+    few = len(entries) // len(rows)
+    left, kept = iter(entries), set()
+    for mine in rows.values():
+        into = itertools.islice(left, len(mine) if len(entries) == len(edges) else few)
+        kept |= {(mine[source], ops.index(op)) for op, source in into}
+    if list(left):
+        raise InputError(f"{len(entries)} entries of a genotype do not go around {len(rows)} nodes evenly")
+    return kept
 
 
 def _ends(edge: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dartsfast.cnn.genotypes import Architecture
 from dartsfast.cnn.genotypes import Genotype as CNNGenotype
 from dartsfast.drawing.figure import FONT, INK, fit, full_axes, new_figure, save_figure
 from dartsfast.drawing.layout import Box, Edge, Node, lay_out
@@ -24,6 +25,7 @@ _FAMILIES = {
     "sep": "#1f6fb4",
     "dil": "#7b4fb0",
     "conv": "#0b8a8f",
+    "nor_conv": "#1f6fb4",
     "max": "#c0392b",
     "avg": "#c9701a",
     "skip": "#2e8b57",
@@ -44,7 +46,8 @@ class Cell(NamedTuple):
 
 
 def draw_genotype(genotype: Any, path: str | os.PathLike) -> list[Path]:
-    """Draw a CNN genotype (both cells) or an RNN genotype to the files of :func:`save_figure`.
+    """Draw a CNN genotype (both cells), an RNN genotype or a cell of NAS-Bench-201 to the files of
+    :func:`save_figure`.
 
     A CNN genotype has ``normal``, ``normal_concat``, ``reduce`` and ``reduce_concat``; an RNN genotype has
     ``recurrent`` and ``concat`` (DARTS, section 2.1 and appendix A); each in any form that
@@ -57,6 +60,8 @@ def draw_genotype(genotype: Any, path: str | os.PathLike) -> list[Path]:
 def cells_of(genotype: Any) -> list[Cell]:
     """Return the cells of a genotype as graphs; ``InputError`` as :func:`draw_genotype`."""
     genotype = as_genotype(genotype)
+    if isinstance(genotype, Architecture):
+        return [_nasbench201_graph(genotype)]
     if isinstance(genotype, CNNGenotype):
         return [
             _cell_graph(genotype.normal, genotype.normal_concat, "Normal cell"),
@@ -121,10 +126,24 @@ def _recurrent_graph(entries: Any, concat: Any, title: str) -> Cell:
     return Cell(title, _nodes(("$x_t$", "$h_{t-1}$"), steps + 1, "$h_t$", edges), tuple(edges))
 
 
-def _nodes(inputs: tuple[str, str], steps: int, output: str, edges: list[Edge]) -> tuple[Node, ...]:
+def _nasbench201_graph(architecture: Architecture) -> Cell:
+    """Return the cell without the edges that are ``none``."""
+    into = architecture.nodes()
+    edges = [
+        _edge(op, source, node + 1)
+        for node, entries in enumerate(into)
+        for op, source in entries
+        if op != "none"
+    ]
+    return Cell("Cell", _nodes(("0",), 2, "3", edges, first=1), tuple(edges))
+
+
+def _nodes(
+    inputs: tuple[str, ...], steps: int, output: str, edges: list[Edge], first: int = 0
+) -> tuple[Node, ...]:
     """Return the boxes of a cell, high enough for the arrowheads of the edges that they receive."""
     kinds = [(name, "input", 0.7) for name in inputs]
-    kinds += [(str(step), "node", 0.48) for step in range(steps)]
+    kinds += [(str(step), "node", 0.48) for step in range(first, first + steps)]
     kinds.append((output, "output", 0.7))
     arrows = Counter(edge.target for edge in edges)
     return tuple(

@@ -201,6 +201,8 @@ def _cell(what: str, options: Options) -> Source:
         if os.path.lexists(os.path.expanduser(what)) or looks_like_genotype(what):
             raise
         raise InputError(f"there is no file or folder {what}, and {error}") from error
+    if isinstance(cell, cnn_genotypes.Architecture):
+        raise InputError(f"{what} is a cell of NAS-Bench-201, whose network is not exported")
     alone = f"{what} is a cell, without weights"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

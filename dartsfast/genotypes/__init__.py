@@ -6,6 +6,7 @@ too.
 
 from dartsfast.genotypes.check import (
     CNN,
+    NB201,
     RNN,
     TYPES,
     AnyGenotype,
@@ -20,6 +21,7 @@ from dartsfast.genotypes.find import picture_name, resolve_genotype
 
 __all__ = [
     "CNN",
+    "NB201",
     "RNN",
     "TYPES",
     "AnyGenotype",

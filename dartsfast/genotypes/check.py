@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
@@ -12,7 +13,7 @@ from dartsfast.errors import InputError
 from dartsfast.genotypes.text import looks_like_genotype, parse_genotype, with_ranges
 from dartsfast.rnn import genotypes as rnn_genotypes
 
-AnyGenotype = cnn_genotypes.Genotype | rnn_genotypes.Genotype
+AnyGenotype = cnn_genotypes.Genotype | rnn_genotypes.Genotype | cnn_genotypes.Architecture
 
 
 class Kind(NamedTuple):
@@ -24,6 +25,7 @@ class Kind(NamedTuple):
         first: first state that may be part of the output.
         state: what an edge's index counts.
         operation: what an edge's name names.
+        command: made for them.
     """
 
     name: str
@@ -31,11 +33,17 @@ class Kind(NamedTuple):
     first: int
     state: str
     operation: str
+    command: str
 
 
-CNN = Kind("CNN", 2, 2, "input", "operation")
-RNN = Kind("RNN", 1, 0, "state", "activation")
-TYPES: dict[Kind, Any] = {CNN: cnn_genotypes.Genotype, RNN: rnn_genotypes.Genotype}
+CNN = Kind("CNN", 2, 2, "input", "operation", "train cnn")
+RNN = Kind("RNN", 1, 0, "state", "activation", "train rnn")
+NB201 = Kind("NAS-Bench-201 network", 1, 1, "node", "operation", "query nasbench201")
+TYPES: dict[Kind, Any] = {
+    CNN: cnn_genotypes.Genotype,
+    RNN: rnn_genotypes.Genotype,
+    NB201: cnn_genotypes.Architecture,
+}
 
 
 def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | None = None) -> Any:
@@ -44,13 +52,14 @@ def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | N
     Args:
         value: an object with the fields of a genotype, such as a ``Genotype``, also of other code; a dict of
             them, as JSON loads it; a list of their values in order, as JSON writes named tuples; text, which
-            is ``Genotype(...)``, JSON, or the name of a published cell.
-        kind: ``CNN`` or ``RNN`` where the other will not do.
+            is ``Genotype(...)``, JSON, the name of a published cell, or a cell of NAS-Bench-201 as the
+            benchmark writes it.
+        kind: ``CNN``, ``RNN`` or ``NB201`` where the others will not do.
         known: the names that edges may have; None for any.
 
     Returns:
         A ``cnn.genotypes.Genotype`` or ``rnn.genotypes.Genotype`` of lists of ``(name, index)``; a concat is
-        a list, or the range that was given.
+        a list, or the range that was given. Or a ``cnn.genotypes.Architecture``.
 
     Raises:
         InputError: no genotype, or one of the other kind; an unknown name; another number of edges than two a
@@ -59,13 +68,15 @@ def as_genotype(value: Any, kind: Kind | None = None, known: Collection[str] | N
     if isinstance(value, str):
         value = parse_genotype(value) if looks_like_genotype(value) else _published(value, kind)
     fields = _fields(value)
-    found = CNN if "normal" in fields else RNN
+    found = next(one for one, made in TYPES.items() if made._fields == tuple(fields))
     if kind is not None and kind != found:
         raise InputError(
             f"a cell of {found.name}s (fields {', '.join(fields)}) is none of {kind.name}s (fields "
             f"{', '.join(TYPES[kind]._fields)}): name another one, or use what is made for {found.name}s, "
-            f"such as `dartsfast train {found.name.lower()}`"
+            f"such as `dartsfast {found.command}`"
         )
+    if found == NB201:
+        return _check_architecture(fields["architecture"], known)
     if found == RNN:
         cell = check_cell(fields["recurrent"], fields["concat"], RNN, "recurrent cell", known)
         return rnn_genotypes.Genotype(*cell)
@@ -108,6 +119,21 @@ def _check_edge(edge: Any, earlier: int, kind: Kind, known: Collection[str] | No
     if known is not None and name not in known:
         raise InputError(f"unknown {kind.operation} {name!r}, known are {', '.join(known)}")
     return name, int(source)
+
+
+def _check_architecture(text: Any, known: Collection[str] | None) -> cnn_genotypes.Architecture:
+    cell = cnn_genotypes.Architecture(text.strip() if isinstance(text, str) else "")
+    nodes = cell.nodes()
+    sources = [[source for _, source in node] for node in nodes]
+    if cnn_genotypes.Architecture.of(nodes) != cell or sources != [[0], [0, 1], [0, 1, 2]]:
+        raise InputError(
+            f"{_shown(text)} is no cell of NAS-Bench-201: write the operations of all six edges as "
+            "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        )
+    for op, _ in itertools.chain(*nodes):
+        if known is not None and op not in known:
+            raise InputError(f"unknown operation {op!r}, known are {', '.join(known)}")
+    return cell
 
 
 def _check_concat(concat: Any, first: int, last: int, cell: str) -> Sequence[int]:
@@ -159,9 +185,11 @@ def _shown(value: Any) -> str:
 
 
 def genotype_to_json(genotype: AnyGenotype) -> dict[str, Any]:
-    """Return the fields of ``genotype`` as plain lists."""
+    """Return the fields of ``genotype`` as plain lists, or as the text that one is."""
     return {
-        name: [list(entry) if isinstance(entry, tuple) else entry for entry in value]
+        name: value
+        if isinstance(value, str)
+        else [list(entry) if isinstance(entry, tuple) else entry for entry in value]
         for name, value in genotype._asdict().items()
     }
 

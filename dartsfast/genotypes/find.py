@@ -10,6 +10,7 @@ from dartsfast.errors import InputError
 from dartsfast.files import is_archive, read_text
 from dartsfast.genotypes.check import Kind, as_genotype
 from dartsfast.genotypes.text import looks_like_genotype, parse_genotype
+from dartsfast.rnn import genotypes as rnn_genotypes
 
 
 def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
@@ -17,9 +18,10 @@ def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
 
     Args:
         spec: the folder of a run; a file of JSON, such as its ``genotype.json``, or of the printed
-            ``Genotype(...)``; one of these texts itself; or a published cell such as ``DARTS_V2`` (a CNN
-            cell) or ``rnn:DARTS_V2``.
-        kind: ``CNN`` or ``RNN`` where the other will not do; a name that both have is then of that kind.
+            ``Genotype(...)`` or a cell of NAS-Bench-201; one of these texts itself; or a published cell such
+            as ``DARTS_V2`` (a CNN cell) or ``rnn:DARTS_V2``.
+        kind: ``CNN``, ``RNN`` or ``NB201`` where the others will not do; a name that two have is then of
+            that kind.
 
     Raises:
         InputError: none of these, no genotype in it, or one of the other kind.
@@ -48,7 +50,11 @@ def resolve_genotype(spec: str, kind: Kind | None = None) -> Any:
             raise InputError(f"{path}: {error}") from error
     else:
         genotype = as_genotype(spec, kind)
-    names = OPS if isinstance(genotype, cnn_genotypes.Genotype) else ACTIVATIONS
+    names: Any = {
+        cnn_genotypes.Genotype: OPS,
+        rnn_genotypes.Genotype: ACTIVATIONS,
+        cnn_genotypes.Architecture: cnn_genotypes.NASBENCH201,
+    }[type(genotype)]
     try:
         return as_genotype(genotype, known=names)
     except InputError as error:

@@ -1,4 +1,5 @@
-"""Genotypes in text: ``Genotype(normal=[...], ...)`` as searches and logs print it, and JSON."""
+"""Genotypes in text: ``Genotype(normal=[...], ...)`` as searches and logs print it, JSON, and cells of
+NAS-Bench-201."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _LARGEST = 1000  # nodes of a range
 
 def looks_like_genotype(text: str) -> bool:
     """Whether ``text`` is meant as a genotype, not as a name or path."""
-    return bool(_PRINTED.search(text)) or text.lstrip()[:1] in ("{", "[")
+    return bool(_PRINTED.search(text)) or text.lstrip()[:1] in ("{", "[", "|")
 
 
 def parse_genotype(text: str) -> Any:
@@ -27,7 +28,8 @@ def parse_genotype(text: str) -> Any:
 
     Args:
         text: ``Genotype(...)`` with literals and ``range(...)`` only, after anything else, such as the time
-            and ``genotype =`` of a log; or JSON in which no key appears twice, read :func:`with_ranges`.
+            and ``genotype =`` of a log; JSON in which no key appears twice, read :func:`with_ranges`; or
+            ``|op~0|+...``, a cell of NAS-Bench-201.
 
     Raises:
         InputError: neither.
@@ -36,6 +38,8 @@ def parse_genotype(text: str) -> Any:
         raise InputError("an empty text is no genotype: give Genotype(...) or JSON")
     if len(text) > _LONGEST:
         raise InputError(f"a text of {len(text)} characters is no genotype: give Genotype(...) or JSON alone")
+    if text.lstrip().startswith("|"):
+        return {"architecture": text.strip()}
     printed = _PRINTED.search(text)
     try:
         if printed is None:

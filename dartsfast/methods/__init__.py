@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.cnn.model_search import Network
-from dartsfast.cnn.spaces import SPACES, Space
+from dartsfast.cnn.spaces import SPACES, AnySpace
 from dartsfast.methods.beta_darts import decay
 from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.methods.drnas import DrNAS
@@ -26,7 +26,7 @@ _NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[Any], dict[str, Any
 }
 
 
-def new_network(config: Any, classes: int, space: Space | None = None, stage: int = 0) -> Network:
+def new_network(config: Any, classes: int, space: AnySpace | None = None, stage: int = 0) -> Network:
     """Return the search network that a :class:`~dartsfast.search.CNNConfig` asks for.
 
     Args:
@@ -40,7 +40,8 @@ def new_network(config: Any, classes: int, space: Space | None = None, stage: in
     network, own = _NETWORKS[config.method]
     if config.auxiliary_skip:
         network = DARTSMinus
-    arguments = config.init_channels, classes, config.layers, nn.CrossEntropyLoss()
+    layers = config.stage_cells if config.space == "nasbench201" else config.layers
+    arguments = config.init_channels, classes, layers, nn.CrossEntropyLoss()
     return network(*arguments, primitives=SPACES[config.space], **_options(config), **own(config))
 
 
@@ -53,7 +54,7 @@ def _options(config: Any) -> dict[str, Any]:
     }
 
 
-def _of_stage(config: Any, classes: int, space: Space, stage: int) -> Network:
+def _of_stage(config: Any, classes: int, space: AnySpace, stage: int) -> Network:
     rate = [float(text) for text in config.pdarts_rates.split(",")][stage]
     return PDARTS(
         config.init_channels,

@@ -11,17 +11,22 @@ says where the paper stops; the search does with ``--stop eigenvalue`` (:mod:`da
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from dartsfast.bilevel.guard import preserved, random_state, set_random_state
 from dartsfast.cnn.model_search import Network
+from dartsfast.modules.plain import is_plain
 
-STEPS = 10  # of Lanczos' iteration
+STEPS = 4  # of Lanczos' iteration
 WINDOW, RATIO = 5, 0.75
 
 
@@ -73,17 +78,57 @@ def monitored(model: Network, x: Tensor, y: Tensor) -> float:
         model.train(training)
 
 
+class _Convolved(torch.autograd.Function):
+    """A convolution by a fixed weight; of it and :class:`_Transposed` each is the other's derivative.
+
+    Autograd's own second derivative goes group by group, for the weight's, whether or not that is asked for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: tuple[Any, ...]) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(weight)
+        ctx.sizes, ctx.shape = sizes, x.shape
+        return F.conv2d(x, weight, None, *sizes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+        return _Transposed.apply(gradient, *ctx.saved_tensors, ctx.sizes, ctx.shape), None, None
+
+
+class _Transposed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, sizes: Any, shape: torch.Size) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(weight)
+        ctx.sizes = sizes
+        return conv2d_input(shape, weight, gradient, *sizes)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+        return _Convolved.apply(x, *ctx.saved_tensors, ctx.sizes), None, None, None
+
+
+def _convolved(conv: Any, x: Tensor) -> Tensor:
+    return _Convolved.apply(x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups))
+
+
 @contextmanager
 def _on_modules(model: Network) -> Iterator[None]:
     parts = [model, *model.cells]
     before = [part._backend for part in parts]
     # Those of accelerate, which edges of PC-DARTS have.
     forwards = {m: vars(m).pop("forward") for m in model.modules() if "forward" in vars(m)}
+    convolutions = [
+        m for m in model.modules() if is_plain(m, nn.Conv2d) and m.bias is None and m.padding_mode == "zeros"
+    ]
     try:
         for part in parts:
             part._backend = "reference"
+        for conv in convolutions:
+            vars(conv)["forward"] = functools.partial(_convolved, conv)
         yield
     finally:
+        for conv in convolutions:
+            del vars(conv)["forward"]
         for part, backend in zip(parts, before, strict=True):
             part._backend = backend
         for module, forward in forwards.items():

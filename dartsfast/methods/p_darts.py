@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class PDARTS(Network):
     def genotype(self) -> Genotype:
         """Read the cells off the alphas, the normal one with few skip connections."""
         rows, skips = self.strengths(False).cpu().numpy(), int(self._own["skips"])
-        return super().genotype()._replace(normal=limited(rows, self._space.normal, skips, self._steps))
+        cell = cast(Genotype, super().genotype())
+        return cell._replace(normal=limited(rows, self._space.of(False), skips, self._steps))
 
 
 def limited(rows: np.ndarray, space: Any, most: int, steps: int = 4) -> list[tuple[str, int]]:

@@ -177,6 +177,14 @@ def initial_alphas(edges: int, ops: int) -> Tensor:
     return 1e-3 * torch.randn(edges, ops)
 
 
+def check_finite(probabilities: np.ndarray) -> None:
+    """Raise InputError for mixing weights by which no cell can be read off."""
+    if not np.isfinite(probabilities).all():
+        raise InputError(
+            "no genotype can be read: the alphas hold NaN or infinity; resume from an earlier checkpoint"
+        )
+
+
 def best_edges(
     probabilities: np.ndarray,
     primitives: Sequence[str] | Sequence[Sequence[str]],
@@ -198,10 +206,7 @@ def best_edges(
     Raises:
         InputError: a weight is not finite.
     """
-    if not np.isfinite(probabilities).all():
-        raise InputError(
-            "no genotype can be read: the alphas hold NaN or infinity; resume from an earlier checkpoint"
-        )
+    check_finite(probabilities)
     rows: Any = primitives
     if isinstance(primitives[0], str):
         rows = [primitives] * len(probabilities)

@@ -85,7 +85,9 @@ def _go_on(run_cls: type[Run], config: Any, path: Path) -> Any:
                 result = ranks.from_first(lambda: run_cls.finished(folder, checkpoint, state))
                 if ranks.first():
                     epochs = state["epoch"]
-                    done = f"{'all ' * (epochs == own.all_epochs)}{epochs} epochs are done"
+                    verb = "is" if epochs == 1 else "are"
+                    every = "all " * (1 < epochs == own.all_epochs)
+                    done = f"{every}{own.counted(epochs)} {verb} done"
                     print(f"the {run_cls.noun} in {folder} is finished: {done}", flush=True)
                 return result
         except InputError as error:

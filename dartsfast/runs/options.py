@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,25 @@ class Options(_Given):
         object.__setattr__(changed, "given", self.given | options.keys())
         return changed
 
+    @classmethod
+    def kept(cls, values: Mapping[str, Any]) -> Any:
+        """Return the options that were written down as ``values``: none counts as given at its default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        return cls(**{
+            name: value
+            for name, value in values.items()
+            if name not in defaults or (type(value), value) != (type(defaults[name]), defaults[name])
+        })  # fmt: skip
+
+    def stated(self) -> set[str]:
+        """Return the names of the options that were given, if only as by default, or are not at it.
+
+        Who gives most of them, such as a copy, means nothing by those at their defaults.
+        """
+        fields = dataclasses.fields(self)
+        given = self.given if len(self.given) < len(fields) / 2 else frozenset()
+        return {f.name for f in fields if f.name in given or getattr(self, f.name) != f.default}
+
     def __post_init__(self) -> None:
         # Checkpoints hold plain values, of one type each.
         for field in dataclasses.fields(self):
@@ -116,6 +136,14 @@ class RunOptions(Options):
     def all_epochs(self) -> int:
         """Epochs of the whole run, which may have some beside the option ``epochs``."""
         return self.epochs  # type: ignore[attr-defined]  # every run has it
+
+    def called(self, epoch: int) -> str:
+        """Return what is said of an epoch, which counts from 1."""
+        return f"epoch {epoch}/{self.all_epochs}"
+
+    def counted(self, epochs: int) -> str:
+        """Return what is said of so many epochs that are done."""
+        return f"{epochs} epoch{'s' * (epochs != 1)}"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,10 +23,18 @@ class Progress:
         epochs: epochs of the whole run.
         work: units of progress an epoch (iterations or rows of text).
         clock: seconds.
+        called: what is said of an epoch, by its number.
     """
 
-    def __init__(self, epochs: int, work: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        work: int,
+        clock: Callable[[], float] = time.monotonic,
+        called: Callable[[int], str] | None = None,
+    ) -> None:
         self.epochs, self.work, self.phase = epochs, work, "starting"
+        self._called = called or f"epoch {{}}/{epochs}".format
         self._clock = clock
         self._epoch = self._done = self._step = 0
         self._metrics: dict[str, float] = {}
@@ -63,7 +71,7 @@ class Progress:
             whole.add_column(ratio=ratio, no_wrap=True)
         completed = self._epoch * self.work + self._done
         whole.add_row(
-            f"epoch {self._epoch + 1}/{self.epochs}",
+            self._called(self._epoch + 1),
             ProgressBar(total=self.epochs * self.work, completed=completed),
             f"{100 * completed / (self.epochs * self.work):.0f} %",
             f"{clock_time(left)} left" if left is not None else "",

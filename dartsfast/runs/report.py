@@ -47,6 +47,7 @@ class Report:
     Args:
         out: folder of the run.
         epochs: epochs of the whole run.
+        called: what is said of an epoch, by its number.
         work: units of progress an epoch (iterations or rows of text).
         every: iterations between lines where the console is no terminal.
         history: rows of the epochs that are done, of a run that goes on.
@@ -62,17 +63,18 @@ class Report:
         work: int,
         every: int,
         history: list[dict[str, Any]],
+        called: Callable[[int], str] | None = None,
         console: Console | None = None,
         stop: Stop | None = None,
     ) -> None:
         self.out = out
-        self.epochs = epochs
+        self.called = called or f"epoch {{}}/{epochs}".format
         self.work = work
         self.every = every
         self.console = console or _Console()
         self._stop = stop or Stop()
         self._detail = detail()
-        self.progress = Progress(epochs, work)
+        self.progress = Progress(epochs, work, called=self.called)
         # On a terminal the display is drawn anew several times a second; else there are lines.
         self._live = Live(get_renderable=lambda: self.progress, console=self.console, transient=True)
         self._drawn: dict[str, Any] = {}
@@ -122,7 +124,7 @@ class Report:
         lines = not self.console.is_terminal or self._detail == VERBOSE
         if lines and step % self.every == 0:
             line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.say(f"epoch {epoch + 1}/{self.epochs}  {done}/{self.work}  {line}")
+            self.say(f"{self.called(epoch + 1)}  {done}/{self.work}  {line}")
 
     def epoch(self, row: dict[str, Any], genotype: AnyGenotype) -> None:
         """Leave behind what the epoch of ``row`` found."""
@@ -134,7 +136,7 @@ class Report:
         self._scalars.flush()
         write_whole(self.out / "genotype.json", json.dumps(genotype_to_json(genotype), indent=1) + "\n")
         shown = "  ".join(f"{name} {row[name]:.4g}" for name in HEADLINE if name in row)
-        self.say(f"epoch {row['epoch']}/{self.epochs}  {shown}")
+        self.say(f"{self.called(row['epoch'])}  {shown}")
 
     def phases(self, seconds: Mapping[str, float], iterations: int) -> None:
         """Say, where much is to be said, how long each phase of an epoch took."""

@@ -284,8 +284,8 @@ class Run(ABC):
     def _run_epochs(self, out: Path, checkpoint: Path) -> Path:
         """Run what is left; return the last checkpoint, also written where StopAsked is raised."""
         with (Report if ranks.first() else Unseen)(
-            out, epochs=self.config.all_epochs, work=self.work, every=self.every, history=self.history,
-            stop=self.stop,
+            out, epochs=self.config.all_epochs, called=self.config.called, work=self.work, every=self.every,
+            history=self.history, stop=self.stop,
         ) as report:  # fmt: skip
             self.say = report.say
             self.introduce(report, out)
@@ -305,6 +305,8 @@ class Run(ABC):
 
     def _run_epoch(self, report: Report, out: Path) -> int:
         """Run what is left of an epoch and return how many are done; a checkpoint comes before StopAsked."""
+        self.prepare_epoch()
+        self.stop.check()  # the checkpoint is of this moment: nothing has moved since it was written
         try:
             self._run_iterations(report, out)
             ranks.check_same(self.model.state_dict(), f"at the end of epoch {self.epoch + 1}")
@@ -336,7 +338,6 @@ class Run(ABC):
         return self.epoch + 1
 
     def _run_iterations(self, report: Report, out: Path) -> None:
-        self.prepare_epoch()
         saved = began = time.perf_counter()
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         for iteration in self.iterations():

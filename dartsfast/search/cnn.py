@@ -44,9 +44,10 @@ from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match, match_keys
 from dartsfast.runs.report import Report
 from dartsfast.runs.run import Iteration
+from dartsfast.search.alphas import AlphaTable, cnn_tables
 from dartsfast.search.config import DECISIONS, CNNConfig
 from dartsfast.search.lesson import accuracy_lesson
-from dartsfast.search.search import AlphaTable, Search, SearchResult, edge_table
+from dartsfast.search.search import Search, SearchResult
 from dartsfast.sizes import in_bytes
 
 
@@ -133,7 +134,8 @@ class CNNSearch(Search):
     def alpha_shapes(cls, config: Any) -> dict[str, Sequence[int]]:
         """Return the shapes of the alphas of a search by their names in the model's state_dict."""
         with torch.device("meta"):  # they depend neither on the network's width nor on its depth
-            small = {"init_channels": config.pc_share, "layers": 1, "storage_dtype": "float32"}
+            small = {"init_channels": config.pc_share, "layers": 1, "stage_cells": 1}
+            small["storage_dtype"] = "float32"
             last = Space(*[PRIMITIVES[: KEPT[-1]]] * 2)  # of P-DARTS
             model = new_network(SimpleNamespace(**{**vars(config), **small}), 1, last)
         return {name: getattr(model, name).shape for name in model._arch_names}
@@ -279,6 +281,8 @@ class CNNSearch(Search):
 
     def smaller(self) -> tuple[str, list[str]]:
         """Return how cells would have to be kept so that an iteration fits what the device has free now."""
+        if self.config.space == "nasbench201":
+            return "Recomputing takes the least", ["--memory", "recompute"]
         if self.model.backend == "reference":
             return "Checkpointing by cell takes the least", ["--memory", "cell"]
         try:
@@ -291,8 +295,11 @@ class CNNSearch(Search):
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
         method = f" by {self.config.method}" if self.config.method != "darts" else ""
         space = f" in space {self.config.space}" if self.config.space != "darts" else ""
-        fits = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
-        return super().introduction().replace("search", f"search{method}{space}", 1) + "".join(fits)
+        parts = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        if self.selection:
+            search, tuning = self.config.counted(self.config.epochs), self.config.tuning_epochs
+            parts.append(f"; {search} of search, then {tuning} of tuning between {DECISIONS} decisions")
+        return super().introduction().replace("search", f"search{method}{space}", 1) + "".join(parts)
 
     def introduce(self, report: Report, out: Path) -> None:
         """Say what runs, on what data, where, and from where on, and what no kernels serve."""
@@ -358,16 +365,8 @@ class CNNSearch(Search):
             self.selection.load_state(state["selection"])
 
     def alpha_tables(self) -> dict[str, AlphaTable]:
-        """Return the alphas of both cells."""
-        inputs = ["c_{k-2}", "c_{k-1}", *(str(i) for i in range(self.model._steps))]
-        edges = [f"{inputs[j]}→{i}" for i in range(self.model._steps) for j in range(2 + i)]
-        genotype = self.genotype()
-        return {
-            f"alphas_{kind}": edge_table(
-                self.model.logits(reduction), self.model._space.of(reduction), edges, getattr(genotype, kind)
-            )
-            for kind, reduction in (("normal", False), ("reduce", True))
-        }
+        """Return the alphas of the kinds of cells that there are."""
+        return cnn_tables(self.model)
 
     def learned(self) -> str:
         """Give the accuracy on the alphas' half of the data, and that of guessing."""

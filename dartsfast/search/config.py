@@ -13,13 +13,13 @@ from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES, SMOOTH_FIRST
 from dartsfast.presets import PRESETS
-from dartsfast.runs.config_file import changed_options
 from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
 from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
 DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
 METHODS = ("darts", "pc-darts", "gdas", "drnas", "p-darts")
+ONE_CELL = ("darts", "gdas", "drnas")  # whose mixing weights are a row an edge, in any space
 DRAWING = ("gdas", "drnas", "p-darts")  # of which every pass draws something
 STAGES = 3  # of P-DARTS
 
@@ -125,7 +125,13 @@ class CNNConfig(SearchConfig):
     )
     method: str = option("darts", "what is mixed, and how (docs/methods.md)", METHODS, group=METHOD)
     space: str = option(
-        "darts", "candidate operations: DARTS', or those of RobustDARTS", tuple(SPACES), group=METHOD
+        "darts",
+        "candidate operations: DARTS', those of RobustDARTS, or cells and network of NAS-Bench-201",
+        tuple(SPACES),
+        group=METHOD,
+    )
+    stage_cells: int = option(
+        5, "nasbench201: N, cells of each of its three stages, in the place of --layers", group=METHOD
     )
     warmup_epochs: int = option(
         0,
@@ -188,6 +194,19 @@ class CNNConfig(SearchConfig):
         return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
 
     @property
+    def tuning_epochs(self) -> int:
+        """Those between the decisions of perturbation, after the search."""
+        return self.all_epochs - self.epochs
+
+    def called(self, epoch: int) -> str:
+        """Return what is said of an epoch, which counts from 1."""
+        return super().called(epoch) + ", tuning" * (epoch > self.epochs)
+
+    def counted(self, epochs: int) -> str:
+        """Return what is said of so many epochs that are done."""
+        return super().counted(epochs) + f" ({epochs - self.epochs} of tuning)" * (epochs > self.epochs)
+
+    @property
     def stage_epochs(self) -> int:
         """Epochs of a stage, of p-darts a third."""
         return self.epochs // STAGES if self.method == "p-darts" else self.epochs
@@ -206,17 +225,18 @@ class CNNConfig(SearchConfig):
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
         own = "learning_rate", "init_channels", "layers", "grad_clip", "report_freq", "accumulate"
-        return (*super().positive(), *own, "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs")
+        methods = "pc_share", "gdas_tau_max", "gdas_tau_min", "select_epochs", "stage_cells"
+        return (*super().positive(), *own, *methods)
 
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
         owners = {"pc_": "pc-darts", "gdas_": "gdas", "drnas_": "drnas", "pdarts_": "p-darts"}
         for prefix, method in owners.items():
-            changed = [name for name in changed_options(self) if name.startswith(prefix)]
-            if changed and self.method != method:
-                raise InputError(f"{changed[0]} is of --method {method}, and the method is {self.method}")
-        if self.select == "argmax" and "select_epochs" in changed_options(self):
+            own = sorted(name for name in self.stated() if name.startswith(prefix))
+            if own and self.method != method:
+                raise InputError(f"{own[0]} is of --method {method}, and the method is {self.method}")
+        if self.select == "argmax" and "select_epochs" in self.stated():
             raise InputError(
                 "select_epochs is of --select perturbation, and the cell is that of the largest alphas"
             )
@@ -234,7 +254,7 @@ class CNNConfig(SearchConfig):
             raise InputError(f"smooth grows from {SMOOTH_FIRST}: choose 0.3 as the paper, got {self.smooth}")
         if self.smooth and self.method != "darts":
             raise InputError(f"smooth moves softmax(alpha), which --method {self.method} does not mix")
-        if self.smooth_by != "random" and not self.smooth:
+        if "smooth_by" in self.stated() and not self.smooth:
             raise InputError(f"smooth_by {self.smooth_by} needs a radius: --smooth 0.3")
         if self.auxiliary_skip and (self.method != "darts" or self.smooth or self.select != "argmax"):
             raise InputError("auxiliary_skip is of --method darts, without --smooth and with --select argmax")
@@ -251,6 +271,7 @@ class CNNConfig(SearchConfig):
             )
         if self.method == "p-darts":
             self._check_stages()
+        self._check_space()
         if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
                 f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
@@ -271,6 +292,33 @@ class CNNConfig(SearchConfig):
                 f"accumulate adds up the gradients of one network, and --{anew} draws another for every part "
                 "of a batch: leave one of them out"
             )
+
+    def _check_space(self) -> None:
+        if self.space != "nasbench201":
+            if "stage_cells" in self.stated():
+                raise InputError(f"stage_cells is of --space nasbench201, and the space is {self.space}")
+            return
+        if self.method not in ONE_CELL:
+            raise InputError(
+                f"--method {self.method} searches the cells of DARTS: --space nasbench201 has those of "
+                f"{', '.join(ONE_CELL)}"
+            )
+        if self.memory not in MEMORY_MODES:
+            raise InputError(
+                f"memory {self.memory} is of the cells of DARTS: with --space nasbench201 choose one of "
+                f"{', '.join(MEMORY_MODES)}"
+            )
+        if "layers" in self.stated():
+            raise InputError(
+                "layers counts cells of DARTS: with --space nasbench201 --stage_cells says how many each of "
+                "the three stages has"
+            )
+        for name in ("storage_dtype", "auxiliary_skip", "select", *(["stop"] if self.most_skips else [])):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise InputError(
+                    f"{name} {value} is of the cells of DARTS: leave it out with --space nasbench201"
+                )
 
     def _check_stages(self) -> None:
         rates = self.pdarts_rates.split(",")

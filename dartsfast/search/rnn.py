@@ -24,9 +24,10 @@ from dartsfast.rnn.utils import batchify, get_batch, perplexity, text_loss
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import match
 from dartsfast.runs.run import Iteration
+from dartsfast.search.alphas import AlphaTable
 from dartsfast.search.config import MIN_BATCH_SIZE, RNNConfig
 from dartsfast.search.lesson import perplexity_lesson
-from dartsfast.search.search import AlphaTable, Search, SearchResult
+from dartsfast.search.search import Search, SearchResult
 from dartsfast.sizes import in_bytes
 
 EVAL_BATCH_SIZE = 10

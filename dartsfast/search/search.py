@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +18,10 @@ from dartsfast.genotypes import AnyGenotype, resolve_genotype
 from dartsfast.runs.fit import match
 from dartsfast.runs.report import Picture, Report
 from dartsfast.runs.run import Run
+from dartsfast.search.alphas import AlphaTable
 from dartsfast.search.capture import Captured
 from dartsfast.search.config import SearchConfig
 from dartsfast.search.lesson import preferences
-
-ABSENT = -1e4  # the softmax is 0, to the bit
 
 
 @dataclass(frozen=True)
@@ -47,30 +45,6 @@ class SearchResult:
     out: Path
     checkpoint: Path
     lesson: str = ""
-
-
-class AlphaTable(NamedTuple):
-    """Alphas of one kind of cell: [edges, operations], the names of both, and what the genotype keeps.
-
-    An operation that an edge does not have is :data:`ABSENT` there.
-    """
-
-    alphas: Tensor
-    operations: Sequence[str]
-    edges: Sequence[str]
-    kept: Sequence[tuple[str, int]]
-
-
-def edge_table(
-    alphas: Tensor, primitives: Sequence[Sequence[str]], edges: Sequence[str], kept: Sequence[tuple[str, int]]
-) -> AlphaTable:
-    """Return a table with a column for every operation that some edge has."""
-    names = list(dict.fromkeys(itertools.chain.from_iterable(primitives)))
-    if all(row == names for row in primitives):
-        return AlphaTable(alphas, names, edges, kept)
-    wide = torch.full((len(edges), len(names)), ABSENT, dtype=alphas.dtype)
-    columns = torch.tensor([[names.index(name) for name in row] for row in primitives])
-    return AlphaTable(wide.scatter_(1, columns, alphas.detach().cpu()), names, edges, kept)
 
 
 class Search(Run):
@@ -178,8 +152,7 @@ class Search(Run):
         tables = self.alpha_tables()
         state = self.model.state_dict()
         alphas = {name: state[name].cpu().clone() for name in self.alpha_shapes(self.config)}
-        epochs = f"{self.epoch} epoch{'s' if self.epoch > 1 else ''}"
-        lesson = f"after {epochs} {self.learned()}; {preferences(tables)}"
+        lesson = f"after {self.config.counted(self.epoch)} {self.learned()}; {preferences(tables)}"
         return SearchResult(self.genotype(), alphas, self.history, out, checkpoint, lesson)
 
     @classmethod
