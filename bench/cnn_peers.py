@@ -35,6 +35,7 @@ PEERS = {
     "cpu recompute": Peer("cpu", memory="recompute"),
     "triton store": Peer("triton"),
     "triton recompute": Peer("triton", memory="recompute"),
+    "triton cell": Peer("triton", memory="cell"),
     "triton store bf16": Peer("triton", storage=torch.bfloat16),
     REFERENCE: Peer("reference"),
     "reference channels_last": Peer("reference", channels_last=True),

@@ -20,7 +20,7 @@ ORDERS = (1, 2)
 SMALL_PEERS = ("triton store", "triton recompute")
 """Of the small networks, in float32 and float64."""
 PAPER_PEERS = {
-    "cnn": ("triton store", "triton store bf16", "triton recompute"),
+    "cnn": ("triton store", "triton store bf16", "triton recompute", "triton cell"),
     "rnn": ("triton store", "triton recompute"),
 }
 SMALL_SIZES = {

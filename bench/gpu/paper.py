@@ -1,7 +1,7 @@
 """The paper's searches: time and memory of an iteration, ours and the reference's, eager and in a graph.
 
 Everything of a network is in memory at once, and is timed in turn. What a graph holds is measured while it is
-recorded, which allocates what an iteration does.
+recorded, which allocates what an iteration does. Beside the peak of our CNN stands what its programs planned.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from bench.gpu.stage import Check
 from bench.peers import Iteration, Peer, Workload
 from bench.timing import interleaved
 from bench.workloads import WORKLOADS
+from dartsfast.backends import pretending
 from dartsfast.backends.table import STORING
 from dartsfast.errors import InputError
+from dartsfast.fused import passes
 
 REPEATS = 3
 CANDIDATES = 4  # of cuDNN's algorithms for a convolution, of which the original takes the fastest
@@ -46,6 +48,7 @@ def ways(network: str, ours: str) -> dict[str, Way]:
         "reference": Way(Peer("reference")),
     }
     if network == "cnn":
+        found["ours cell"] = Way(Peer(ours, memory="cell"))
         half = Peer(ours, storage=torch.bfloat16 if ours in STORING else None)
         found["ours bf16 storage"] = Way(half, eager=False)
         found["reference channels_last bf16 autocast"] = Way(
@@ -63,11 +66,14 @@ def run(check: Check, order: str) -> None:
     with as_original, playing(check.rehearse):
         for network, workload in WORKLOADS.items():
             calls, memory = _prepared(check, network, workload, int(order), device)
+            planned = _planned(check, workload, int(order)) if network == "cnn" else {}
             times = interleaved(calls, 1 if check.rehearse else REPEATS, device)
             base = times["reference"]["ms_p50"]
             for name, found in times.items():
                 shown = {"ms": found["ms_p50"], "ms_p20": found["ms_p20"], "ms_p80": found["ms_p80"]}
                 shown |= {"times_faster": base / found["ms_p50"], "peak_mb": memory[name]}
+                if name in planned:
+                    shown["planned_mb"] = planned[name]
                 check.row(network=network, order=int(order), way=name, **shown)
             del calls
             _forget()
@@ -97,6 +103,20 @@ def _prepared(
             check.row(network=network, order=order, way=graph, failed=str(error))
             _forget()
     return calls, memory
+
+
+def _planned(check: Check, workload: Workload, order: int) -> dict[str, float]:
+    """Return the peak of memory that programs of our ways plan, MB."""
+    size: Any = REHEARSED_SIZES["cnn"] if check.rehearse else workload.size
+    found: dict[str, float] = {}
+    for name, way in ways("cnn", check.backend).items():
+        if way.peer.backend == "reference":
+            continue
+        with pretending(way.peer.backend), torch.device("meta"):
+            model = workload.iteration(way.peer, size, device=torch.device("meta")).model
+        images = size.batch, 3, size.image, size.image
+        found[name] = max(one.peak + one.beside for one in passes.iteration(model, images, order)) / 1e6
+    return found
 
 
 def _step(iteration: Iteration, order: int, autocast: bool) -> None:
