@@ -6,10 +6,10 @@ On every instruction set of the kernels for CPUs; those for CUDA run here where 
 import pytest
 import torch
 from comparisons import same_bits
-from op_agreement import wide
+from op_agreement import rounded
 from op_backends import instruction_set as instruction_set  # a fixture
 from op_backends import native_only, needs_kernels
-from op_calls import call, oracle
+from op_calls import call
 from op_cases import CELLS, CONVS, MIXES, POOLS
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -18,7 +18,6 @@ from dartsfast.fused import cnn
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.program import Place, Program, add, copy, mixed_sum, pool3x3
-from dartsfast.oracle.arithmetic import moments
 
 kernels = torch.ops.dartsfast
 pytestmark = [needs_kernels, native_only]
@@ -53,28 +52,6 @@ def everything(name, args, dtype):
 
 def narrow(args, dtype):
     return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) else t, args)
-
-
-def rounded(name, args):
-    """Return what an operator leaves: the oracle's, as contracts say that it is stored."""
-    x = args[0]
-    stored = args[7] if name == "branch_conv" and len(args) > 7 else None
-    wanted = oracle(name, wide(args[:7] if stored else args, torch.float32))
-    if name in ("branch_conv", "pool3x3"):
-        z = wanted[0].to(stored or x.dtype)
-        return z, torch.stack([moments(image.float()) for image in z])
-    if name == "mixed_sum":
-        return wanted.to(args[1].dtype)
-    if name == "pool3x3_backward":
-        return wanted.to(x[0].dtype)
-    if name == "mixed_sum_backward":
-        return wanted
-    dx, *gradients, means = wanted
-    gradients = [
-        [t.to(w.dtype) for t, w in zip(*pair, strict=False)]
-        for pair in zip(gradients, args[5:7], strict=True)
-    ]
-    return dx.to(x[0].dtype), *gradients, means
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
