@@ -1,5 +1,6 @@
 """What becomes of accelerated models afterwards: changes, copies, pickles, traces, restoring, reports."""
 
+import copy
 import io
 import pickle
 
@@ -178,6 +179,42 @@ def test_reentrant_checkpoints_of_edges():
         one(torch.randn(2, 3, 6, 6, dtype=torch.float64)).sum().backward()
     for a, b in zip(model.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+class Through(torch.autograd.Function):
+    """A checkpoint as people write it: forward without gradients, and again in the backward."""
+
+    @staticmethod
+    def forward(ctx, run, x):
+        ctx.run = run
+        ctx.save_for_backward(x)
+        return run(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.run(x), g)
+        return None, x.grad
+
+
+def test_operations_on_operations_within_a_function_have_gradients():
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.first, model.second = nn.ModuleList(eight(C, 1)), nn.ModuleList(eight(C, 1))
+    fast = copy.deepcopy(model)
+    assert dartsfast.accelerate(fast).fused
+    found = []
+    for one in (model, fast):
+        x = torch.linspace(-1, 1, 2 * C * 36, dtype=torch.float64).view(2, C, 6, 6).requires_grad_()
+        one.double()
+        run = lambda x, m=one: sum(op(sum(op(x) for op in m.first)) for op in m.second)  # noqa: E731
+        out = Through.apply(run, x)
+        out.square().mean().backward()
+        found.append([out, x.grad, *(p.grad for p in one.parameters()), *one.buffers()])
+    for wanted, got in zip(*found, strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_many_masks_do_not_make_many_programs():

@@ -22,6 +22,7 @@ from dartsfast.descendants import models
 from dartsfast.descendants.served import Served
 from dartsfast.drawing.alphas import kept_places
 from dartsfast.drawing.cells import cells_of
+from dartsfast.drawing.layout import lay_out
 from dartsfast.errors import InputError
 from dartsfast.genotypes import CNN, as_genotype, genotype_from_json, genotype_to_json, resolve_genotype
 from dartsfast.methods.pc_darts import PCDARTS
@@ -284,6 +285,13 @@ def test_the_picture_has_every_edge_but_none():
     entries = list(itertools.chain(*Architecture(CELL).nodes()))
     edges = [f"{source}→{node}" for source, node in PAIRS]
     assert kept_places(NASBENCH201, edges, entries) == {(0, 3), (1, 0), (2, 2), (3, 1), (4, 0), (5, 4)}
+
+
+def test_a_cell_whose_last_node_nothing_reaches_has_a_picture():
+    (cell,) = cells_of("|skip_connect~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|")
+    boxes, _ = lay_out(cell.nodes, cell.edges)
+    places = [(box.x, box.y) for box in boxes]
+    assert len(set(places)) == len(places) and max(boxes, key=lambda box: box.x).text == "3"
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,10 @@ class Served:
         kind = x.device.type
         if hooks_of_all() or self.module._backward_hooks or self.module._backward_pre_hooks:
             return False
-        # A checkpoint runs again what it ran, of one kind without autograd: results must be computed within.
-        if (x.requires_grad and not torch.is_grad_enabled()) or _top_saved_tensors_default_hooks(True):
+        # A checkpoint runs again what it ran: results must be computed within. One kind runs without
+        # autograd, as functions of one's own do, which do not see that their result waits.
+        apart = not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if (apart and (x.requires_grad or self.module.training)) or _top_saved_tensors_default_hooks(True):
             return False
         N, C, H, W = x.shape
         s = self.stride

@@ -62,7 +62,7 @@ def lay_out(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[Box], li
     _place_heights(columns)
     x = 0.0
     for column in columns:
-        width = max(box.width for box in column)
+        width = max((box.width for box in column), default=0.0)  # no edge leads to the last node
         for box in column:
             box.x = x + width / 2
             if box.kind in ("label", "pass"):

@@ -269,9 +269,9 @@ class CNNConfig(SearchConfig):
                 f"what {draws} draws differs from pass to pass, and the second order takes the difference of "
                 "two: use --preset paper, which draws the same for both, or --order 1"
             )
+        self._check_space()
         if self.method == "p-darts":
             self._check_stages()
-        self._check_space()
         if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
                 f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
