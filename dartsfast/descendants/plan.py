@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dartsfast.constants import constant, stands_for_others
-from dartsfast.descendants.once import rectified
+from dartsfast.descendants.once import laid_out, rectified
 from dartsfast.descendants.pending import Call, Pending, Weighted, weighted
 from dartsfast.descendants.recognise import Recognised, layer, recognise
 from dartsfast.fused.cnn import _ChannelsLast, nchw, nhwc
@@ -154,7 +154,7 @@ class _Round:
 
     def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
         """Return the sum of the calls that it serves."""
-        sources = [groups[g][0].value.source for g in self.groups]
+        sources = [laid_out(groups[g][0].value.source) for g in self.groups]
         every = zip(self.layers, sources, strict=True)
         extras = [[nhwc(_computed(layers, x)) for layers in each] for each, x in every]
         nodes = [Node(list(self.edges), [[tuple(image.shape) for image in images] for images in extras])]
@@ -180,7 +180,7 @@ def run(
     ``extras``: as a program takes them, [N, H, W, C].
     """
     weights = _mixing(rows, sources[0].dtype, sources[0].device)
-    inputs = [_ChannelsLast.apply(x) for x in sources]
+    inputs = [_ChannelsLast.apply(laid_out(x)) for x in sources]
     shapes = tuple(tuple(x.shape) for x in inputs)
     modes = torch.is_grad_enabled(), stands_for_others(), Part.current()
     setting = Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, None, *modes)

@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from dartsfast.backends import resolve_backend
 from dartsfast.backends.table import KERNEL_DTYPES
 from dartsfast.descendants.lazy import Lazy
-from dartsfast.descendants.once import laid_out
 from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted, like
 from dartsfast.descendants.plans import Plans
 from dartsfast.descendants.recognise import Recognised
@@ -82,9 +81,9 @@ class Served:
             return type(self.module).forward(self.module, x if pending is None else x.value())
         if not self._serves(image):
             return type(self.module).forward(self.module, x if pending is None else x.value())
-        source = laid_out(x) if pending is None else pending
+        source = x
         if pending is not None:
-            pending.read = True
+            source, pending.read = pending, True
         x = image
         N, C, H, W = x.shape
         s = self.stride
