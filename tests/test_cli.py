@@ -212,7 +212,7 @@ def test_a_search_whose_reader_leaves_saves_and_says_how_to_go_on(tmp_path):
     )  # fmt: skip
     os.close(writing)
     assert done.returncode == 141, done.stderr
-    assert done.stderr.startswith("dartsfast: stopped by SIGPIPE in epoch 1, iteration 1; the checkpoint is")
+    assert done.stderr.startswith("dartsfast: stopped by SIGPIPE in epoch 1, iteration 0; the checkpoint is")
     assert done.stderr.endswith(f"Go on with: dartsfast search rnn --resume {tmp_path / 'run'}\n")
 
 

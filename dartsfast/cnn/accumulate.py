@@ -15,9 +15,12 @@ from torch import Tensor
 
 def _parts(x: Tensor, y: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield parts of a batch, of as equal sizes as there are, and the share of the batch that each is."""
+    if count == 1:  # whatever the model's loss takes
+        yield x, y, 1.0
+        return
     count = max(1, min(count, len(x)))
     for images, labels in zip(x.tensor_split(count), y.tensor_split(count), strict=True):
-        yield images, labels, len(images) / len(x) if count > 1 else 1.0
+        yield images, labels, len(images) / len(x)
 
 
 def losses(model: Any, x: Tensor, y: Tensor, count: int) -> list[Callable[[], Tensor]]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from dartsfast.backends import pretending
 from dartsfast.errors import InputError
@@ -184,8 +183,10 @@ class _Work(TorchDispatchMode):
     """
 
     def __init__(self, share: float) -> None:
+        from torch.utils.flop_counter import flop_registry  # loads Triton where it is installed
+
         super().__init__()
-        self.share = share
+        self._stock, self.share = flop_registry, share
         self.operations = self.moved = 0
         self.time = 0.0
 
@@ -194,7 +195,7 @@ class _Work(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        stock = flop_registry.get(func._overloadpacket)
+        stock = self._stock.get(func._overloadpacket)
         if stock is not None:
             operations = stock(*args, **kwargs, out_val=out)
         elif func.namespace == "dartsfast" and func._opname != "empty":
