@@ -93,7 +93,8 @@ def test_every_operation_can_be_written():
 
 def test_files_have_what_their_cells_use_and_no_more(tmp_path):
     used = {"ReLUConvBN", "FactorizedReduce", "NormalCell", "ReductionCell", "Network"}
-    for name, own in {"all": {"Zero", "SepConv", "DilConv", "Conv7x1"}, "DARTS_V1": {"SepConv"}}.items():
+    everything = {"Zero", "SepConv", "DilConv", "Conv7x1", "Conv"}
+    for name, own in {"all": everything, "DARTS_V1": {"SepConv"}}.items():
         text = small(CELLS["cnn"][name], tmp_path / name).read_text()
         assert set(re.findall(r"^class (\w+)", text, re.M)) == used | own
     assert "def identity" not in small(rnn_genotypes.ENAS, tmp_path / "enas").read_text()

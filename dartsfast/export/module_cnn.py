@@ -29,6 +29,8 @@ OPS = {
     "dil_conv_3x3": Op("DilConv(C, 3, {})", "DilConv"),
     "dil_conv_5x5": Op("DilConv(C, 5, {})", "DilConv"),
     "conv_7x1_1x7": Op("Conv7x1(C, {})", "Conv7x1"),
+    "nor_conv_1x1": Op("Conv(C, 1, {})", "Conv"),
+    "nor_conv_3x3": Op("Conv(C, 3, {})", "Conv"),
 }
 SKIP = {1: Op("nn.Identity()"), 2: Op("FactorizedReduce(C, C)")}
 
@@ -125,6 +127,21 @@ class Conv7x1(nn.Sequential):
             nn.Conv2d(C, C, (7, 1), (stride, 1), (3, 0), bias=False),
             nn.BatchNorm2d(C),
         )
+''',
+    "Conv": '''
+class Conv(nn.Module):
+    """ReLU, convolution, batch norm."""
+
+    def __init__(self, C: int, size: int, stride: int) -> None:
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C, C, size, stride, size // 2, bias=False),
+            nn.BatchNorm2d(C),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
 ''',
 }
 CELL = '''
