@@ -15,7 +15,8 @@ std::vector<const InstructionSet*>& available() {
   static std::vector<const InstructionSet*> sets = [] {
     std::vector<const InstructionSet*> found;
 #if defined(__x86_64__)
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (has_avx2 && __builtin_cpu_supports("avx512f")) found.push_back(&avx512);
     if (has_avx2) found.push_back(&avx2);
 #endif
