@@ -11,13 +11,14 @@ SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 -
 	sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
-# then built with that torch, not with a second copy in a build environment.
+# then built with that torch, not with a second copy in a build environment. Of the thousands of modules that
+# come along few are ever imported: Python compiles those (--no-compile).
 install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/ops/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch torchvision 'setuptools>=68' wheel ninja
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[search,export,tables,dev]'
+	$(BIN)/pip install --quiet --no-compile torch torchvision 'setuptools>=68' wheel ninja
+	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable '.[search,export,tables,dev]'
 	touch $@
 
 search: install
@@ -51,7 +52,7 @@ install-oldest: $(OLDEST)/.installed
 
 $(OLDEST)/.installed:
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet torch==2.11.0 torchvision==0.26.0 numpy rich matplotlib tensorboard \
+	$(OLDEST)/bin/pip install --quiet --no-compile torch==2.11.0 torchvision==0.26.0 numpy rich matplotlib tensorboard \
 		pytest pytest-xdist
 	touch $@
 

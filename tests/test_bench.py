@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import descendants, floor, gemm, hvp, memory, model, ops, steps, train_step
+from bench import cnn_step, descendants, floor, gemm, hvp, memory, model, ops, steps, train_step
 from bench.__main__ import main
 from bench.cnn_peers import CNN
 from bench.device import CPU
@@ -39,6 +39,7 @@ OPERATORS = {
     "locked_linear_",
 }
 TIMES = ("ms_p20", "ms_p50", "ms_p80")
+ONE_CELL = dataclasses.replace(CNN, quick=dataclasses.replace(CNN.quick, layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,7 @@ def folder(tmp_path_factory):
             steps, "peak_megabytes", lambda network, peer, order, size, device: measured(network, peer)
         )
         # Counting goes by operators: one cell, where test_bench_model.py counts those of both kinds.
-        one_cell = dataclasses.replace(CNN, quick=dataclasses.replace(CNN.quick, layers=1))
-        patch.setattr(model, "WORKLOADS", {**WORKLOADS, "cnn": one_cell})
+        patch.setattr(model, "WORKLOADS", {**WORKLOADS, "cnn": ONE_CELL})
         for name in SUITES:
             save_result(run_suite(name, Options(threads=1, quick=True)), out)
     return out
@@ -183,6 +183,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
         loss, alphas, weights = right(self)
         return [loss, alphas, weights * 1.001 if self.model.backend == "cpu" else weights]
 
+    monkeypatch.setattr(cnn_step, "CNN", ONE_CELL)
     monkeypatch.setattr(Iteration, "loss_and_gradients", planted)
     monkeypatch.setattr(steps, "_memory", lambda *args: {"peak_mb": 1.0})
     result = run_suite("cnn_step", Options(threads=1, quick=True))
@@ -199,6 +200,7 @@ def test_a_peer_that_fails_says_why(monkeypatch):
         if self.model.cells[0]._compiled_call_impl:
             raise RuntimeError("no compiler\nand more")
 
+    monkeypatch.setattr(cnn_step, "CNN", ONE_CELL)
     monkeypatch.setattr(Iteration, "run", fails)
     figures = {1: {"peak_mb": 2.0}, 2: {"memory_error": "took too long"}}
     monkeypatch.setattr(steps, "_memory", lambda workload, name, order, *args: figures[order])

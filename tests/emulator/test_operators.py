@@ -26,9 +26,13 @@ FILES = {
     ),
 }
 """Files of tests that run on emulated kernels."""
-OF_THE_HOST = "not (bad_arguments or outside_the_vocabulary or any_threads or many_rows or without_the_ext)"
-"""What is left out: labels, which a device cannot refuse, kernels that are not these, and threads of the CPU,
-which kernels for CUDA have nothing of; what those tests call them with is among the operators' cases."""
+OF_THE_HOST = (
+    "not (bad_arguments or outside_the_vocabulary or any_threads or any_number or many_rows"
+    " or without_the_ext or lies_apart or temporaries_of_one_edge)"
+)
+"""What is left out: labels, which a device cannot refuse, kernels that are not these, where programs have
+their tensors, which goes by sizes alone, and threads of the CPU, which kernels for CUDA have nothing of; what
+those tests call them with is among the operators' cases."""
 ORDERS = ("forward", "reverse", "random")
 CHECKED = "float32_agrees"
 """Which tests every access is checked in."""
