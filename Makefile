@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make search` and `make test`.
+# Everything on a fresh machine is a command: `make search`, `make train`, `make speed` and `make test`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,8 +6,11 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 SEARCH ?= --data photos --order 2 --init_channels 4 --layers 4 --batch_size 16 --max_images 320 --epochs 8 \
 	--arch_learning_rate 3e-3
+TRAIN ?= --data photos --init_channels 8 --layers 5 --batch_size 32 --max_images 640 --epochs 10 --drop_path_prob 0
+# The cell to train: the newest that a search found, where none is named.
+CELL ?= $(shell ls -dt runs/cnn-*/genotype.json 2>/dev/null | head -n 1)
 
-.PHONY: install install-oldest search test quick test-oldest interpret lint gpu gpu-rehearsal sanitize \
+.PHONY: install install-oldest search train speed test quick test-oldest interpret lint gpu gpu-rehearsal sanitize \
 	sanitize-address sanitize-undefined bench
 
 # torchvision pins the torch it was built with, so the two are resolved together; the native kernels are
@@ -23,6 +26,15 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/o
 
 search: install
 	$(BIN)/dartsfast search cnn $(SEARCH)
+
+train: install
+	$(if $(CELL),,$(error no cell to train: `make search` finds one, or name one: `make train CELL=DARTS_V2`))
+	$(BIN)/dartsfast train cnn $(CELL) $(TRAIN)
+
+# Iterations of the paper's search network, ours and stock PyTorch's in turn: small batches, so that it takes minutes.
+speed: install
+	$(BIN)/python -m bench cnn_step --batch 8 --repeats 1 --out runs/speed
+	$(BIN)/python -m bench report runs/speed
 
 # Linters and rehearsal are one process each, and run side by side. The Triton kernels are compiled for GPUs in the
 # first run of pytest, and run in Triton's interpreter in the second. Two processes of one thread: most of it is
