@@ -22,7 +22,7 @@ from dartsfast.fused.passes import planned, total
 from dartsfast.methods import new_network
 from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.search import CNNConfig
-from dartsfast.sizes import in_bytes, is_size
+from dartsfast.sizes import in_bytes, in_words, is_size
 
 cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -142,7 +142,7 @@ def test_networks_in_float64_take_twice_as_much():
 @needs_cpu
 def test_what_is_too_little_says_what_would_do():
     least = network("1GB").fit_memory(IMAGES).least
-    with pytest.raises(InputError, match=r"0\.1 MB is too little.*or smaller images, or fewer channels"):
+    with pytest.raises(InputError, match=r"of 100\.0 KB is too little.*or smaller images, or fewer channels"):
         network("0.1MB")(torch.randn(IMAGES))
     with pytest.raises(InputError, match=r"batches of \d+ at most") as caught:
         network(f"{int(0.7 * least)}B").fit_memory(IMAGES)
@@ -234,6 +234,14 @@ def test_the_reference_path_has_no_programs_to_plan():
 )
 def test_sizes_are_read(text, size):
     assert is_size(text) and in_bytes(text, torch.device("cpu")) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(7, "7 B"), (1000, "1.0 KB"), (999_900, "999.9 KB"), (10**6, "1.0 MB"), (6 * 10**9, "6,000.0 MB")],
+)
+def test_sizes_are_said_in_the_unit_that_shows_them(size, text):
+    assert in_words(size) == text
 
 
 @pytest.mark.parametrize(
