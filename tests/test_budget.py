@@ -133,6 +133,24 @@ def test_what_is_drawn_is_planned_without_being_drawn(options):
 
 
 @needs_cpu
+def test_a_budget_goes_with_images_in_16_bits():
+    full, half = (network("1GB", storage_dtype=kept).fit_memory(IMAGES) for kept in (None, torch.bfloat16))
+    assert half.modes == ("store",) * 3 and half.peak < 0.7 * full.peak
+    planned, by_hand = (network(memory, storage_dtype=torch.bfloat16) for memory in ("19MB", "store"))
+    found = planned.fit_memory(IMAGES)
+    assert half.least <= found.peak <= 19e6 < half.peak and len(set(found.modes)) > 1
+    for cell, mode in zip(by_hand.cells, found.modes, strict=True):
+        cell._memory = mode
+    each = [
+        torch.autograd.grad(model._loss(torch.ones(IMAGES), torch.arange(16) % 4), model.arch_parameters())
+        for model in (planned, by_hand, network("store"))
+    ]
+    for mine, theirs, exact in zip(*each, strict=True):
+        assert torch.equal(mine, theirs) and not torch.equal(mine, exact)
+        assert torch.allclose(mine, exact, atol=0.1 * exact.abs().max())
+
+
+@needs_cpu
 def test_networks_in_float64_take_twice_as_much():
     single, double = (network("1GB").to(dtype).fit_memory(IMAGES) for dtype in (torch.float32, torch.float64))
     # Blocks are rounded up to large pages, by a sixteenth at most.
@@ -195,7 +213,7 @@ def test_the_planned_peak_is_the_measured_one():
     images, options = (32, 3, 32, 32), {"C": 16, "layers": 3, "steps": 4, "multiplier": 4}
     script, seen = Path(__file__).with_name("measured_peak.py"), set()
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for budget in (75e6, 110e6, 250e6):
+    for budget in (78e6, 112e6, 255e6):
         options["memory"] = f"{budget:.0f}B"
         found = network(**options).fit_memory(images)
         seen |= set(found.modes)

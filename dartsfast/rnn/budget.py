@@ -172,7 +172,7 @@ def _planned(model: Any, text: Sequence[int], kind: Kind) -> TextPass:
         kept = plan.in_use
         torch.autograd.grad(loss, wanted, allow_unused=True)
     beside = kind.copies * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return TextPass(kind, work.operations, work.moved, work.time, kept, plan.peak, beside)
+    return TextPass(kind, work.operations, work.moved, work.time, kept, plan.needed(), beside)
 
 
 class _Work(TorchDispatchMode):
