@@ -69,7 +69,7 @@ class CNNIteration(Iteration):
             size.layers,
             nn.CrossEntropyLoss(),
             backend=peer.backend,
-            memory=peer.memory if peer.budget is None else f"{peer.budget * size.batch}MB",
+            memory=peer.kept(size.batch),
             storage_dtype=peer.storage,
         )
         self.model = model.to(device, dtype)
@@ -128,4 +128,4 @@ CNN = Workload(
     gate=Size(batch=2, C=4, layers=3, image=16),
 )
 
-MEMORY = dataclasses.replace(CNN, network="memory", peers=MEMORY_PEERS)
+MEMORY = dataclasses.replace(CNN, network="cnn_memory", peers=MEMORY_PEERS)

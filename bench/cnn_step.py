@@ -26,14 +26,18 @@ def table(result: dict[str, Any]) -> str:
     return steps.table(result, steps.floor_columns("floor, s"))
 
 
+def network(given: dict[str, Any]) -> str:
+    """Return what was measured, in the words of its constructor, and the images."""
+    return (
+        f"Network(C={given['C']}, {given['classes']} classes, {given['layers']} layers), "
+        f"{given['image']}x{given['image']} images"
+    )
+
+
 def conditions(result: dict[str, Any]) -> str:
     """Say in a sentence what was measured, and what the floor is."""
     given = result["conditions"]
-    measured = steps.conditions(
-        result,
-        f"Network(C={given['C']}, {given['classes']} classes, {given['layers']} layers), "
-        f"{given['image']}x{given['image']} images",
-    )
+    measured = steps.conditions(result, network(given))
     if "copy_gbs" not in given:  # a result of before there was a floor
         return measured
     both = zip(given["sgemm_gflops"], given["copy_gbs"], strict=True)

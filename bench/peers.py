@@ -18,7 +18,7 @@ HOST = torch.device("cpu")
 class Peer:
     """A way to compute: backend, what it keeps and how, memory format, and whether cells are compiled.
 
-    ``budget``: MB an image that it may take, in place of ``memory``.
+    ``budget``: MB an image or column of text that it may take, in place of ``memory``.
     """
 
     backend: str
@@ -26,7 +26,11 @@ class Peer:
     storage: torch.dtype | None = None
     channels_last: bool = False
     compiled: bool = False
-    budget: int | None = None
+    budget: float | None = None
+
+    def kept(self, batch: int) -> str:
+        """Return the memory mode or budget of a network for batches of so many."""
+        return self.memory if self.budget is None else f"{self.budget * batch:g}MB"
 
 
 class Iteration(ABC):

@@ -32,12 +32,13 @@ def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def draw_memory(result: dict[str, Any], path: Path) -> list[Path]:
-    """Draw peak against time, a panel an order: budgets as a line, the ways to keep as points."""
+    """Draw peak against time, a panel a network: what a backend's ways to keep and budgets come to."""
     rows = [row for row in result["rows"] if "peak_mb" in row and "ms_p50" in row]
-    orders = sorted({row["order"] for row in rows})
-    figure = new_figure(figsize=(5.2 * max(len(orders), 1), 4), layout="constrained")
-    for ax, order in zip(figure.subplots(1, max(len(orders), 1), squeeze=False)[0], orders, strict=False):
-        mine = [row for row in rows if row["order"] == order]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure = new_figure(figsize=(5.2 * max(len(networks), 1), 4), layout="constrained")
+    axes = figure.subplots(1, max(len(networks), 1), squeeze=False)[0]
+    for ax, network in zip(axes, networks, strict=False):
+        mine = [row for row in rows if row["network"] == network]
         for place, backend in enumerate(sorted({row["peer"].split()[0] for row in mine})):
             found = sorted((r for r in mine if r["peer"].split()[0] == backend), key=lambda r: r["peak_mb"])
             peaks, seconds = [r["peak_mb"] for r in found], [r["ms_p50"] / 1e3 for r in found]
@@ -47,7 +48,7 @@ def draw_memory(result: dict[str, Any], path: Path) -> list[Path]:
                 ax.annotate(kept, (x, y), (3, 4), textcoords="offset points", fontsize=7)
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_title(f"order {order}", fontsize=10)
+        ax.set_title(f"{network.upper()}, batch {mine[0]['batch']}, order 2", fontsize=10)
         ax.set_xlabel("peak memory above idle, MB")
         ax.set_ylabel("iteration, s")
         ax.spines[["top", "right"]].set_visible(False)

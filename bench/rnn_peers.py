@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,16 @@ PEERS = {
 }
 
 
+BUDGETS = (3.5, 3, 2.5, 2)  # MB a column
+MEMORY_PEERS = {
+    "cpu store": Peer("cpu"),
+    **{f"cpu {budget} MB a column": Peer("cpu", budget=budget) for budget in BUDGETS},
+    "cpu recompute": Peer("cpu", memory="recompute"),
+    REFERENCE: Peer("reference"),
+    "reference recompute": Peer("reference", memory="recompute"),
+}
+
+
 class RNNIteration(Iteration):
     """An iteration of the RNN search on random tokens."""
 
@@ -56,10 +67,12 @@ class RNNIteration(Iteration):
             *[size.nhid] * 3,
             *(dropouts if size.dropout else [0.0] * 5),
             backend=peer.backend,
-            memory=peer.memory,
+            memory=peer.kept(size.batch),
         )
         self.model = model.to(device, dtype)
         self.train, self.valid = _batch(size, 1, device), _batch(size, 2, device)
+        if peer.budget is not None:
+            self.model.fit_memory(self.train[0].shape, order=2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), SEARCH.lr, weight_decay=SEARCH.wdecay)
         self.architect = Architect(self.model, SEARCH)
         self.hidden, self.hidden_valid = (self.model.init_hidden(size.batch) for _ in range(2))
@@ -112,3 +125,5 @@ RNN = Workload(
     # No dropout: float32 and float64 would draw other masks.
     gate=Size(batch=8, nhid=12, bptt=4, vocabulary=30, dropout=False),
 )
+
+MEMORY = dataclasses.replace(RNN, network="rnn_memory", peers=MEMORY_PEERS)

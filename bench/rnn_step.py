@@ -29,6 +29,14 @@ def table(result: dict[str, Any]) -> str:
     return steps.table(result, steps.floor_columns("GEMM floor, s"))
 
 
+def network(given: dict[str, Any]) -> str:
+    """Return what was measured, in the words of its constructor, and the texts."""
+    return (
+        f"RNNModelSearch(nhid {given['nhid']}, vocabulary {given['vocabulary']:,}), BPTT {given['bptt']}, "
+        f"{'the dropouts of the search' if given['dropout'] else 'no dropout'}"
+    )
+
+
 def conditions(result: dict[str, Any]) -> str:
     """Say in a sentence what was measured, and what the floor is."""
     given = result["conditions"]
@@ -36,12 +44,8 @@ def conditions(result: dict[str, Any]) -> str:
         f"{gflop:,.1f} GFLOP at {rate:.1f} GFLOP/s"
         for gflop, rate in zip(given["gflop"], given["sgemm_gflops"], strict=True)
     )
-    network = (
-        f"RNNModelSearch(nhid {given['nhid']}, vocabulary {given['vocabulary']:,}), BPTT {given['bptt']}, "
-        f"{'the dropouts of the search' if given['dropout'] else 'no dropout'}"
-    )
     return (
-        f"{steps.conditions(result, network)}; the floor is sgemm of an iteration's own shapes, timed in "
-        f"turn with the peers, the decoder's without the features that dropout drops, {counted} for the two "
-        f"orders, and the share reached is the floor over the time"
+        f"{steps.conditions(result, network(given))}; the floor is sgemm of an iteration's own shapes, "
+        f"timed in turn with the peers, the decoder's without the features that dropout drops, {counted} "
+        f"for the two orders, and the share reached is the floor over the time"
     )

@@ -38,7 +38,9 @@ class Floor(NamedTuple):
     seconds: Callable[[Any, int, Device, Mapping[str, float]], float]
 
 
-def run(workload: Workload, options: Options, floor: Floor | None = None) -> dict[str, Any]:
+def run(
+    workload: Workload, options: Options, floor: Floor | None = None, orders: Sequence[int] = (1, 2)
+) -> dict[str, Any]:
     """Gate and measure the peers of ``workload``, compiled ones if asked for; return conditions and rows.
 
     With a ``floor``, what no peer can do without is in each row's ``floor_s`` and ``share_floor``, and what
@@ -62,11 +64,11 @@ def run(workload: Workload, options: Options, floor: Floor | None = None) -> dic
     # Memory first: this process is still small, so that both fit the machine.
     memory = {
         (name, order): _memory(workload, name, order, size, options.device)
-        for order in (1, 2)
+        for order in orders
         for name in left
     }
     below: dict[str, dict[str, float]] = {}
-    for order in (1, 2):
+    for order in orders:
         # What did not compile there will not compile here.
         lost = {n for n, peer in left.items() if peer.compiled and "memory_error" in memory[n, order]}
         kept = {n: peer for n, peer in left.items() if n not in lost}

@@ -52,7 +52,7 @@ SUITES = {
         plots.draw_steps,
     ),
     "memory": Suite(
-        "an iteration of the CNN search in every way to keep, and within budgets: peak against time",
+        "second-order iterations of both in every way to keep, and within budgets: peak against time",
         frontier.run,
         frontier.table,
         frontier.conditions,

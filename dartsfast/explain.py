@@ -15,6 +15,7 @@ from dartsfast.fused import Fit
 from dartsfast.fused.costs import costs, words
 from dartsfast.fused.passes import Pass, iteration, total
 from dartsfast.fused.planning import Run
+from dartsfast.methods import fit_network
 from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.names import MEMORY_MODES
 from dartsfast.rnn import budget as rnn_budget
@@ -35,14 +36,21 @@ def explain_cnn(config: CNNConfig, primitives: Sequence[str] | None = None) -> l
     Raises:
         InputError: options that cannot work, or a backend that has no programs.
     """
-    return iteration(_network(config, primitives), _images(config), config.order, config.accumulate)
-
-
-def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -> Fit:
-    """Return how a search keeps its memory budget; arguments and errors as :func:`explain_cnn`."""
     network = _network(config, primitives)
+    _fit(network, config)
+    return iteration(network, _images(config), config.order, config.parts)
+
+
+def explain_memory(config: CNNConfig, primitives: Sequence[str] | None = None) -> Fit | None:
+    """Return how the cells of a search keep where that is planned; arguments and errors as
+    :func:`explain_cnn`.
+    """
+    return _fit(_network(config, primitives), config)
+
+
+def _fit(network: Network, config: CNNConfig) -> Fit | None:
     with pretending(network._backend):
-        return network.fit_memory(_images(config), config.order, config.accumulate)
+        return fit_network(config, network, _images(config))
 
 
 def explain_rnn(config: RNNConfig, words: int) -> tuple[list[rnn_budget.TextPass], rnn_budget.TextFit | None]:
@@ -64,7 +72,7 @@ def explain_rnn(config: RNNConfig, words: int) -> tuple[list[rnn_budget.TextPass
 
 
 def _images(config: CNNConfig) -> tuple[int, int, int, int]:
-    return config.batch_size // config.accumulate, 3, config.image_size, config.image_size
+    return config.batch_size // config.parts, 3, config.image_size, config.image_size
 
 
 def _network(config: CNNConfig, primitives: Sequence[str] | None) -> Network:

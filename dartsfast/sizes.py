@@ -48,6 +48,9 @@ def _free(device: torch.device) -> int:
         ) from error
 
 
-def megabytes(size: int) -> str:
-    """Return ``size`` bytes in MB, as tables have it."""
-    return f"{size / 1e6:,.1f}"
+def in_words(size: int) -> str:
+    """Return ``size`` bytes as people read them: in MB, below one in KB, below one of these in B."""
+    for unit in ("MB", "KB"):
+        if size >= UNITS[unit]:
+            return f"{size / UNITS[unit]:,.1f} {unit}"
+    return f"{size} B"

@@ -24,6 +24,7 @@ cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_cpu)]
 XI, R, DECAY = 0.1, 0.01, 1e-2
+PARTS = {"accumulate": 2, "accumulate_statistics": "part"}
 
 
 def network(backend="reference", dtype=torch.float64):
@@ -129,7 +130,8 @@ def test_losses_of_parts_add_up(method):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_resumed_search_goes_on_to_the_same_bits(tmp_path, order):
-    options = {**OPTIONS["cnn"](tmp_path), "batch_size": 4, "accumulate": 2, "order": order}
+    options = {**OPTIONS["cnn"](tmp_path), "batch_size": 4, "order": order}
+    options |= {"accumulate": 2, "accumulate_statistics": "part"}
     searches = [CNNSearch(CNNConfig(**options)) for _ in range(2)]
     iterations = searches[0].iterations()
     next(iterations)
@@ -151,12 +153,15 @@ def test_passes_take_the_memory_of_a_part_and_the_gradients_so_far(capsys):
         assert part.times == 3 * one.times and part.peak == one.peak
         assert part.beside - one.beside == (0 if one.of == "alphas" else weights)
     small = {"init_channels": 2, "layers": 3, "image_size": 16, "backend": "cpu"}
-    whole, parts = (explain_cnn(CNNConfig(batch_size=8, accumulate=n, **small)) for n in (1, 4))
+    of_parts = {"accumulate": 4, "accumulate_statistics": "part"}
+    whole, parts = (explain_cnn(CNNConfig(batch_size=8, **small, **given)) for given in ({}, of_parts))
     assert max(p.peak for p in parts) < 0.5 * max(p.peak for p in whole)
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    budget = ["--batch_size", "8", "--accumulate", "4", "--memory", f"{whole[1].peak // 2}B"]
-    assert main(["explain", "cnn", *words, *budget]) == 0
+    words += ["--batch_size", "8", "--accumulate", "4", "--accumulate_statistics", "part"]
+    assert main(["explain", "cnn", *words, "--memory", f"{whole[1].peak // 2}B"]) == 0
     assert "memory " in capsys.readouterr().out
+    assert main(["explain", "cnn", *words, "--memory", "350KB"]) == 2
+    assert "or accumulate in more parts, of 1 images at most" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,9 +169,9 @@ def test_passes_take_the_memory_of_a_part_and_the_gradients_so_far(capsys):
     [
         ({"accumulate": 5}, "accumulate must divide batch_size, 64 images"),
         ({"accumulate": 0}, "accumulate must be"),
-        ({"accumulate": 2, "method": "gdas"}, "--method gdas draws another for every part"),
-        ({"accumulate": 2, "smooth": 0.3}, "--smooth draws another"),
-        ({"accumulate": 2, "sync_bn": True, "backend": "reference"}, "sync_bn takes statistics over all"),
+        ({"method": "gdas", **PARTS}, "--method gdas draws another for every part"),
+        ({"smooth": 0.3, **PARTS}, "--smooth draws another"),
+        ({"sync_bn": True, "backend": "reference", **PARTS}, "sync_bn takes statistics over all"),
     ],
 )
 def test_what_cannot_be_accumulated_is_refused(changes, message):

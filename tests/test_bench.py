@@ -372,14 +372,6 @@ def test_the_plain_product_puts_the_weights_back():
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
 
 
-@needs_cpu
-def test_budgets_of_peers_go_by_the_image():
-    size = dataclasses.replace(CNN.quick, batch=3)
-    model = CNN.iteration(MEASURED["memory"].peers["cpu 5 MB an image"], size).model
-    assert model._memory == "15MB"
-    assert [fit.order for fit in model._fits] == [2]
-
-
 def test_list_and_bad_input(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert "cnn_step" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from dartsfast.fused.passes import planned, total
 from dartsfast.methods import new_network
 from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.search import CNNConfig
-from dartsfast.sizes import in_bytes, is_size
+from dartsfast.sizes import in_bytes, in_words, is_size
 
 cpu = availability("cpu")
 needs_cpu = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
@@ -133,6 +133,24 @@ def test_what_is_drawn_is_planned_without_being_drawn(options):
 
 
 @needs_cpu
+def test_a_budget_goes_with_images_in_16_bits():
+    full, half = (network("1GB", storage_dtype=kept).fit_memory(IMAGES) for kept in (None, torch.bfloat16))
+    assert half.modes == ("store",) * 3 and half.peak < 0.7 * full.peak
+    planned, by_hand = (network(memory, storage_dtype=torch.bfloat16) for memory in ("19MB", "store"))
+    found = planned.fit_memory(IMAGES)
+    assert half.least <= found.peak <= 19e6 < half.peak and len(set(found.modes)) > 1
+    for cell, mode in zip(by_hand.cells, found.modes, strict=True):
+        cell._memory = mode
+    each = [
+        torch.autograd.grad(model._loss(torch.ones(IMAGES), torch.arange(16) % 4), model.arch_parameters())
+        for model in (planned, by_hand, network("store"))
+    ]
+    for mine, theirs, exact in zip(*each, strict=True):
+        assert torch.equal(mine, theirs) and not torch.equal(mine, exact)
+        assert torch.allclose(mine, exact, atol=0.1 * exact.abs().max())
+
+
+@needs_cpu
 def test_networks_in_float64_take_twice_as_much():
     single, double = (network("1GB").to(dtype).fit_memory(IMAGES) for dtype in (torch.float32, torch.float64))
     # Blocks are rounded up to large pages, by a sixteenth at most.
@@ -142,7 +160,7 @@ def test_networks_in_float64_take_twice_as_much():
 @needs_cpu
 def test_what_is_too_little_says_what_would_do():
     least = network("1GB").fit_memory(IMAGES).least
-    with pytest.raises(InputError, match=r"0\.1 MB is too little.*or smaller images, or fewer channels"):
+    with pytest.raises(InputError, match=r"of 100\.0 KB is too little.*or smaller images, or fewer channels"):
         network("0.1MB")(torch.randn(IMAGES))
     with pytest.raises(InputError, match=r"batches of \d+ at most") as caught:
         network(f"{int(0.7 * least)}B").fit_memory(IMAGES)
@@ -195,7 +213,7 @@ def test_the_planned_peak_is_the_measured_one():
     images, options = (32, 3, 32, 32), {"C": 16, "layers": 3, "steps": 4, "multiplier": 4}
     script, seen = Path(__file__).with_name("measured_peak.py"), set()
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for budget in (75e6, 110e6, 250e6):
+    for budget in (78e6, 112e6, 255e6):
         options["memory"] = f"{budget:.0f}B"
         found = network(**options).fit_memory(images)
         seen |= set(found.modes)
@@ -234,6 +252,14 @@ def test_the_reference_path_has_no_programs_to_plan():
 )
 def test_sizes_are_read(text, size):
     assert is_size(text) and in_bytes(text, torch.device("cpu")) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(7, "7 B"), (1000, "1.0 KB"), (999_900, "999.9 KB"), (10**6, "1.0 MB"), (6 * 10**9, "6,000.0 MB")],
+)
+def test_sizes_are_said_in_the_unit_that_shows_them(size, text):
+    assert in_words(size) == text
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,12 @@ def test_an_option_of_the_network_at_its_default_is_refused_beside_a_training(ru
         assert f"knows its own network: leave out --{option}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["search rnn", "explain rnn", "train rnn", "random rnn"])
+def test_an_rnns_features_are_called_as_on_the_command_line(command, capsys):
+    assert main([*command.split(), "--emsize", "6"]) == 2
+    assert "emsize, nhid and nhidlast must be equal" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["arch", "emsize", "nhid", "nhidlast"])
 def test_and_beside_a_recurrent_one(runs, capsys, option):
     words = [f"--{option}", str(getattr(TestRNNConfig, option))]

@@ -7,6 +7,7 @@ import pytest
 
 from dartsfast.cli import main
 from dartsfast.errors import InputError
+from dartsfast.genotypes import RNN, resolve_genotype
 from dartsfast.query import query_nasbench201
 
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
@@ -109,6 +110,14 @@ def test_what_a_table_lacks(tables, tmp_path):
     for path in (tmp_path / "broken", tmp_path):
         with pytest.raises(InputError, match="is no table that nats_bench reads"):
             query_nasbench201(CELL, str(path))
+
+
+def test_a_cell_that_is_none_is_answered_with_what_would_do():
+    with pytest.raises(InputError, match=r"no cell of NAS-Bench-201 'nowhere': .*nasbench201.*\|op~0\|\+"):
+        query_nasbench201("nowhere")
+    with pytest.raises(InputError, match="no genotype 'nowhere': .* one of rnn:ENAS, ") as caught:
+        resolve_genotype("nowhere", RNN)
+    assert "cnn:" not in str(caught.value)
 
 
 def test_a_table_that_is_not_there(tables, tmp_path, monkeypatch):

@@ -81,8 +81,7 @@ def test_the_planned_peak_is_the_measured_one():
     script = Path(__file__).with_name("measured_peak.py")
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
     most = sized("1GB", sizes=sizes).fit_memory(shape)
-    for kept, size in (0, most.least), (5, (most.least + most.peak) / 2), (10, most.peak):
-        size = int(1.01 * size)  # for what Python and torch take for a pass
+    for kept, size in (0, most.least), (5, (most.least + most.peak) // 2), (10, most.peak):
         found = sized(f"{size}B", sizes=sizes).fit_memory(shape)
         assert found.kept == pytest.approx(kept, abs=1)
         command = [sys.executable, script]
@@ -116,7 +115,7 @@ def test_what_is_too_little_says_what_would_do():
     assert fits.fit_memory((5, batch)).peak <= 0.8 * least
     with pytest.raises(InputError, match="too little"):
         fits.fit_memory((5, batch + 1))
-    with pytest.raises(InputError, match="or fewer columns, or shorter texts"):
+    with pytest.raises(InputError, match=r"of 1\.0 KB is too little.*or fewer columns, or shorter texts"):
         sized("1KB").fit_memory(TEXT)
 
 
@@ -136,7 +135,7 @@ def test_a_search_keeps_its_budget_and_its_bits(tmp_path, capsys):
     search_rnn(RNNConfig(**options, out=str(tmp_path / "store")))
     capsys.readouterr()
     search_rnn(RNNConfig(**options, memory="0.35MB", out=str(tmp_path / "budget")))
-    said = re.search(r"memory 0.35MB: keeps (\d+) of 40 time steps; peak 0.3", capsys.readouterr().out)
+    said = re.search(r"memory 0.35MB: keeps (\d+) of 40 time steps; peak 3\d\d", capsys.readouterr().out)
     assert 0 < int(said[1]) < 40
     a, b = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("store", "budget"))
     assert (a.pop("config")["memory"], b.pop("config")["memory"]) == ("store", "0.35MB")

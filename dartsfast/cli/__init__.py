@@ -18,7 +18,6 @@ from dartsfast.cli import export, left, query, test
 from dartsfast.cli.flags import add_detail, add_old_flags, add_preset, drop_old_flags
 from dartsfast.compare import CompareConfig, CompareRNNConfig
 from dartsfast.errors import CheckFailedError, DivergedError, InputError, LostRankError, RunStopped
-from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.parsing import Command, add_field
 from dartsfast.runs.config_file import read_config
 from dartsfast.runs.detail import NORMAL, QUIET, saying
@@ -33,6 +32,7 @@ VERBOSE_HELP = "lines of iterations on a terminal too, and how long each phase o
 EXPLAINED = (
     "init_channels", "layers", "batch_size", "image_size", "order", "backend", "memory", "storage_dtype",
     "space", "preset", "method", "auxiliary_skip", "accumulate",
+    "accumulate_statistics",
 )  # fmt: skip
 EXPLAINED_OF_TEXTS = (
     "emsize", "nhid", "nhidlast", "batch_size", "bptt", "order", "backend", "memory", "dropout", "dropouth",
@@ -329,8 +329,8 @@ def _explain(args: argparse.Namespace) -> None:
     config, primitives = CNNConfig(**given), getattr(args, "primitives", None)
     passes = explain_cnn(config, primitives)
     print_explanation(passes, getattr(args, "instructions", None))
-    if config.memory not in CNN_MEMORY_MODES:
-        print(f"memory {config.memory}: {explain_memory(config, primitives)}")
+    if config.plan:
+        print(f"{config.plan}: {explain_memory(config, primitives)}")
 
 
 def _explain_rnn(args: argparse.Namespace) -> None:

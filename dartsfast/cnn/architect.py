@@ -27,7 +27,8 @@ class Architect:
         preset: ``code`` follows the published code to the letter, ``paper`` the paper
             (differences in ``docs/presets.md``).
         penalty: returns what the validation loss has beside, a function of the alphas, [].
-        accumulate: parts of a batch that passes take one after the other, each with statistics of its own.
+        accumulate: parts of a batch that passes take one after the other, each with statistics of its own
+            (``fit_to_part`` of the model needs no parts for as little memory).
 
     Where a ``torch.distributed`` process group is up, all processes take every step together, each with its
     own part of the batches, and the gradients in it are means over them: of the alphas (which are no

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dartsfast.errors import InputError, check_range
 from dartsfast.modules.plain import is_plain, is_plain_tree
+from dartsfast.names import CNN_MEMORY_MODES
 
 
 def check_images(stem: nn.Module, images: Tensor) -> None:
@@ -26,6 +27,15 @@ def check_labels(criterion: Any, logits: Tensor, target: Any) -> None:
     if classes and type(criterion) is nn.CrossEntropyLoss:
         labels = target.masked_fill(target == criterion.ignore_index, 0)
         check_range(labels, logits.shape[-1], "label", "{} classes: labels run from 0")
+
+
+def check_programs(backend: str, what: str) -> None:
+    """Raise InputError for ``what`` is planned from the programs of a backend that has none."""
+    if backend == "reference":
+        raise InputError(
+            f"{what} is planned from programs, and the reference path has none: choose one of "
+            f"{', '.join(CNN_MEMORY_MODES)}"
+        )
 
 
 def check_sizes(

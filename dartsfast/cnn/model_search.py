@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dartsfast import fused
 from dartsfast.backends import check_memory, check_storage, resolve_backend
 from dartsfast.cnn import nasbench201
-from dartsfast.cnn.checks import check_images, check_labels, check_sizes
+from dartsfast.cnn.checks import check_images, check_labels, check_programs, check_sizes
 from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.genotypes import PRIMITIVES, Architecture, Genotype
 from dartsfast.cnn.mixing import Mixing
@@ -317,13 +317,26 @@ class Network(Mixing):
             raise InputError(f"memory={self._memory!r} is no budget: give the network one, such as 800MB")
         found = next((fit for fit in self._fits if fit.serves(images, order)), None)
         if found is None:
-            if self.backend == "reference":
-                raise InputError(
-                    f"memory={self._memory!r} is planned from programs, and the reference path has none: "
-                    f"choose one of {', '.join(CNN_MEMORY_MODES)}"
-                )
+            check_programs(self.backend, f"memory={self._memory!r}")
             found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order, parts)
             self._fits.append(found)
+        return self._keep(found)
+
+    def fit_to_part(self, images: Sequence[int], parts: int, order: int = 1) -> fused.Fit:
+        """Choose how cells keep so that passes over images [N, 3, H, W] take no more memory than those over
+        one of so many equal ``parts`` of them with all stored. ``order`` is that of the alphas' gradient.
+
+        Raises:
+            InputError: another memory mode than ``store``, none of these cells on kernels, or parts so small
+                that nothing fits.
+        """
+        if self._memory != "store":
+            raise InputError(f"memory={self._memory!r} says already how cells keep: leave it out")
+        check_programs(self.backend, f"accumulate {parts} with the statistics of the batch")
+        self._fits = [fused.fit_to_part(self, images, parts, order)]
+        return self._keep(self._fits[0])
+
+    def _keep(self, found: fused.Fit) -> fused.Fit:
         cells: list[Any] = list(self.cells)
         for cell, mode in zip(cells, found.modes, strict=True):
             cell._memory = mode

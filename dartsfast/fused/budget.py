@@ -12,7 +12,7 @@ from dartsfast.fused.costs import costs
 from dartsfast.fused.passes import Pass, planned
 from dartsfast.fused.planning import without_memory
 from dartsfast.names import CNN_MEMORY_MODES
-from dartsfast.sizes import megabytes
+from dartsfast.sizes import in_words
 
 # How many operations take the time of a byte of memory: a CPU's core has 84 GFLOP/s and 14 GB/s, an A100
 # 19.5 TFLOP/s and 2 TB/s. Which cells to compute again first hardly depends on it.
@@ -53,7 +53,7 @@ class Fit:
         cells = {m: [str(k) for k, mode in enumerate(self.modes) if mode == m] for m in CNN_MEMORY_MODES}
         kept = "; ".join(f"{mode} cells {', '.join(found)}" for mode, found in cells.items() if found)
         return (
-            f"{kept}; peak {megabytes(self.peak)} MB (least {megabytes(self.least)}), "
+            f"{kept}; peak {in_words(self.peak)} (least {in_words(self.least)}), "
             f"{self.price:.2f} times the time of storing all"
         )
 
@@ -167,6 +167,30 @@ def _peak(passes: Sequence[Pass]) -> int:
     return max(p.peak + p.beside for p in passes)
 
 
+def fit_to_part(network: Any, images: Sequence[int], parts: int, order: int = 1) -> Fit:
+    """Return the modes of cells with which a pass is the fastest of those that take no more than ``store``
+    does of one of so many equal parts of the images.
+
+    Arguments and errors otherwise as :func:`fit`.
+    """
+    twin, (N, *shape) = _twin(network), images
+
+    def peak(mode: str, batch: int) -> int:
+        return _peak(_passes(twin, [mode] * len(twin.cells), [batch, *shape], order, 1))
+
+    budget, least = peak("store", N // parts), peak("cell", N)
+    if least <= budget:
+        return fit(network, images, budget, order)
+    fewer = (k for k in range(parts - 1, 1, -1) if N % k == 0 and peak("store", N // k) >= least)
+    most = next(fewer, None)
+    raise InputError(
+        f"accumulate {parts} is too much: passes over images {list(images)} take {in_words(least)} with "
+        f"nothing kept but what lies between cells, and those over {N // parts} of them {in_words(budget)} "
+        f"with all stored. {f'Choose {most} at most' if most else 'Leave it out'}, or "
+        "--accumulate_statistics part, which takes the parts one after the other"
+    )
+
+
 def _too_little(network: Any, images: Sequence[int], budget: int, order: int, parts: int, least: int) -> str:
     """Say what would fit."""
     N, *shape = images
@@ -174,10 +198,14 @@ def _too_little(network: Any, images: Sequence[int], budget: int, order: int, pa
     batch = largest_batch(
         N, least, budget, lambda batch: _peak(_passes(network, modes, [batch, *shape], order, parts))
     )
-    advice = f"or images in batches of {batch} at most" if batch else "or smaller images, or fewer channels"
+    advice = "or smaller images, or fewer channels"
+    if batch and parts > 1:
+        advice = f"or accumulate in more parts, of {batch} images at most"
+    elif batch:
+        advice = f"or images in batches of {batch} at most"
     return (
-        f"a memory budget of {megabytes(budget)} MB is too little: passes over images {list(images)} take "
-        f"{megabytes(least)} MB with nothing kept but what lies between cells. Give it that, {advice}"
+        f"a memory budget of {in_words(budget)} is too little: passes over images {list(images)} take "
+        f"{in_words(least)} with nothing kept but what lies between cells. Give it that, {advice}"
     )
 
 

@@ -92,7 +92,7 @@ def planned(network: Any, images: Sequence[int], of: str, order: int = 1, parts:
         torch.autograd.grad(loss, wanted, allow_unused=True)
     copies = COPIES[order][of] + (parts > 1 and of != "alphas")
     beside = copies * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return Pass(of, PASSES[order][of] * parts, plan.runs, kept, plan.peak, beside)
+    return Pass(of, PASSES[order][of] * parts, plan.runs, kept, plan.needed(), beside)
 
 
 def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:

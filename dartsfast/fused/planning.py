@@ -15,11 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from dartsfast.fused.memory import Bytes
 from dartsfast.fused.program import Program
+from dartsfast.fused.scratch import scratch
 
 aten, kernels = torch.ops.aten, torch.ops.dartsfast
 
 # Bytes, of csrc/cpu/cache.cpp, which leaves smaller tensors to torch, and of its large pages.
 _SMALLEST_BLOCK, _LARGE_PAGE = 256 << 10, 2 << 20
+# Bytes, and a share of the peak, that processes took beside what is counted: 0.4 MB of 8, 2 MB of 100.
+_BESIDE, _BESIDE_SHARE = 256 << 10, 40
 
 
 class Runner(Protocol):
@@ -138,9 +141,15 @@ class Plan(TorchDispatchMode):
         self._most_blocks = max(self._most_blocks, self._blocks)
         self.peak = max(self.peak, self._others + self._most_blocks)
 
+    def needed(self) -> int:
+        """Return the peak with what the C library's heap, Python and autograd take beside it on the CPU."""
+        return self.peak + (_BESIDE + self.peak // _BESIDE_SHARE if self.runner == "cpu" else 0)
+
     def note(self, part: str, runner: Runner, dtype: torch.dtype, kept: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
         temporary = runner.memory.temporary
+        if self.runner == "cuda":
+            temporary += scratch(runner.program, dtype)
         block = _whole_pages(temporary) if self.runner == "cpu" else 0
         self._add(temporary, block)
         run = Run(part, self.phase, runner.program, dtype, runner.works, kept, temporary, self.in_use)

@@ -218,7 +218,13 @@ def _published(name: str, kind: Kind | None = None) -> AnyGenotype:
     for prefix in ("", "rnn:") if kind == RNN else ("", "cnn:", "rnn:"):
         if prefix + name in known:
             return known[prefix + name]
+    if kind == NB201:
+        raise InputError(
+            f"no cell of NAS-Bench-201 {_shown(name)}: give the folder of a search with --space nasbench201, "
+            "its genotype.json, or the operations of all six edges as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        )
+    own = {CNN: "cnn:", RNN: "rnn:", None: ""}[kind]
     raise InputError(
         f"no genotype {_shown(name)}: give the folder of a run, a genotype.json, Genotype(...) as a search "
-        f"prints it, or one of {', '.join(known)}"
+        f"prints it, or one of {', '.join(name for name in known if name.startswith(own))}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from dartsfast.cnn.model_search import Network
 from dartsfast.cnn.spaces import SPACES, AnySpace
+from dartsfast.fused import Fit
 from dartsfast.methods.beta_darts import decay
 from dartsfast.methods.darts_minus import DARTSMinus
 from dartsfast.methods.drnas import DrNAS
 from dartsfast.methods.gdas import GDAS
 from dartsfast.methods.p_darts import CELLS, PDARTS
 from dartsfast.methods.pc_darts import PCDARTS
+from dartsfast.names import CNN_MEMORY_MODES
 
 # By the names of the option ``method``: the network, and what of the options it takes beside all.
 _NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[Any], dict[str, Any]]]] = {
@@ -43,6 +45,24 @@ def new_network(config: Any, classes: int, space: AnySpace | None = None, stage:
     layers = config.stage_cells if config.space == "nasbench201" else config.layers
     arguments = config.init_channels, classes, layers, nn.CrossEntropyLoss()
     return network(*arguments, primitives=SPACES[config.space], **_options(config), **own(config))
+
+
+def fit_network(config: Any, model: Network, images: Sequence[int]) -> Fit | None:
+    """Choose how cells keep where the options leave that to a plan; None: they do not.
+
+    Args:
+        config: the options.
+        model: their network.
+        images: [N, 3, H, W] of a pass.
+
+    Raises:
+        InputError: nothing fits, or nothing can be planned.
+    """
+    if config.memory not in CNN_MEMORY_MODES:
+        return model.fit_memory(images, config.order, config.parts)
+    if config.accumulate > config.parts:
+        return model.fit_to_part(images, config.accumulate, config.order)
+    return None
 
 
 def _options(config: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dartsfast.errors import InputError
 from dartsfast.fused.budget import OPERATIONS_A_BYTE, largest_batch
 from dartsfast.fused.planning import Plan, without_memory
 from dartsfast.rnn.model import search_loss
-from dartsfast.sizes import megabytes
+from dartsfast.sizes import in_words
 
 
 class Kind(NamedTuple):
@@ -90,8 +90,8 @@ class TextFit:
 
     def __str__(self) -> str:
         return (
-            f"keeps {self.kept} of {self.text[0]} time steps; peak {megabytes(self.peak)} MB "
-            f"(least {megabytes(self.least)}), {self.price:.2f} times the time of keeping all"
+            f"keeps {self.kept} of {self.text[0]} time steps; peak {in_words(self.peak)} "
+            f"(least {in_words(self.least)}), {self.price:.2f} times the time of keeping all"
         )
 
 
@@ -124,8 +124,8 @@ def fit(model: Any, text: Sequence[int], budget: int, order: int) -> TextFit:
         batch = largest_batch(B, least, budget, lambda batch: _peak(_keeping(twin, 0, (T, batch), order)))
         advice = f"columns in batches of {batch} at most" if batch > 1 else "fewer columns"
         raise InputError(
-            f"a memory budget of {megabytes(budget)} MB is too little: passes over texts {list(text)} take "
-            f"{megabytes(least)} MB with no time step kept. Give it that, or {advice}, or shorter texts"
+            f"a memory budget of {in_words(budget)} is too little: passes over texts {list(text)} take "
+            f"{in_words(least)} with no time step kept. Give it that, or {advice}, or shorter texts"
         )
     kept = T
     if most > budget:  # a time step takes what a time step takes, but for the rounding of blocks
@@ -172,7 +172,7 @@ def _planned(model: Any, text: Sequence[int], kind: Kind) -> TextPass:
         kept = plan.in_use
         torch.autograd.grad(loss, wanted, allow_unused=True)
     beside = kind.copies * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return TextPass(kind, work.operations, work.moved, work.time, kept, plan.peak, beside)
+    return TextPass(kind, work.operations, work.moved, work.time, kept, plan.needed(), beside)
 
 
 class _Work(TorchDispatchMode):

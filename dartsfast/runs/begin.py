@@ -152,7 +152,7 @@ def _run_again(run_cls: type[Run], config: Any, own: Any, folder: Path) -> Run:
         if getattr(config, name, None) != getattr(type(config), name, None):
             now[name] = getattr(config, name)
     try:
-        return _built(run_cls, dataclasses.replace(own, **now))
+        return _built(run_cls, own.moved(**now))
     except InputError as error:
         raise InputError(
             f"cannot go on with the run in {folder}: {error}. If its data lie elsewhere now, give --data"

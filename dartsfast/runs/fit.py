@@ -17,20 +17,19 @@ from dartsfast.errors import InputError
 def restored_config(config_cls: Any, values: Any) -> Any:
     """Return the configuration of a run from a checkpoint's ``values``.
 
-    Options that there were not yet when the run began have their defaults, aloud.
+    Options that there were not yet when the run began are as they were then, aloud.
 
     Raises:
         InputError: an option that is unknown or cannot work.
     """
     match("config", {}, values)
-    defaults = {field.name: field.default for field in dataclasses.fields(config_cls)}
-    missing = {name: default for name, default in defaults.items() if name not in values}
-    match_keys("config", set(defaults), {**missing, **values})
+    missing = config_cls.before(values)
+    match_keys("config", {field.name for field in dataclasses.fields(config_cls)}, {**missing, **values})
     if missing and ranks.first():
         shown = ", ".join(f"{name} {default!r}" for name, default in missing.items())
         warnings.warn(
             f"the run began with an earlier version, which had not the options {', '.join(missing)}: it goes "
-            f"on with their defaults, {shown}",
+            f"on with {shown}",
             stacklevel=2,
         )
     config = config_cls(**missing, **values)

@@ -31,6 +31,15 @@ def here(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in HERE if hasattr(config, name)}
 
 
+def check_tied(config: Any) -> None:
+    """Raise InputError unless all features of an RNN, whose decoder is its embedding, are as many."""
+    if not config.emsize == config.nhid == config.nhidlast:
+        raise InputError(
+            "emsize, nhid and nhidlast must be equal (the decoder is tied to the embedding), "
+            f"got {config.emsize}, {config.nhid} and {config.nhidlast}"
+        )
+
+
 class _Given:
     """Notes what its constructor is given; not among ``vars``, which a script may make another one of."""
 
@@ -64,6 +73,11 @@ class Options(_Given):
         changed = dataclasses.replace(self, **options)
         object.__setattr__(changed, "given", self.given | options.keys())
         return changed
+
+    @classmethod
+    def before(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that ``values`` of an earlier version lack, as they were there."""
+        return {field.name: field.default for field in dataclasses.fields(cls) if field.name not in values}
 
     @classmethod
     def kept(cls, values: Mapping[str, Any]) -> Any:
@@ -136,6 +150,10 @@ class RunOptions(Options):
     def all_epochs(self) -> int:
         """Epochs of the whole run, which may have some beside the option ``epochs``."""
         return self.epochs  # type: ignore[attr-defined]  # every run has it
+
+    def moved(self, **options: Any) -> Any:
+        """Return those of a run that goes on with other ``options``, of :data:`MOVED` and :data:`HERE`."""
+        return dataclasses.replace(self, **options)
 
     def called(self, epoch: int) -> str:
         """Return what is said of an epoch, which counts from 1."""

@@ -32,14 +32,13 @@ from dartsfast.data import (
 )
 from dartsfast.errors import InputError
 from dartsfast.fused import fit
-from dartsfast.methods import new_network, penalty
+from dartsfast.methods import fit_network, new_network, penalty
 from dartsfast.methods.eigenvalue import WINDOW, monitored, stops
 from dartsfast.methods.p_darts import KEPT, narrowed
 from dartsfast.methods.perturbation import CosineThenTuning, Selection
 from dartsfast.methods.smooth_darts import radius, smoothed
 from dartsfast.methods.stops import Earlier, skip_connections, stopped
 from dartsfast.modules.sync_norm import synchronise_
-from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.runs.begin import begin
 from dartsfast.runs.fit import check_cosine, check_images, match, match_keys
 from dartsfast.runs.report import Report
@@ -68,9 +67,8 @@ class CNNSearch(Search):
             download=config.download,
             image_size=config.image_size,
         )
-        self.passes = config.order, config.accumulate  # which there are, over how many parts of a batch
         # Of a pass; sides that no network fits are refused here.
-        self.images = config.batch_size // config.accumulate, 3, *image_sides(task)
+        self.images = config.batch_size // config.parts, 3, *image_sides(task)
         self.fingerprint = image_fingerprint(task)
         self.classes = len(task.classes)
         self.stage, self.space = 0, SPACES[config.space]
@@ -90,8 +88,7 @@ class CNNSearch(Search):
         if config.sync_bn:
             synchronise_(model)
         self.model = model.to(self.device)
-        if config.memory not in CNN_MEMORY_MODES:
-            model.fit_memory(self.images, *self.passes)
+        fit_network(config, model, self.images)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             config.learning_rate,
@@ -102,7 +99,7 @@ class CNNSearch(Search):
         schedule = CosineThenTuning if self.selection else torch.optim.lr_scheduler.CosineAnnealingLR
         self.scheduler = schedule(self.optimizer, config.stage_epochs, eta_min=config.learning_rate_min)
         options = {"preset": config.preset, "penalty": lambda: penalty(config, model, self.epoch)}
-        self.architect = Architect(model, config, **options, accumulate=config.accumulate)
+        self.architect = Architect(model, config, **options, accumulate=config.parts)
         self.captured = None
 
     def prepare_epoch(self) -> None:
@@ -200,7 +197,7 @@ class CNNSearch(Search):
         epoch = min(self.epoch, config.epochs)  # there may be some after those of the search
         epsilon = radius(config.smooth, epoch, config.epochs) if config.smooth else 0.0
         with smoothed(model, epsilon, (x, y) if config.smooth_by == "adversary" else None):
-            logits, loss = backward(model, x, y, config.accumulate)
+            logits, loss = backward(model, x, y, config.parts)
         average_gradients_(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         self.optimizer.step()
@@ -286,7 +283,8 @@ class CNNSearch(Search):
         if self.model.backend == "reference":
             return "Checkpointing by cell takes the least", ["--memory", "cell"]
         try:
-            found = fit(self.model, self.images, in_bytes("90%", self.device), *self.passes)
+            free, passes = in_bytes("90%", self.device), (self.config.order, self.config.parts)
+            found = fit(self.model, self.images, free, *passes)
         except InputError as error:
             return f"Nothing fits: {error}", []
         return f"What is free would do for this: {found}", ["--memory", f"{found.peak}B"]
@@ -295,7 +293,7 @@ class CNNSearch(Search):
         """Say what is searched here, by what, on what and with how much, and how a memory budget is kept."""
         method = f" by {self.config.method}" if self.config.method != "darts" else ""
         space = f" in space {self.config.space}" if self.config.space != "darts" else ""
-        parts = [f"; memory {self.config.memory}: {fit}" for fit in self.model._fits]
+        parts = [f"; {self.config.plan}: {fit}" for fit in self.model._fits]
         if self.selection:
             search, tuning = self.config.counted(self.config.epochs), self.config.tuning_epochs
             parts.append(f"; {search} of search, then {tuning} of tuning between {DECISIONS} decisions")

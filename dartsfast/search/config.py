@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dartsfast.cnn.spaces import SPACES
 from dartsfast.errors import InputError
 from dartsfast.names import BACKENDS, CNN_MEMORY_MODES, MEMORY_MODES, SMOOTH_FIRST
 from dartsfast.presets import PRESETS
-from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, option
+from dartsfast.runs.options import DATA, METHOD, NETWORK, OPTIMISATION, RunOptions, check_tied, option
+from dartsfast.search.checks import DRAWING, STAGES, check_accumulation, check_space, check_stages
 from dartsfast.sizes import is_size
 
 MIN_BATCH_SIZE = 2  # of texts
 DECISIONS = 17  # of the cells, by perturbation: 14 edges, and the three nodes with more than two
 METHODS = ("darts", "pc-darts", "gdas", "drnas", "p-darts")
-ONE_CELL = ("darts", "gdas", "drnas")  # whose mixing weights are a row an edge, in any space
-DRAWING = ("gdas", "drnas", "p-darts")  # of which every pass draws something
-STAGES = 3  # of P-DARTS
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,15 @@ class CNNConfig(SearchConfig):
     batch_size: int = option(64, "images a batch, of several processes of each", group=DATA)
     accumulate: int = option(
         1,
-        "parts of a batch that passes take one after the other, adding up their gradients; batch norms have "
-        "the statistics of each part, not of the batch",
+        "K: a batch takes the memory of a K-th of it that is stored, and has the same gradients; the cells' "
+        "images are computed again as far as that needs",
+        group=OPTIMISATION,
+    )
+    accumulate_statistics: str = option(
+        "batch",
+        "of whom batch norms have them: of the batch; or of each of its K parts, which passes then take one "
+        "after the other, adding up their gradients: less memory, and another search",
+        ("batch", "part"),
         group=OPTIMISATION,
     )
     learning_rate: float = option(0.025, "initial learning rate of the weights", group=OPTIMISATION)
@@ -194,6 +199,19 @@ class CNNConfig(SearchConfig):
         return self.epochs + self.select_epochs * (DECISIONS - 1) * (self.select == "perturbation")
 
     @property
+    def parts(self) -> int:
+        """Those of a batch that passes take one after the other, each with statistics of its own."""
+        return self.accumulate if self.accumulate_statistics == "part" else 1
+
+    @property
+    def plan(self) -> str:
+        """What asks for a plan of how cells keep, if anything does."""
+        kept = self.memory in CNN_MEMORY_MODES
+        if kept and self.accumulate == self.parts:
+            return ""
+        return f"accumulate {self.accumulate}" if kept else f"memory {self.memory}"
+
+    @property
     def tuning_epochs(self) -> int:
         """Those between the decisions of perturbation, after the search."""
         return self.all_epochs - self.epochs
@@ -221,6 +239,19 @@ class CNNConfig(SearchConfig):
     def watches_eigenvalue(self) -> bool:
         """Whether the eigenvalue is computed every epoch."""
         return "eigenvalue" in (self.monitor, self.stop)
+
+    @classmethod
+    def before(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that ``values`` lack; parts of a batch had statistics of their own once."""
+        missing = super().before(values)
+        if "accumulate_statistics" in missing and values.get("accumulate", 1) != 1:
+            missing["accumulate_statistics"] = "part"
+        return missing
+
+    def moved(self, **options: Any) -> Any:
+        """Return those of a run that goes on with other ``options``; a given memory is in a plan's place."""
+        planned = self.accumulate > 1 and self.parts == 1
+        return super().moved(**options, **({"accumulate": 1} if planned and "memory" in options else {}))
 
     def positive(self) -> tuple[str, ...]:
         """Return the names of the options that must be above zero."""
@@ -262,85 +293,21 @@ class CNNConfig(SearchConfig):
             raise InputError(f"stop must be none, eigenvalue, or skips=N with N above 0, got {self.stop!r}")
         if self.watches_eigenvalue and self.method in DRAWING:
             raise InputError(f"the eigenvalue is of a loss, and that of --method {self.method} is drawn anew")
-        self._check_accumulation()
+        check_accumulation(self)
         draws = self.method if self.method in DRAWING else "space s4" * (self.space == "s4")
         if draws and self.order == 2 and not PRESETS[self.preset].one_mask:
             raise InputError(
                 f"what {draws} draws differs from pass to pass, and the second order takes the difference of "
                 "two: use --preset paper, which draws the same for both, or --order 1"
             )
-        self._check_space()
+        check_space(self)
         if self.method == "p-darts":
-            self._check_stages()
+            check_stages(self)
         if self.warmup_epochs >= self.stage_epochs:
             raise InputError(
                 f"in {self.warmup_epochs} of {self.stage_epochs} epochs the alphas take no step: nothing "
                 "would be searched"
             )
-
-    def _check_accumulation(self) -> None:
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"accumulate must divide batch_size, {self.batch_size} images, into equal parts, got "
-                f"{self.accumulate}"
-            )
-        if self.accumulate > 1 and self.sync_bn:
-            raise InputError("sync_bn takes statistics over all images of a batch: leave accumulate out")
-        anew = f"method {self.method}" if self.method in DRAWING else "smooth" if self.smooth else None
-        if self.accumulate > 1 and anew:
-            raise InputError(
-                f"accumulate adds up the gradients of one network, and --{anew} draws another for every part "
-                "of a batch: leave one of them out"
-            )
-
-    def _check_space(self) -> None:
-        if self.space != "nasbench201":
-            if "stage_cells" in self.stated():
-                raise InputError(f"stage_cells is of --space nasbench201, and the space is {self.space}")
-            return
-        if self.method not in ONE_CELL:
-            raise InputError(
-                f"--method {self.method} searches the cells of DARTS: --space nasbench201 has those of "
-                f"{', '.join(ONE_CELL)}"
-            )
-        if self.memory not in MEMORY_MODES:
-            raise InputError(
-                f"memory {self.memory} is of the cells of DARTS: with --space nasbench201 choose one of "
-                f"{', '.join(MEMORY_MODES)}"
-            )
-        if "layers" in self.stated():
-            raise InputError(
-                "layers counts cells of DARTS: with --space nasbench201 --stage_cells says how many each of "
-                "the three stages has"
-            )
-        for name in ("storage_dtype", "auxiliary_skip", "select", *(["stop"] if self.most_skips else [])):
-            value = getattr(self, name)
-            if value != getattr(type(self), name):
-                raise InputError(
-                    f"{name} {value} is of the cells of DARTS: leave it out with --space nasbench201"
-                )
-
-    def _check_stages(self) -> None:
-        rates = self.pdarts_rates.split(",")
-        if len(rates) != STAGES or not all(_is_rate(text) for text in rates):
-            raise InputError(
-                "pdarts_rates must be the rates of three stages, each from 0 to below 1, such as 0,0.4,0.7, "
-                f"got {self.pdarts_rates!r}"
-            )
-        if self.epochs % STAGES:
-            raise InputError(f"epochs must be those of three equal stages, such as 75, got {self.epochs}")
-        if self.space != "darts" or self.stop != "none":
-            what = f"--space {self.space}" if self.space != "darts" else f"--stop {self.stop}"
-            raise InputError(
-                f"p-darts has stages of its own, of 8, 5 and 3 operations, and cannot have {what}"
-            )
-
-
-def _is_rate(text: str) -> bool:
-    try:
-        return 0 <= float(text) < 1
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -386,6 +353,7 @@ class RNNConfig(SearchConfig):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
+        check_tied(self)
         if self.batch_size < MIN_BATCH_SIZE:
             raise InputError(
                 f"batch_size must be at least {MIN_BATCH_SIZE} for the cell's batch norm, "
@@ -395,5 +363,5 @@ class RNNConfig(SearchConfig):
             raise InputError(
                 f"small_batch_size must be -1 or the batch size {self.batch_size}, "
                 f"got {self.small_batch_size}: the search takes one step a batch and does not accumulate "
-                "gradients; lower batch_size instead"
+                "gradients; --memory recompute, or a budget such as 200MB, takes less for the same step"
             )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from dartsfast.errors import InputError
 from dartsfast.genotypes import as_genotype
 from dartsfast.names import BACKENDS
-from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, Options, RunOptions, option
+from dartsfast.runs.options import DATA, NETWORK, OPTIMISATION, Options, RunOptions, check_tied, option
 
 IMAGES = (
     "photos: 32x32 crops of ten photographs that come with scikit-image and scikit-learn; cifar10:DIR, "
@@ -225,11 +225,7 @@ class _NetworkAndText(_Protocols):
     def check(self) -> None:
         """Raise InputError for the first option that cannot work."""
         super().check()
-        if not self.emsize == self.nhid == self.nhidlast:
-            raise InputError(
-                "emsize, nhid and nhidlast must be equal (the decoder is tied to the embedding), "
-                f"got {self.emsize}, {self.nhid} and {self.nhidlast}"
-            )
+        check_tied(self)
 
 
 @dataclass(frozen=True)

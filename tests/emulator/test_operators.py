@@ -100,6 +100,14 @@ def test_iterations_have_the_bits_of_the_cpu(tmp_path):
         assert not [i for i, (a, b) in pairs if not torch.equal(a, b)], key
 
 
+def test_passes_allocate_what_was_planned():
+    found = json.loads(ran(operators.library(), str(HERE / "allocated.py")).splitlines()[-1])
+    for budget, peak, allocated in found:
+        assert allocated <= budget
+        assert allocated == pytest.approx(peak, rel=0.01)
+    assert len({peak for _, peak, _ in found}) == 6
+
+
 ITERATIONS = [(1, 3), (2, 1)]
 """Order and layers. Of three layers two reduce, so that all widths are there."""
 
