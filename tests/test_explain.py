@@ -23,7 +23,7 @@ from dartsfast.fused.costs import Cost, costs, words
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.passes import iteration
-from dartsfast.fused.planning import Plan
+from dartsfast.fused.planning import Part, Plan
 from dartsfast.fused.program import Place, Program
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.walk import Walk
@@ -296,7 +296,7 @@ def test_planning_leaves_nothing_behind():
     model = network("meta")
     with pytest.raises(InputError, match="halve"):
         iteration(model, (2, 3, 9, 9), 1)
-    assert Plan.active is None
+    assert Part.current() is None
     assert not any(cell._forward_pre_hooks for cell in model.cells)
     first, again = (iteration(model, (2, 3, 8, 8), 1) for _ in range(2))
     assert [p.peak for p in first] == [p.peak for p in again]

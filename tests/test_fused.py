@@ -13,7 +13,7 @@ from dartsfast.cnn.genotypes import PRIMITIVES
 from dartsfast.cnn.model_search import Cell, Network
 from dartsfast.cnn.operations import OPS, ReLUConvBN, SepConv
 from dartsfast.errors import InputError
-from dartsfast.fused import cnn
+from dartsfast.fused.images import as_stored
 from dartsfast.fused.programs import Prepared
 
 _cpu = availability("cpu")
@@ -104,10 +104,10 @@ def test_images_of_another_dtype_are_taken_as_by_stock_modules():
 
 def test_nothing_is_copied_for_a_backward_that_will_not_be():
     x = torch.ones(3, 2)
-    assert cnn._stored(x, torch.bfloat16).dtype == torch.bfloat16
+    assert as_stored(x, torch.bfloat16).dtype == torch.bfloat16
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            assert cnn._stored(torch.ones(3, 2), torch.bfloat16).dtype == torch.float32
+            assert as_stored(torch.ones(3, 2), torch.bfloat16).dtype == torch.float32
 
 
 def kept_and_gradients(model, x, y):

@@ -14,7 +14,7 @@ from op_cases import CELLS, CONVS, MIXES, POOLS
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dartsfast.errors import InputError
-from dartsfast.fused import cnn
+from dartsfast.fused import images
 from dartsfast.fused.encode import Native
 from dartsfast.fused.forward import Setting
 from dartsfast.fused.program import Place, Program, add, copy, mixed_sum, pool3x3
@@ -137,11 +137,13 @@ def test_storage_in_halves_goes_with_arithmetic_in_float32():
 
 def test_what_is_kept_of_an_image_is_of_what_it_is_now():
     x = torch.ones(1, 2, 2, 3)
-    kept = cnn._stored(x, torch.bfloat16)
-    assert cnn._stored(x, torch.bfloat16) is kept
+    kept = images.as_stored(x, torch.bfloat16)
+    assert images.as_stored(x, torch.bfloat16) is kept
     x.mul_(2)
-    assert same_bits(cnn._stored(x, torch.bfloat16), x.bfloat16()) and same_bits(kept, torch.ones_like(kept))
-    assert cnn._stored(x, torch.float16).dtype == torch.float16
+    assert same_bits(images.as_stored(x, torch.bfloat16), x.bfloat16()) and same_bits(
+        kept, torch.ones_like(kept)
+    )
+    assert images.as_stored(x, torch.float16).dtype == torch.float16
 
 
 def kept_and_doubled(C, stored):

@@ -2,7 +2,6 @@
 
 import copy
 import subprocess
-import warnings
 
 import pytest
 import torch
@@ -375,18 +374,3 @@ def test_a_search_logs_the_eigenvalue(tmp_path, undrawn):
     assert result.history[0]["eigenvalue"] > 0
     assert all(torch.equal(plain.alphas[name], alpha) for name, alpha in result.alphas.items())
     assert plain.history[0]["valid_loss"] == result.history[0]["valid_loss"]
-
-
-@needs_kernels
-def test_partial_channels_on_kernels(tmp_path):
-    """No warning, other arithmetic than the modules', and modules where it is differentiated twice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        search = started(tmp_path, "pc-darts", backend="cpu")
-        model, (x, y, *_) = search.model.float(), batches(1)[0]
-        twin = copy.deepcopy(model)
-        restore(twin)
-        found, wanted = model(x.float()), twin(x.float())
-    assert 0 < gap(found, wanted) < 1e-5
-    assert monitored(model, x.float(), y) == pytest.approx(monitored(twin, x.float(), y), rel=1e-5)
-    assert torch.equal(model(x.float()), found)

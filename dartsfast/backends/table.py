@@ -8,6 +8,7 @@ available for the device and says why it passed over others.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,14 @@ NOT_TRACED = (
     "they take the reference path and the networks of found cells"
 )
 
-_pretended: str | None = None
+
+class _Here(threading.local):
+    """What passes for available in this thread."""
+
+    pretended: str | None = None
+
+
+_here = _Here()
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def availability(
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
-    if backend == _pretended:
+    if backend == _here.pretended:
         return Availability(backend, True, "nothing is computed on it")
     if backend == "reference":
         return Availability(backend, True, f"stock PyTorch modules on torch {torch.__version__}")
@@ -117,13 +125,12 @@ resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @contextmanager
 def pretending(backend: str) -> Iterator[None]:
-    """Let ``backend`` pass for available everywhere within the block, where nothing is computed."""
-    global _pretended
-    before, _pretended = _pretended, backend
+    """Let ``backend`` pass for available within the block, in this thread, where nothing is computed."""
+    before, _here.pretended = _here.pretended, backend
     try:
         yield
     finally:
-        _pretended = before
+        _here.pretended = before
 
 
 def candidates(device: str | torch.device, dtype: torch.dtype = torch.float32) -> list[Availability]:

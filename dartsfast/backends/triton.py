@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "y
 DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load() -> str | None:
     """Register the kernels once; return None, or why they cannot be used."""
+    with _loading:  # what is registered twice raises
+        return _load()
+
+
+@functools.cache
+def _load() -> str | None:
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -155,8 +155,9 @@ class Cell(nn.Module):
         return torch.cat(states[-self._multiplier :], dim=1)
 
     def _altered_edges(self) -> list[bool]:
-        reasons = [difference(op, MixedOp) for op in self._ops]
-        pairs = zip(self._ops, reasons, strict=True)
+        edges: list[Any] = list(self._ops)
+        reasons = [op.altered() if hasattr(op, "altered") else difference(op, MixedOp) for op in edges]
+        pairs = zip(edges, reasons, strict=True)
         for reason in sorted({why for op, why in pairs if why and not getattr(op, "has_kernels", False)}):
             _warn_of_altered_edges(reason)
         return [reason is not None for reason in reasons]

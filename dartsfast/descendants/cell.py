@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dartsfast.caches import Cache
 from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted
-from dartsfast.descendants.plan import Plan, run
+from dartsfast.descendants.plan import MOST_PREPARED, Plan, run
 from dartsfast.descendants.shaped import Shaped
 from dartsfast.descendants.sources import Channels
 from dartsfast.fused.edge import Edge
-from dartsfast.fused.forward import Node, Setting
+from dartsfast.fused.forward import Node
 from dartsfast.fused.programs import Prepared
 
 
@@ -122,7 +123,7 @@ class Cell:
                 edges.append((state, replace(edge, channels=channels), rows))
                 rows += 1
             self.nodes.append(Node(edges[: len(mixed)], passed=edges[len(mixed) :], groups=count))
-        self._prepared: dict[Setting, Prepared] = {}
+        self._prepared: Cache[Prepared] = Cache(MOST_PREPARED)
 
     def unchanged(self) -> bool:
         """Whether all modules are what they were."""

@@ -35,7 +35,7 @@ class Lazy(Tensor):
     def _times(self, weight: Any) -> Any:
         pending = self.pending
         recorded = torch.is_grad_enabled()
-        if pending.value is not None or pending.recorded != recorded:
+        if not pending.waits(recorded):
             return self.value() * weight
         if isinstance(weight, (int, float)):
             part = Weighted(pending, float(weight))
@@ -58,7 +58,7 @@ class Lazy(Tensor):
     def _sum(self, other: Any, first: bool) -> Sum | None:
         """Return the sum with another, or None where it is not of one kind with this."""
         pending, recorded = self.pending, torch.is_grad_enabled()
-        if pending.value is not None or pending.recorded != recorded or not isinstance(other, Tensor):
+        if not pending.waits(recorded) or not isinstance(other, Tensor):
             return None
         their: Any = _waiting_or_tensor(other)
         like = their.like if isinstance(their, Pending) else their
@@ -154,7 +154,8 @@ def _waiting_or_tensor(one: Any) -> Any:
     """Return what a tensor waits for, or its value where it waits for nothing."""
     if type(one) is not Lazy:
         return one
-    return one.pending if one.pending.value is None else one.pending.value
+    pending = one.pending
+    return pending if pending.value is None and pending.here else pending.get()
 
 
 _TENSORS = (Tensor, nn.Parameter)

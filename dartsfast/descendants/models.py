@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from dartsfast.backends import check_memory, resolve_backend
-from dartsfast.descendants.recognise import Recognised, layer, recognise
+from dartsfast.descendants.recognise import REPLICATE, Recognised, layer, recognise
 from dartsfast.descendants.report import Report
 from dartsfast.descendants.served import Served
 from dartsfast.descendants.verify import verified
@@ -22,7 +22,7 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 _FEWEST = 8
 """Operations with a convolution, a pool or a norm, below which results that wait cost more than they give."""
 
-_LEAST_WORK = 65536
+_LEAST_WORK = 131072
 """Layers times values of an image, for less of which a sum of few layers costs more as a program."""
 
 _FEW_LAYERS = 2
@@ -90,7 +90,8 @@ def accelerate(
             f"images of fewer than {fewest} values are left to the operations, which have few layers"
         )
     for module, one in served:
-        module.__dict__["forward"] = Served(module, one, backend, memory, fewest, _LEAST_WORK)
+        forward = Served(module, one, backend, memory, fewest, _LEAST_WORK)
+        module.__dict__.update({"forward": forward, REPLICATE: forward.replicate})
     return report
 
 
@@ -117,7 +118,7 @@ def restore(model: Any) -> None:
         raise InputError(f"restore takes a torch.nn.Module or a class of them, got {type(model).__name__}")
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), Served):
-            del module.__dict__["forward"]
+            del module.__dict__["forward"], module.__dict__[REPLICATE]
 
 
 def _accelerate_class(kind: type[nn.Module], options: dict[str, Any]) -> type[nn.Module]:

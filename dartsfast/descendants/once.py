@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from weakref import ref
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from dartsfast.descendants.pending import version_of
 
 
-class Once:
+class Once(threading.local):
     """A function of an image, whose last result is returned again as long as somebody holds it.
 
     Operations of a cell read one image one after the other, and autograd adds up what arrives at the result.
+    Another thread has a result of its own, and a graph that is its to go through.
     """
 
     def __init__(self, make: Callable[[Tensor], Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,16 @@ from dartsfast.constants import constant
 from dartsfast.modules.recompute import running_statistics_untouched
 
 Factors = tuple[Tensor, ...]
+
+
+class _Here(threading.local):
+    """The lock under which what this thread has asked for is computed, by whichever thread needs it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+_here = _Here()
 
 
 class Operator(Protocol):
@@ -69,7 +80,10 @@ class Weighted(NamedTuple):
 class Pending:
     """A value that is not computed yet.
 
+    The thread that asked for it makes others of it; in any other thread it is computed first.
+
     Attributes:
+        lock: of the thread that asked for it, held while it is computed.
         like: shape, dtype and device of it.
         recorded: whether autograd was on where it was asked for.
         value: once it is computed.
@@ -82,26 +96,48 @@ class Pending:
     """
 
     __slots__ = (
-        "__weakref__", "depth", "like", "made", "number", "read", "recorded", "taken", "uses", "value",
+        "__weakref__", "depth", "like", "lock", "made", "number", "read", "recorded", "taken", "uses",
+        "value",
     )  # fmt: skip
     _count = itertools.count()
 
     def __init__(self, like: Tensor, recorded: bool, depth: int) -> None:
         self.like, self.recorded, self.depth = like, recorded, depth
+        self.lock = _here.lock
         self.number = next(Pending._count)
         self.read = False
         self.value: Tensor | None = None
         self.uses = 0
         self.taken = False
 
+    @property
+    def here(self) -> bool:
+        """Whether this thread asked for it."""
+        return self.lock is _here.lock
+
+    def waits(self, recorded: bool) -> bool:
+        """Whether it may be computed together with what is made of it here and now."""
+        return self.value is None and self.recorded == recorded and self.here
+
     def get(self) -> Tensor:
         """Compute it, unless it was."""
         if self.value is None:
-            with torch.set_grad_enabled(self.recorded):
-                self.value = self._compute()
-            self.made = version_of(self.value)
-            self._release()
+            with self.lock:
+                if self.value is None:
+                    self._fill()
+        assert self.value is not None
         return self.value
+
+    def _fill(self) -> None:
+        own, _here.lock = _here.lock, self.lock  # what operations within operations ask for goes with it
+        try:
+            with torch.set_grad_enabled(self.recorded):
+                value = self._compute()
+        finally:
+            _here.lock = own
+        self.made = version_of(value)
+        self.value = value
+        self._release()
 
     def changeable(self) -> Tensor:
         """Return the value, which may then be changed in place."""

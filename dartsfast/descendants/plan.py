@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast.caches import Cache
 from dartsfast.constants import constant, stands_for_others
 from dartsfast.descendants.once import laid_out, rectified
 from dartsfast.descendants.pending import Call, Pending, Weighted, weighted
 from dartsfast.descendants.recognise import Recognised, layer, recognise
-from dartsfast.fused.cnn import _ChannelsLast, nchw, nhwc
 from dartsfast.fused.edge import Edge, gather
 from dartsfast.fused.forward import Node, Setting
+from dartsfast.fused.images import _ChannelsLast, nchw, nhwc
 from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.watch import Watch
@@ -24,7 +25,7 @@ Layers = tuple[nn.Module, ...]
 Library = dict[tuple[int, int], Layers]
 """What torch's own layers compute, by group and call."""
 
-_MOST_PREPARED = 8
+MOST_PREPARED = 8
 
 
 class Plan:
@@ -150,7 +151,7 @@ class _Round:
             self.edges.append((len(self.groups), edge, len(self.groups)))
             self.groups.append(g)
             self.columns.append(columns)
-        self._prepared: dict[Setting, Prepared] = {}
+        self._prepared: Cache[Prepared] = Cache(MOST_PREPARED)
 
     def run(self, groups: Sequence[Sequence[Weighted]], memory: str) -> Tensor:
         """Return the sum of the calls that it serves."""
@@ -167,7 +168,7 @@ class _Round:
 
 
 def run(
-    known: dict[Setting, Prepared],
+    known: Cache[Prepared],
     nodes: Sequence[Node],
     returned: int,
     sources: Sequence[Tensor],
@@ -184,11 +185,8 @@ def run(
     shapes = tuple(tuple(x.shape) for x in inputs)
     modes = torch.is_grad_enabled(), stands_for_others(), Part.current()
     setting = Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, None, *modes)
-    if setting not in known:
-        if len(known) >= _MOST_PREPARED:
-            known.clear()
-        known[setting] = Prepared(nodes, returned, setting)
-    return nchw(known[setting](inputs, weights, extras))
+    prepared = known.get(setting, lambda: Prepared(nodes, returned, setting))
+    return nchw(prepared(inputs, weights, extras))
 
 
 def _mixing(rows: Sequence[Sequence[Weighted]], dtype: torch.dtype, device: torch.device) -> Tensor:

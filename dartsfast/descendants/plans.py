@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from dartsfast.descendants.sources import Channels, by_source, identity, origin
 SHUFFLED_ON = ("cpu", "meta")  # devices whose programs shuffle channels
 _MOST_PLANS = 32  # sums that begin with one operation; where there are more, its edges are summed one by one
 _MANY_LAYERS = 24  # of a sum, which pay however small images are
+_MOST_MET = 256  # combinations that are remembered to have been met
 _MOST_CELLS = 4  # that begin with one operation; where there are more, sums are computed one by one
 
 
@@ -30,6 +32,8 @@ class Plans:
         self._work = work
         self._plans: dict[Any, list[Plan]] = {}
         self._cells: dict[Any, list[Cell]] = {}
+        self._met: set[Any] = set()
+        self._lock = threading.RLock()  # one thread makes a plan, the others find it
 
     def compute(self, calls: Sequence[Weighted], rest: Sequence[Weighted]) -> Tensor:
         """Return the sum of calls and tensors."""
@@ -42,9 +46,10 @@ class Plans:
             return functools.reduce(_joined, [*found, *map(weighted, rest)])
         groups = by_source(calls)
         key = tuple((id(call.operator), k) for k, group in enumerate(groups) for call, *_ in group)
-        if key not in self._plans and len(self._plans) >= _MOST_PLANS:
+        if len(calls) > 1 and not self._repeats(key, self._plans, _MOST_PLANS):
             return self._apart(calls, groups, rest)
-        plan = _known(self._plans.setdefault(key, []), lambda: Plan(groups))
+        with self._lock:
+            plan = _known(self._plans.setdefault(key, []), lambda: Plan(groups))
         found = plan.run(groups)
         for part in rest:
             found.append(weighted(part))
@@ -53,6 +58,18 @@ class Plans:
     def _pays(self, calls: Sequence[Weighted]) -> bool:
         layers = sum(call.operator.layers for call, *_ in calls)
         return layers >= _MANY_LAYERS or layers * calls[0].value.source.numel() >= self._work
+
+    def _repeats(self, key: Any, known: dict[Any, Any], most: int) -> bool:
+        """Whether a combination has a plan, or is to have one: the first at once, others when met again."""
+        if key in known or not known:
+            return True
+        if len(known) >= most:
+            return False
+        met = key in self._met
+        if len(self._met) >= _MOST_MET:
+            self._met.clear()
+        self._met.add(key)
+        return met
 
     def together(self, cat: Cat) -> Tensor | None:
         """Compute values side by side, and what they are made of, as one program.
@@ -110,11 +127,11 @@ class Plans:
             for read, groups, node in zip(reads, grouped, nodes, strict=True)
         )
         key = (*key, len(states.inputs), returned)
-        if key not in self._cells and len(self._cells) >= _MOST_CELLS:
+        if not self._repeats(key, self._cells, _MOST_CELLS):
             return None
-        cell = _known(
-            self._cells.setdefault(key, []), lambda: Cell(grouped, reads, [node.groups for node in nodes])
-        )
+        shuffles = [node.groups for node in nodes]
+        with self._lock:
+            cell = _known(self._cells.setdefault(key, []), lambda: Cell(grouped, reads, shuffles))
         return cell.run(grouped, passed, states.inputs, returned) if cell.served else None
 
     def _apart(

@@ -6,6 +6,7 @@ convolution that adds its input at the end is none.
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dartsfast.caches import Cache
 from dartsfast.fused.edge import Operation
 from dartsfast.fused.read import chain, pool, pooled, reduction, stage
 from dartsfast.modules.plain import difference, is_as_built
@@ -47,11 +49,6 @@ class Recognised:
     layers: tuple[nn.Module, ...]
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return layer(m)
-
-
 def layer(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers, which is not looked into."""
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
@@ -78,8 +75,9 @@ def _is_served(module: nn.Module) -> bool:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SIMPLE = (int, float, str, bool, type(None))
 _TORCHS_OWN = frozenset(nn.Module().__dict__) - {"training"}
-_traces: dict[Any, fx.Graph | str] = {}
-_MOST_TRACES = 1024
+REPLICATE = "_replicate_for_data_parallel"
+"""What ``torch.nn.DataParallel`` calls for a copy; of operations that were recognised their own."""
+_traces: Cache[fx.Graph | str] = Cache(1024)
 # What forwards raise that take what stands for a tensor for a number or a condition.
 _OF_TRACES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
@@ -89,21 +87,47 @@ _OF_TRACES = (
 def _traced(module: nn.Module) -> fx.Graph | str:
     """Return the graph of a module's forward, or that of another which is the same."""
     key = signature(module)
-    if key is not None and key in _traces:
-        return _traces[key]
-    before = _state(module)
-    found: fx.Graph | str
+    return _trace(module) if key is None else _traces.get(key, lambda: _trace(module))
+
+
+def _trace(module: nn.Module) -> fx.Graph | str:
+    """Return the graph of a module's forward, or why there is none.
+
+    A twin of the module is traced, whose layers write down that they are called. The trace of torch.fx itself
+    has the modules of the whole process do so, those that other threads call too.
+    """
+    tracer = fx.Tracer()
+    tracer.graph, tracer.tensor_attrs = fx.Graph(), {}
+    tracer.root = twin = _twin(module, tracer)
+    before = _state(twin)
     try:
-        found = _Tracer().trace(module)
+        forward, args = tracer.create_args_for_root(type(module).forward, True)
+        tracer.create_node("output", "output", (tracer.create_arg(forward(*args)),), {})
     except _OF_TRACES as error:
-        found = f"its forward cannot be traced ({type(error).__name__})"
-    if _state(module) != before:
-        found = "its forward draws random numbers or sets attributes"
-    if key is not None:
-        if len(_traces) >= _MOST_TRACES:
-            _traces.clear()
-        _traces[key] = found
-    return found
+        return f"its forward cannot be traced ({type(error).__name__})"
+    if _state(twin) != before:
+        return "its forward draws random numbers or sets attributes"
+    return tracer.graph
+
+
+def _twin(module: nn.Module, tracer: fx.Tracer) -> nn.Module:
+    """Return a module with the attributes of another, and twins of what is within, whose layers are nodes."""
+
+    def called(name: str, *args: Any, **options: Any) -> Any:
+        return tracer.create_proxy("call_module", name, args, options)
+
+    twins: dict[int, nn.Module] = {}
+    for name, m in module.named_modules():
+        kind: Any = type(m)
+        twins[id(m)] = twin = kind.__new__(kind)
+        twin.__dict__.update(m.__dict__)
+        twin.__dict__.pop("forward", None)
+        if layer(m):
+            twin.__dict__["forward"] = functools.partial(called, name)
+    for twin in twins.values():
+        children = twin.__dict__["_modules"].items()
+        twin.__dict__["_modules"] = {key: None if m is None else twins[id(m)] for key, m in children}
+    return twins[id(module)]
 
 
 def signature(module: nn.Module) -> Any:
@@ -114,7 +138,7 @@ def signature(module: nn.Module) -> Any:
         if layer(m):
             continue
         for key, value in m.__dict__.items():
-            if key in _TORCHS_OWN or key == "forward":
+            if key in _TORCHS_OWN or key in ("forward", REPLICATE):
                 continue
             if not isinstance(value, _SIMPLE):
                 return None

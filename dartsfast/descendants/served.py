@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -16,15 +19,22 @@ from dartsfast.backends.table import KERNEL_DTYPES
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.pending import Call, Cat, Pending, Sum, Weighted, like
 from dartsfast.descendants.plans import Plans
-from dartsfast.descendants.recognise import Recognised
+from dartsfast.descendants.recognise import REPLICATE, Recognised
 from dartsfast.descendants.sources import origin
 from dartsfast.modules.plain import hooks_of_all
 
-_OFTEN = 8
+_OFTEN = 3
 """How many sums of an operation are too small before it waits for none of their size."""
 
 _DEEPEST = 16
 """How many operations may wait for each other."""
+
+
+class _Last(threading.local):
+    """The last call in a thread: of other threads' the order is nobody's."""
+
+    def __init__(self) -> None:
+        self.call: Callable[[], Call | None] = lambda: None
 
 
 class Served:
@@ -40,6 +50,9 @@ class Served:
         work: layers times values of a sum, for less of which its operations run as they are.
     """
 
+    stands_in = True
+    """It computes what the forward of the module's class does."""
+
     def __init__(
         self, module: nn.Module, found: Recognised, backend: str, memory: str, fewest: int = 0, work: int = 0
     ) -> None:
@@ -54,7 +67,7 @@ class Served:
     def _begin(self) -> None:
         self.plans = Plans(self.work)
         self._unpaid, self._least = 0, self.fewest
-        self._last: ref[Call] | None = None
+        self._last = _Last()
         self._backends: dict[Any, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,9 +84,9 @@ class Served:
             return type(self.module).forward(self.module, *args, **options)
         (x,) = args
         pending = x.pending if type(x) is Lazy else None
-        if pending is not None and (pending.value is not None or not self._waits_for(pending)):
+        if pending is not None and not self._waits_for(pending):
             x, pending = x.value(), None
-        last = None if self._last is None else self._last()
+        last = self._last.call()
         if last is not None and last.value is None and not last.taken:
             last.get()  # running statistics move in the order of calls
         image = x if pending is None else pending.like
@@ -90,17 +103,18 @@ class Served:
         shape = N, C if self.channels is None else self.channels[1], (H - 1) // s + 1, (W - 1) // s + 1
         recorded = torch.is_grad_enabled()
         call = Call(self, source, like(shape, x.dtype, x.device, recorded), recorded)
-        self._last = ref(call)
+        self._last.call = ref(call)
         return Lazy.of(call)
 
     @staticmethod
     def _waits_for(pending: Pending) -> bool:
         """Whether a source need not be computed before what is computed of it, as within a cell."""
-        alike = pending.recorded == torch.is_grad_enabled() and not pending.taken
+        if not pending.waits(torch.is_grad_enabled()) or pending.taken:
+            return False
         value, _ = origin(pending)
         if isinstance(value, Call) and value.operator.kind == "library":
             return False
-        return alike and pending.depth < _DEEPEST and isinstance(value, (Call, Sum))
+        return pending.depth < _DEEPEST and isinstance(value, (Call, Sum))
 
     def _serves(self, x: Any) -> bool:
         """Whether kernels may compute of ``x``: an ordinary image, in a world without transforms."""
@@ -160,6 +174,16 @@ class Served:
         """Return what the user's own forward gives."""
         return type(self.module).forward(self.module, call.source)
 
+    def replicate(self) -> nn.Module:
+        """Return what ``torch.nn.DataParallel`` takes as the module on a device, for one pass.
+
+        Its weights are copies that nobody has seen before, for which programs would have to be made.
+        """
+        _warn_of_replicas()
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        del replica.__dict__["forward"], replica.__dict__[REPLICATE]
+        return replica
+
     def discarded(self, call: Call) -> None:
         """Move running statistics as the forward would have done whose result nobody asked for."""
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -167,3 +191,12 @@ class Served:
             with torch.no_grad():
                 call.settle()
                 self.alone(call)
+
+
+@functools.cache  # once a process
+def _warn_of_replicas() -> None:
+    warnings.warn(
+        "what torch.nn.DataParallel makes of an accelerated model runs as ordinary modules, not on kernels: "
+        "take torch.nn.parallel.DistributedDataParallel",
+        stacklevel=2,
+    )

@@ -74,7 +74,7 @@ def shaped(func: Callable[..., Any], args: Sequence[Any], options: Any) -> Shape
     """Return what a function that looks at a value gives, as a value that waits; None for anything else."""
     lazy, *rest = args
     pending = getattr(lazy, "pending", None)
-    if options or pending is None or pending.value is not None or pending.recorded != torch.is_grad_enabled():
+    if options or pending is None or not pending.waits(torch.is_grad_enabled()):
         return None
     found = _seen(func, pending, rest)
     return found and Shaped(pending, *found, lambda x: func(x, *rest))

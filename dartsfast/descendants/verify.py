@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dartsfast.caches import Cache
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import Recognised, signature
 from dartsfast.descendants.served import Served
@@ -15,21 +16,15 @@ from dartsfast.descendants.served import Served
 _CLOSE = 1e-9
 """Largest difference, of values of about one, that sums of another order may make in float64."""
 
-_known: dict[Any, str | None] = {}
-_MOST_KNOWN = 4096
+_known: Cache[str] = Cache(4096)
 
 
 def verified(module: nn.Module, found: Recognised) -> str | None:
     """Return how an operation on kernels differs from the user's own; None where it does not."""
     key = _distinct(module, found)
-    if key is None or key not in _known:
-        difference = _difference(module, found)
-        if key is None:
-            return difference
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        _known[key] = difference
-    return _known[key]
+    if key is None:
+        return _difference(module, found) or None
+    return _known.get(key, lambda: _difference(module, found)) or None
 
 
 def _distinct(module: nn.Module, found: Recognised) -> Any:
@@ -39,7 +34,8 @@ def _distinct(module: nn.Module, found: Recognised) -> Any:
     return None if own is None else (own, layers, found.stride, found.relu, module.training)
 
 
-def _difference(module: nn.Module, found: Recognised) -> str | None:
+def _difference(module: nn.Module, found: Recognised) -> str:
+    """Say how the two ways differ; nothing where they do not."""
     both = []
     generator = torch.Generator().manual_seed(0)
     C = 2 if found.channels is None else found.channels[0]
@@ -56,7 +52,7 @@ def _difference(module: nn.Module, found: Recognised) -> str | None:
         far = max((_distance(s, t) for s, t in pairs), default=0.0)
         if not far <= _CLOSE:
             return f"its {name} on kernels differ by {far:.1e}"
-    return None
+    return ""
 
 
 def _computed(

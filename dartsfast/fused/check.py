@@ -6,6 +6,7 @@ As :mod:`dartsfast.backends.selfcheck` does for single operators, and ``DARTSFAS
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,8 @@ factors that ``DARTSFAST_TF32=1`` rounds to 11 bits too."""
 C = 12
 WEIGHTS = [(C, 1, 3, 3), (C, C, 1, 1), (C, 1, 3, 3), (C, C, 1, 1), (C, 1, 5, 5), (C, C, 1, 1)]
 _checked: set[torch.device] = set()
+_begun: set[torch.device] = set()
+_checking = threading.RLock()
 
 Run = Callable[[Edge, Tensor, Tensor], Tensor]
 """What computes an edge [N, H, W, C] of x [N, H, W, C] with mixing weights [1, ops]."""
@@ -36,8 +39,18 @@ def require(device: torch.device, run: Run) -> None:
     """
     if device in _checked or os.environ.get("DARTSFAST_SELFCHECK") == "0":
         return
-    _checked.add(device)  # before: the check runs what asks for it
-    tolerance, found = TF32_TOLERANCE if tf32() else TOLERANCE, None
+    with _checking:  # what other threads ask for waits; what the check itself asks for does not
+        if device not in _checked | _begun:
+            _begun.add(device)
+            try:
+                _check(device, run)
+            finally:  # also where something else, such as Ctrl-C, ended the check
+                _begun.discard(device)
+            _checked.add(device)
+
+
+def _check(device: torch.device, run: Run) -> None:
+    tolerance = TF32_TOLERANCE if tf32() else TOLERANCE
     try:
         with plain(), torch.enable_grad():
             found = _difference(device, run)
@@ -46,9 +59,6 @@ def require(device: torch.device, run: Run) -> None:
         raise BackendError(
             f"grouped kernels do not run on {device}: {type(error).__name__}: {reason}. {REMEDY}"
         ) from error
-    finally:  # also where something else, such as Ctrl-C, ended the check
-        if found is None or not found <= tolerance:
-            _checked.discard(device)
     if not found <= tolerance:
         raise BackendError(
             f"grouped kernels on {device} differ from stock torch by {found:.2g} of the largest element (at "

@@ -13,25 +13,23 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from dartsfast.caches import Cache
 from dartsfast.cnn.operations import FactorizedReduce
 from dartsfast.constants import stands_for_others
 from dartsfast.fused.edge import Edge, Stage
 from dartsfast.fused.forward import Node, Setting, ones
+from dartsfast.fused.images import _Affine, _ChannelsLast, _Concatenate, _Patches, as_stored, nchw, nhwc
+from dartsfast.fused.partial import Parts, shared
 from dartsfast.fused.planning import Part
 from dartsfast.fused.programs import Prepared
 from dartsfast.fused.read import are, moves, read
 from dartsfast.fused.watch import Watch
 from dartsfast.modules.plain import is_plain_tree
 from dartsfast.modules.recompute import applied
-from dartsfast.ops.contract import Function, eager, once_differentiable, require
-
-# What is kept of an image that lives, and of which version: two cells read the outputs of one.
-_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+from dartsfast.ops.contract import eager, require
 
 _MOST_KEPT = 64  # a cell whose nodes are programs of their own has half a dozen for every shape
 
@@ -47,7 +45,7 @@ class _Reading:
 
     def __init__(self, watch: Watch, altered: Sequence[bool]) -> None:
         self._watch, self.altered = watch, altered
-        self._found: dict[Any, Any] = {}
+        self._found: Cache[Any] = Cache(_MOST_KEPT)
 
     @staticmethod
     def of(owner: nn.Module, roots: Sequence[nn.Module], altered: Callable[[], Sequence[bool]]) -> _Reading:
@@ -64,11 +62,7 @@ class _Reading:
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what ``make`` made for ``key``, unless that was long ago: images may be of many shapes."""
-        if key not in self._found:
-            if len(self._found) >= _MOST_KEPT:
-                self._found.clear()
-            self._found[key] = make()
-        return self._found[key]
+        return self._found.get(key, make)
 
 
 @eager
@@ -102,8 +96,8 @@ def stem(
     def run(images: Tensor) -> Tensor:
         patches = _Patches.apply(images)
         moves = next(first, False)
-        out = _single(reading, edge, patches, _stored(patches, storage), inner, storage, moves=moves)
-        return nchw(_Affine.apply(out, norm.weight, norm.bias, _stored(out, storage)))
+        out = _single(reading, edge, patches, as_stored(patches, storage), inner, storage, moves=moves)
+        return nchw(_Affine.apply(out, norm.weight, norm.bias, as_stored(out, storage)))
 
     return checkpoint(run, images, use_reentrant=False, preserve_rng_state=False) if again else run(images)
 
@@ -124,17 +118,29 @@ def cell(
         f"mixing weights must be [{len(mixed)} edges, operations], got {list(weights.shape)}",
     )
     columns = weights.shape[1]
-    edges, altered_edges = reading.get(
-        ("edges", columns), lambda: _edges(preprocess, mixed, columns, reading.altered)
-    )
-    first, nodes = edges[:2], _by_node(edges[2:], module._steps)
-    if _served(first, nodes, altered_edges):
+    share = shared(mixed, _setting(images, weights, memory, storage)) if hasattr(mixed[0], "share") else 1
+
+    def edges(share: int) -> tuple[list[Edge], list[list[Edge]], list[bool]]:
+        found, altered = reading.get(
+            ("edges", columns, share), lambda: _edges(preprocess, mixed, columns, reading.altered, share)
+        )
+        return found[:2], _by_node(found[2:], module._steps), altered
+
+    first, nodes, altered_edges = edges(share)
+    empty = share > 1 and not all(edge.ops for node in nodes for edge in node)
+    served = not empty and _served(first, nodes, altered_edges)
+    if served and share == 1:
         return nchw(_whole(reading, first, nodes, module._multiplier, images, weights, memory, storage))
-    apart = _by_node(altered_edges, module._steps)
+    if share > 1 and not served:
+        first, nodes, altered_edges = edges(1)
     states = [
         _preprocessed(reading, m, e, x, memory, storage)
         for m, e, x in zip(preprocess, first, images, strict=True)
     ]
+    if served:
+        parts = Parts(states, mixed[:2], share)
+        return nchw(_partly(reading, parts, nodes, module._multiplier, weights, memory))
+    apart = _by_node(altered_edges, module._steps)
     offset = 0
     for node, altered in zip(nodes, apart, strict=True):
         rows = slice(offset, offset + len(node))
@@ -144,12 +150,16 @@ def cell(
 
 
 def _edges(
-    preprocess: Sequence[nn.Module], mixed: Sequence[Any], columns: int, altered: Sequence[bool]
+    preprocess: Sequence[nn.Module], mixed: Sequence[Any], columns: int, altered: Sequence[bool], share: int
 ) -> tuple[list[Edge], list[bool]]:
     """Return the edges, and which of ``mixed`` run as the modules that they are.
 
-    Those do too that share weights or norms with an edge before them: autograd adds their gradients.
+    Those do too that share weights or norms with an edge before them: autograd adds their gradients. Edges
+    that mix one of ``share`` parts of the channels are the edges within; the last column is not theirs.
     """
+    if share > 1:
+        mixed, columns = [edge.mixed for edge in mixed], columns - 1
+    altered = [apart or hasattr(op, "share") for op, apart in zip(mixed, altered, strict=True)]
     found = [read([m], 2 if isinstance(m, FactorizedReduce) else 1) for m in preprocess]
     # An operation without a column has no weight and takes no part.
     found += [
@@ -200,8 +210,24 @@ def _whole(
         graph += [Node([(2 + j, edge, next(rows)) for j, edge in enumerate(node)]) for node in nodes]
         return Prepared(graph, multiplier, setting)
 
-    stored = [nhwc(_stored(x, setting.kept_as)) for x in images] if setting.kept_as else ()
+    stored = [nhwc(as_stored(x, setting.kept_as)) for x in images] if setting.kept_as else ()
     return reading.get((setting, len(nodes), multiplier), prepare)(inputs, weights, stored=stored)
+
+
+def _partly(
+    reading: _Reading,
+    parts: Parts,
+    nodes: Sequence[Sequence[Edge]],
+    multiplier: int,
+    weights: Tensor,
+    memory: str,
+) -> Tensor:
+    """Run nodes whose edges mix a part of the channels."""
+    setting = _setting(parts.inputs, weights, memory, None)
+    key = "partly", parts.share, setting, multiplier, len(nodes)
+    column = weights.shape[1] - 1
+    prepared = reading.get(key, lambda: Prepared(parts.nodes(nodes, column), multiplier, setting))
+    return prepared(parts.inputs, weights)
 
 
 def _preprocessed(
@@ -209,7 +235,7 @@ def _preprocessed(
 ) -> Tensor:
     if edge.extras or not edge.ops:
         return nhwc(module(image)).contiguous()
-    stored = nhwc(_stored(image, storage if memory == "store" else None))
+    stored = nhwc(as_stored(image, storage if memory == "store" else None))
     return _single(reading, edge, _ChannelsLast.apply(image), stored, memory, storage)
 
 
@@ -252,7 +278,7 @@ def _node(
         setting = _setting(states, weights, memory, storage)
         graph = [Node([(j, edge, j) for j, edge in enumerate(edges)], shapes)]
         prepared = reading.get(("node", setting, str(shapes)), lambda: Prepared(graph, 1, setting))
-        stored = [_stored(x, setting.kept_as) for x in states] if setting.kept_as else ()
+        stored = [as_stored(x, setting.kept_as) for x in states] if setting.kept_as else ()
         given = [extra for group in extras for extra in group]
         found.append(prepared(states, weights, given, stored))
     else:  # nothing but zeros, or edges that run as they are: the modules know what shape that is
@@ -267,103 +293,3 @@ def _setting(inputs: Sequence[Tensor], weights: Tensor, memory: str, storage: to
     shapes = tuple(tuple(x.shape) for x in inputs)
     modes = torch.is_grad_enabled(), stands_for_others(), Part.current()
     return Setting(shapes, tuple(weights.shape), weights.dtype, weights.device, memory, storage, *modes)
-
-
-class _Patches(Function):
-    """The windows 3x3 of images [N, C, H, W], as [N, H, W, 9 C]; torch's own would be made twice."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> Tensor:
-        N, C, H, W = ctx.shape = images.shape
-        padded = F.pad(images, (1, 1, 1, 1))
-        n, c, h, w = padded.stride()
-        windows = padded.as_strided((N, H, W, C, 3, 3), (n, h, w, c, h, w))
-        out = torch.ops.dartsfast.empty(images, (N, H, W, 9 * C))
-        out.view(windows.shape).copy_(windows)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
-        N, C, H, W = ctx.shape
-        return (F.fold(g.reshape(N, H * W, 9 * C).transpose(1, 2), (H, W), 3, padding=1),)
-
-
-class _Affine(Function):
-    """x * weight + bias, with [C] both; keeps x as ``stored``. All that is large in memory used again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stored: Tensor) -> Tensor:
-        ctx.save_for_backward(stored, weight)
-        return _product(x, weight).add_(bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        pixels = (0, 1, 2)
-        return (
-            _product(g, weight) if needed[0] else None,
-            _product(g, x).sum(pixels) if needed[1] else None,
-            g.sum(pixels) if needed[2] else None,
-            None,
-        )
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mul(a, b, out=torch.ops.dartsfast.empty(a, a.shape))
-
-
-class _Concatenate(Function):
-    """Concatenates [N, H, W, C] by channels; all that is large, the gradients too, in memory used again."""
-
-    @staticmethod
-    def forward(ctx: Any, *images: Tensor) -> Tensor:
-        ctx.channels = [image.shape[-1] for image in images]
-        out = torch.ops.dartsfast.empty(images[0], [*images[0].shape[:-1], sum(ctx.channels)])
-        return torch.cat(images, -1, out=out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        # Copies, which autograd may add to in place: to a view it would add out of place.
-        return tuple(
-            torch.ops.dartsfast.empty(g, part.shape).copy_(part) for part in g.split(ctx.channels, -1)
-        )
-
-
-class _ChannelsLast(Function):
-    """[N, C, H, W] as [N, H, W, C], the same memory; autograd may add to the gradient in place."""
-
-    @staticmethod
-    def forward(ctx: Any, image: Tensor) -> Tensor:
-        return nhwc(image)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor]:
-        # A permuted view would hold on to g, and the sum over the cells that read the image be a new tensor.
-        return (g.detach().transpose_(1, 3).transpose_(2, 3),)
-
-
-def _stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
-    """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
-    if storage is None or not torch.is_grad_enabled():  # where there is none
-        return x
-    version = None if x.is_inference() else x._version
-    kept, copy = _copies.get(x, (None, None))
-    if copy is None or copy.dtype != storage or kept != version:
-        copy = x.detach().to(storage)
-        _copies[x] = version, copy
-    return copy
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """Return images [N, C, H, W] as [N, H, W, C], the same memory."""
-    return x.permute(0, 2, 3, 1)
-
-
-def nchw(x: Tensor) -> Tensor:
-    """Return images [N, H, W, C] as [N, C, H, W], the same memory."""
-    return x.permute(0, 3, 1, 2)

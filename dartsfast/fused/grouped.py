@@ -105,14 +105,16 @@ class Grouped:
             return self._rows
         tensors = [given[k] for k in self._addressed.values()]
         found = [t.data_ptr() for t in tensors]
-        if self._known is None or self._known[0] != found:
+        known = self._known  # another thread, whose tensors lie elsewhere, may set another
+        if known is None or known[0] != found:
             for t in tensors:
                 require(
                     t.device == device, f"a network on {device} has a tensor on {t.device}: move all of it"
                 )
             with plain():
-                self._known = found, torch.tensor(found or [0], dtype=torch.int64).to(device)
-        return self._known[1]
+                known = found, torch.tensor(found or [0], dtype=torch.int64).to(device)
+            self._known = known
+        return known[1]
 
 
 class _Bases:

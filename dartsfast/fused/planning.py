@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,15 @@ class Run:
     in_use: int
 
 
+class _Here(threading.local):
+    """What this thread plans; what others do runs."""
+
+    plan: Plan | None = None
+
+
+_here = _Here()
+
+
 class Plan(TorchDispatchMode):
     """Notes what a pass would run and how much memory it would take, within its block.
 
@@ -90,8 +100,6 @@ class Plan(TorchDispatchMode):
             (``csrc/cpu/cache.cpp``), all of these count from then on.
     """
 
-    active: Plan | None = None
-
     def __init__(self, runner: str) -> None:
         super().__init__()
         self.runner = runner
@@ -102,11 +110,11 @@ class Plan(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __enter__(self) -> Plan:
-        Plan.active = self
+        _here.plan = self
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        Plan.active = None
+        _here.plan = None
         super().__exit__(*error)
 
     def __torch_dispatch__(
@@ -187,7 +195,8 @@ class Part(NamedTuple):
     @staticmethod
     def current() -> Part | None:
         """Return the part that is being planned, if one is."""
-        return None if Plan.active is None else Part(Plan.active, Plan.active.part)
+        plan = _here.plan
+        return None if plan is None else Part(plan, plan.part)
 
     def planned(self, runner: Runner, dtype: torch.dtype) -> Planned:
         """Return what stands in for a program's runner."""

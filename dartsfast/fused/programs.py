@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dartsfast.caches import Cache
 from dartsfast.fused import check
 from dartsfast.fused.backward import Backward
 from dartsfast.fused.edge import Edge
@@ -37,7 +38,7 @@ class Prepared:
         if setting.runner == "triton" and setting.device.type != "meta":
             check.require(setting.device, _edge)
         self.runner = self._runner(self.forward.builder.program)
-        self._backwards: dict[tuple[bool, ...], tuple[Backward, Runner | Planned]] = {}
+        self._backwards: Cache[tuple[Backward, Runner | Planned]] = Cache(_MOST_BACKWARDS)
 
     def __call__(
         self,
@@ -62,13 +63,15 @@ class Prepared:
         return _Run.apply(self, stored[::-1], *(t if t.dtype == dtype else t.to(dtype) for t in tensors))
 
     def backward(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner | Planned]:
-        """Return the backward that gives the gradients that are ``needed``, and what runs it."""
-        if needed not in self._backwards:
-            if len(self._backwards) >= _MOST_BACKWARDS:
-                self._backwards.clear()
-            found = Backward(self.forward, needed)
-            self._backwards[needed] = found, self._runner(found.program)
-        return self._backwards[needed]
+        """Return the backward that gives the gradients that are ``needed``, and what runs it.
+
+        It is built for all threads, one at a time: it writes into the edges of the forward.
+        """
+        return self._backwards.get(needed, lambda: self._built(needed))
+
+    def _built(self, needed: tuple[bool, ...]) -> tuple[Backward, Runner | Planned]:
+        found = Backward(self.forward, needed)
+        return found, self._runner(found.program)
 
     def _runner(self, program: Program) -> Runner | Planned:
         setting = self.forward.setting

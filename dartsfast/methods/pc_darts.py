@@ -10,8 +10,9 @@ The genotype goes by p(i) * p(o). The public code takes no step of the alphas in
 (``--warmup_epochs 15``), a batch of 256, and the learning rates 0.1 and 6e-4. Where an edge has stride 2,
 what goes around is max-pooled, 2x2, as there.
 
-Differences from the public code: none in what is computed. An edge is no part of its cell's program here; its
-mixed operation is served as that of a model of others (:func:`dartsfast.descendants.accelerate`).
+Differences from the public code: none in what is computed. On CPUs the nodes of a cell are one program;
+elsewhere an edge's mixed operation is served as that of a model of others
+(:func:`dartsfast.descendants.accelerate`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from dartsfast.cnn.edges import serve_edges
 from dartsfast.cnn.model_search import Cell, MixedOp, Network
 from dartsfast.errors import InputError
 from dartsfast.modules.arch import initial_alphas
+from dartsfast.modules.plain import difference, served
 
 
+@served
 class PartialMixedOp(nn.Module):
     """The mixed operation of an edge on the first 1 / ``share`` of its channels.
 
@@ -37,7 +40,7 @@ class PartialMixedOp(nn.Module):
         InputError: channels that cannot be shared.
     """
 
-    has_kernels = True  # of its own, beside the program of its cell
+    has_kernels = True  # of its own, where it is no part of its cell's program
 
     def __init__(self, C: int, stride: int, primitives: Sequence[str], *, share: int) -> None:
         super().__init__()
@@ -45,12 +48,19 @@ class PartialMixedOp(nn.Module):
             raise InputError(f"{C} channels cannot be cut into {share} equal parts: choose another pc_share")
         self.share = share
         self.mixed = MixedOp(C // share, stride, primitives)
-        self.pool = nn.Identity() if stride == 1 else nn.MaxPool2d(2, 2)
+
+    def altered(self) -> str | None:
+        """Say how this differs from what kernels compute in its place; None where it does not."""
+        return difference(self, PartialMixedOp) or difference(self.mixed, MixedOp)
+
+    def around(self, x: Tensor) -> Tensor:
+        """Return what arrives of the channels that are not mixed, those ``x`` of the source."""
+        return x if self.mixed.stride == 1 else F.max_pool2d(x, 2)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Map ``x`` [N, C, H, W] by p(i) * p(o) [ops], and p(i) last, to [N, C, H/stride, W/stride]."""
         part = x.shape[1] // self.share
-        through, around = self.mixed(x[:, :part], weights[:-1]), self.pool(x[:, part:])
+        through, around = self.mixed(x[:, :part], weights[:-1]), self.around(x[:, part:])
         return F.channel_shuffle(torch.cat([through, weights[-1] * around], dim=1), self.share)
 
 

@@ -66,7 +66,7 @@ def _altered(module: nn.Module) -> bool:
     # Asked of thousands of modules every forward, hence the short way to the attributes.
     kind, own = type(module), module.__dict__
     return bool(
-        "forward" in own
+        ("forward" in own and not getattr(own["forward"], "stands_in", False))  # for that of the class
         or not is_as_built(kind)  # a script's own class is not served
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
