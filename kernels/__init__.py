@@ -1,4 +1,4 @@
-"""Triton kernels, one file an op; installed as ``dartsfast.kernels``.
+"""Triton kernels, one file an op, and ``grouped*.py`` for programs; installed as ``dartsfast.kernels``.
 
 Importing this package needs Triton. A function of an operator's name fills ``out``, what the contract
 (``dartsfast/ops``) allocated after it had checked the arguments, from the operator's own arguments.

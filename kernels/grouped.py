@@ -25,7 +25,7 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass
 class Work:
-    """A launch to be: everything but the tables and bases, which :func:`dartsfast.kernels.launch` gets first.
+    """A launch to be: everything but the tables and bases, which come first.
 
     Attributes:
         kernel: a grouped kernel.

@@ -71,6 +71,14 @@ def test_built_on_meta(build):
     loaded(model, values, assign=True)
 
 
+def test_a_network_stays_whole_where_what_is_loaded_does_not_fit(build):
+    model, values = build(), copy.deepcopy(build().state_dict())
+    del values[[name for name, _ in model.named_parameters()][-1]]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(values, assign=True)
+    assert_whole(model)
+
+
 def test_gradients_and_frozen_alphas_go_along(build):
     model = build()
     for t in tensors(model):

@@ -93,6 +93,22 @@ def test_new_has_these_alphas_and_other_weights(kind):
     assert not torch.equal(first, next(iter(twin.parameters())))
 
 
+class Doubled(MixedOp):
+    def forward(self, x, weights):
+        return 2 * super().forward(x, weights)
+
+
+def test_new_mixes_as_the_first_one_was_asked_to():
+    x, networks = torch.randn(2, 3, 8, 8), []
+    for mixed_op in (Doubled, MixedOp):
+        network = Network(4, 5, 2, nn.CrossEntropyLoss(), 2, 2, mixed_op=mixed_op, backend="reference")
+        twin = network.new()
+        twin.load_state_dict(network.state_dict())
+        networks.append(network)
+        assert type(twin.cells[0]._ops[0]) is mixed_op
+        torch.testing.assert_close(twin.train()(x), network.train()(x), rtol=0, atol=0)
+
+
 def alphas_of(rows, ops=8):
     """One row an edge, a dict of op name to alpha; the rest is far below."""
     alphas = torch.full((len(rows), ops), -5.0)

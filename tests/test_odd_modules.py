@@ -58,6 +58,12 @@ def batch_statistics(model):
     yield
 
 
+def averages(model):
+    norm = model.cells[0]._ops[0]._ops[6].op[3]
+    norm.momentum, norm.num_batches_tracked = None, torch.zeros(()).double()
+    yield
+
+
 NORM = "cells.0._ops.0._ops.6.op.3"
 STATES = {
     "a weight as a plain attribute": plain_weight,
@@ -74,6 +80,9 @@ STATES = {
     "running statistics with gaps": set_(NORM, "running_mean", lambda: torch.zeros(8).double()[::2]),
     "those of the stem": set_("stem.1", "running_var", lambda: torch.ones(24).double()[::2]),
     "no count of the stem's batches": set_("stem.1", "num_batches_tracked", lambda: None),
+    "a count that is no whole number": set_(NORM, "num_batches_tracked", lambda: torch.zeros(()).double()),
+    "such a count of the stem's": set_("stem.1", "num_batches_tracked", lambda: torch.zeros(()).double()),
+    "averages by such a count": averages,
     "a stem without affine": set_("stem.1", "weight", lambda: None),
 }
 
@@ -103,3 +112,11 @@ def test_modules_in_odd_states_compute_as_the_reference_does(state):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
         else:
             assert (a is None or not a.any()) and (b is None or not b.any())
+
+
+def test_statistics_in_whole_numbers_are_refused_as_by_stock_modules():
+    for backend in ("cpu", "reference"):
+        model = Network(4, 5, 3, nn.CrossEntropyLoss(), 2, 2, backend=backend)
+        model.get_submodule(NORM).running_mean = torch.zeros(4, dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="mixed dtype"):
+            model(torch.randn(3, 3, 8, 8))

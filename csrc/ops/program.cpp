@@ -228,11 +228,10 @@ class Section {
   }
 
   void pool3x3_backward(const Instruction& i) {
-    const Arrays &z = i.reads[1], &coef = i.reads[2];
+    const Arrays& coef = i.reads[2];
     Pool3x3Gradients<T> out;
     out.with = {i.numbers[1] != 0, i.numbers[2] != 0};
     out.g = {i.reads[0][0], i.reads[0][0]}, out.coef = {at<T>(coef[0]), at<T>(coef[1])};
-    if (!z.empty()) out.z = {z[0], z[1]};
     out.base = maybe(i.reads[4]), out.dx = i.writes[0][0], out.skip = at<T>(maybe(i.reads[5]));
     works_.push_back(keep<Pool3x3BackwardCall<T>>(i.reads[3][0], i.numbers[0], out).images());
   }

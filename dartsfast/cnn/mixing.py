@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dartsfast import fused
 from dartsfast.backends import check_storage, resolve_backend
 from dartsfast.cnn.spaces import AnySpace
 from dartsfast.modules.arch import ArchModule, initial_alphas
+from dartsfast.ops import alpha_softmax
 
 
 class Mixing(ArchModule):
@@ -59,7 +59,7 @@ class Mixing(ArchModule):
         alphas = [self.logits(reduction) for reduction in kinds]
         if self.backend == "reference":
             return [F.softmax(a, dim=-1) for a in alphas]
-        return fused.alpha_softmax(alphas)
+        return alpha_softmax(alphas)
 
     def strengths(self, reduction: bool) -> Tensor:
         """Return [edges, ops] by which the genotype is read off."""

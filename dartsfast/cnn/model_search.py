@@ -223,7 +223,8 @@ class Network(Mixing):
         super().__init__()
         if skip_zero and mixed_op:
             raise InputError("skip_zero is of the usual edges: leave out what a mixed_op of one's own mixes")
-        mixed_op, self._skip_zero = SkippingMixedOp if skip_zero else mixed_op, skip_zero
+        self._mixed_op, self._skip_zero = mixed_op, skip_zero
+        mixed_op = SkippingMixedOp if skip_zero else mixed_op
         check_sizes(C, num_classes, layers, steps, multiplier, stem_multiplier)
         self._C = C
         self._num_classes = num_classes
@@ -302,7 +303,7 @@ class Network(Mixing):
 
     def _build(self, *args: Any, **options: Any) -> Network:
         """Return another network of the method; one of its own class says so, with its own options."""
-        return Network(*args, **options)
+        return Network(*args, mixed_op=self._mixed_op, **options)
 
     def fit_memory(self, images: Sequence[int], order: int = 1, parts: int = 1) -> fused.Fit:
         """Choose how cells keep so that passes over images [N, 3, H, W] fit the memory budget.

@@ -2,6 +2,5 @@
 
 from dartsfast.fused.budget import Fit, fit, fit_to_part
 from dartsfast.fused.cnn import cell, stem
-from dartsfast.ops import alpha_softmax
 
-__all__ = ["Fit", "alpha_softmax", "cell", "fit", "fit_to_part", "stem"]
+__all__ = ["Fit", "cell", "fit", "fit_to_part", "stem"]

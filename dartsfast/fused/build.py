@@ -87,7 +87,7 @@ class Builder:
         self.program, self.storage = program, storage
         self.tensors = list(tensors)
         self._refs = {
-            id(t): _whole(program, slot)
+            id(t): program.whole(slot)
             for t, slot in zip(tensors, program.given, strict=True)
             if t is not None
         }
@@ -176,15 +176,6 @@ class Builder:
     def stats(self, images: Sequence[Ref]) -> list[Ref]:
         """Return slots for mean and variance of images."""
         return list(self.program.new((len(images), 2, images[0].shape[-1]), Place.TEMPORARY).rows())
-
-
-def _whole(program: Program, slot: int) -> Ref:
-    shape = program.slots[slot].shape
-    stride, step = [], 1
-    for n in reversed(shape):
-        stride.append(step)
-        step *= n
-    return Ref(slot, shape, tuple(reversed(stride)))
 
 
 def halves(x: Ref, weights: Sequence[Tensor]) -> list[tuple[Ref, Tensor, tuple[int, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def _encoded(program: Program, dtype: torch.dtype, memory: Mapping[torch.dtype, 
     yield len(program.given)
     for number in program.given:
         slot = program.slots[number]
-        yield _elements(slot.shape)
+        yield prod(slot.shape)
         # In the place of an input that only a forward reads, its backward may be given another tensor.
         known = slot.dtype if slot.dtype in _DTYPES else dtype  # of any other the runner says so
         yield _DTYPES.index(known) if number in used else _UNREAD
@@ -118,10 +119,3 @@ class _Places:
         yield from (memory, offset + ref.offset, len(ref.shape))
         for size, stride in zip(ref.shape, ref.stride, strict=True):
             yield from (size, stride)
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count

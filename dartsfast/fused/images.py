@@ -100,11 +100,12 @@ def as_stored(x: Tensor, storage: torch.dtype | None) -> Tensor:
     """Return ``x`` as it is kept for the backward: one copy for all nodes and cells that read it."""
     if storage is None or not torch.is_grad_enabled():  # where there is none
         return x
-    version = None if x.is_inference() else x._version
+    if x.is_inference():  # which has no version
+        return x.detach().to(storage)
     kept, copy = _copies.get(x, (None, None))
-    if copy is None or copy.dtype != storage or kept != version:
+    if copy is None or copy.dtype != storage or kept != x._version:
         copy = x.detach().to(storage)
-        _copies[x] = version, copy
+        _copies[x] = x._version, copy
     return copy
 
 

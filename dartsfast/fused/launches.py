@@ -92,7 +92,8 @@ class Launches:
         narrowed: where else a sum is written, in half precision.
         bases: pools by the slot of a gradient that nothing else reads than a convolution with taps: it makes
             that itself. Not in float64, for which registers would not do.
-        skips: weights of operations that are their source, by the slot of a gradient that holds nothing else.
+        skips: weights of operations that are their source, by the gradient that holds nothing else, to which
+            pools add theirs: their kernel makes it.
     """
 
     def __init__(self, program: Program, setting: Setting) -> None:
@@ -120,12 +121,18 @@ class Launches:
         self.narrowed = {image: to for image, to in copies if sums[image] == 1 and self.half(to)}
         pools = {pool.writes[0][0]: pool for pool in self.pools if self.itemsize < 8}
         self.bases = {dx.slot: pool for dx, pool in pools.items() if self._made_with_convolution(dx)}
-        self.skips: dict[int, Ref] = {}
+        self.skips = {i.writes[0][0]: i.reads[2][0] for i in self._all("mixed_sum") if self._is_skip(i)}
         self.works: list[Any] = []
         self.spans: dict[int, tuple[int, int]] = {}
         self.read = {(ref.slot, ref.offset) for i in self._all("norm_stats_backward") for ref in i.reads[1]}
         self._section = 0
         self.accumulator = tl.float64 if setting.dtype == torch.float64 else tl.float32
+
+    def _is_skip(self, i: Instruction) -> bool:
+        """Whether a sum is the gradient of an operation that is its source, to which pools add theirs."""
+        readers = [pool for pool in self.pools if pool.reads[4] == i.writes[0]]
+        alone = len(i.reads[0]) == 1 and not i.reads[3]
+        return alone and bool(readers) and i.reads[0] == readers[0].reads[0]
 
     def _all(self, op: str) -> list[Instruction]:
         return [i for section in self.program.sections for i in section if i.op == op]

@@ -94,6 +94,11 @@ class Program:
             self.given.append(number)
         elif place == Place.RETURNED:
             self.returned.append(number)
+        return self.whole(number)
+
+    def whole(self, number: int) -> Ref:
+        """Return a slot as a dense tensor."""
+        shape = self.slots[number].shape
         return Ref(number, shape, tuple(prod(shape[i + 1 :]) for i in range(len(shape))))
 
     def section(self, instructions: Sequence[Instruction]) -> None:

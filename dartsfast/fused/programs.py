@@ -110,7 +110,8 @@ class _Run(Function):
             given[: len(stored)] = stored
         result = [out] if prepared.forward.keeps_result else []  # of which states are a part
         ctx.save_for_backward(*given, *result, *kept)
-        ctx.prepared, ctx.rest, ctx.given = prepared, rest, (len(given), len(given) + len(result))
+        ctx.prepared, ctx.rest = prepared, rest[len(stored) :]
+        ctx.stored, ctx.given = len(stored), (len(given), len(given) + len(result))
         return out
 
     @staticmethod
@@ -119,7 +120,7 @@ class _Run(Function):
         needed = ctx.needs_input_grad[2:]
         backward, runner = ctx.prepared.backward(needed)
         saved, (count, end) = ctx.saved_tensors, ctx.given
-        given = [*saved[:count], *ctx.rest, *saved[count:end], g.contiguous()]
+        given = [*saved[:count], *saved[: ctx.stored], *ctx.rest, *saved[count:end], g.contiguous()]
         constants = backward.builder.tensors[len(given) :]
         with nothing_to_record():
             found, _ = runner.run([*given, *constants], saved[end:])

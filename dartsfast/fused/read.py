@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from dartsfast.cnn.operations import DilConv, FactorizedReduce, Identity, ReLUConvBN, SepConv, Zero
@@ -93,11 +94,14 @@ def _plain_norm(norm: nn.BatchNorm2d) -> bool:
 
 
 def moves(norm: nn.BatchNorm2d) -> bool:
-    """Whether a norm has all running statistics, where kernels can move them, or none."""
-    running = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    whole = all(t is not None and t.is_contiguous() for t in running)
-    none = running[0] is None and running[1] is None and not norm.track_running_stats
-    return whole or none
+    """Whether a norm has all running statistics, where and as what kernels can move them, or none."""
+    mean, variance, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None and variance is None and not norm.track_running_stats:
+        return True
+    if mean is None or variance is None or batches is None or batches.dtype != torch.int64:
+        return False  # model.type(...) casts the count, too
+    floating = mean.is_floating_point() and variance.is_floating_point()
+    return floating and all(t.is_contiguous() for t in (mean, variance, batches))
 
 
 def stage(

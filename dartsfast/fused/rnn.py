@@ -1,10 +1,11 @@
 """The recurrent search cell on the fused operators, all time steps as one autograd node.
 
 A matrix product makes the pre-activations ("gates", [.., 2H]) of a node from all earlier states at once;
-``rnn_node_`` makes the node from them and, beside it, what the next product reads. Nothing else runs within a
-time step: what arrives at a state in the backward is added up where it is used. Kept of the last time steps,
-of as many as asked for: states and gates; of those before them output and statistics alone, from which the
-backward makes states and gates again. The gradients of the weights add up over time steps in place.
+``rnn_node_`` makes the node from them and, beside it, what the next product reads. What arrives at a state in
+the backward is added up where it is used; masked copies for the products are all that runs beside. Kept of
+the last time steps, of as many as asked for: states and gates; of those before them output and statistics
+alone, from which the backward makes states and gates again. The gradients of the weights add up over time
+steps in place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``memory`` on the reference path: trade a second forward for the stored activations."""
+"""``memory`` of ordinary modules: trade a second forward for the stored activations."""
 
 from __future__ import annotations
 

@@ -198,9 +198,11 @@ class RNNModel(nn.Module):
     def _tied(self) -> Iterator[None]:
         # To or from the meta device, and by assignment, modules get new parameters: each its own.
         tied = self.decoder.weight is self.encoder.weight
-        yield
-        if tied:
-            self.decoder.weight = self.encoder.weight
+        try:
+            yield
+        finally:  # those that an error left, too
+            if tied:
+                self.decoder.weight = self.encoder.weight
 
     def init_weights(self) -> None:
         """Draw the tied embedding from U(-0.04, 0.04); zero the decoder's bias."""

@@ -1,4 +1,4 @@
-"""The same for convolutions' and pools' backward."""
+"""Launches of the backward of convolutions and pools: what a section has alike is one."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ def _pool_row(plan: Launches, pool: Instruction, u: int) -> tuple[Any, ...]:
     """Return a pool's row, but dx; a convolution makes averages and where maxima came from itself."""
     (gradient,), (most, mean), coef, (x,), base, _ = pool.reads
     alone = pool.writes[0][0].slot not in plan.bases
-    weight = plan.skips.get(base[0].slot) if base else None
+    weight = plan.skips.get(base[0]) if base else None
     return (
         plan.places[most.slot]._replace(unit=u) if alone else None, at(gradient, u), at(x, u),
         at(dense(mean), u) if alone else None,

@@ -60,19 +60,9 @@ def _pool_operations(plan: Launches, images: Sequence[Ref]) -> int:
     return 18 * sum(image.slot in plan.pooled for image in images)
 
 
-def _skipped(plan: Launches, i: Instruction) -> bool:
-    """Whether a sum is the gradient of an operation that is its source, to which pools add theirs."""
-    (out,) = i.writes[0]
-    readers = [pool for pool in plan.pools if pool.reads[4] == (out,)]
-    if len(i.reads[0]) > 1 or i.reads[3] or not readers or i.reads[0] != readers[0].reads[0]:
-        return False
-    plan.skips[out.slot] = i.reads[2][0]
-    return True
-
-
 def mixed(plan: Launches, group: Group) -> None:
     """Add the weighted sums of a group, but those that pools will add to at once."""
-    group = [i for i in group if not _skipped(plan, i)]
+    group = [i for i in group if i.writes[0][0] not in plan.skips]
     if not group:
         return
     outs = [i.writes[0][0] for i in group]
