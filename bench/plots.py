@@ -33,6 +33,8 @@ def draw_steps(result: dict[str, Any], path: Path) -> list[Path]:
 
 def draw_memory(result: dict[str, Any], path: Path) -> list[Path]:
     """Draw peak against time, a panel a network: what a backend's ways to keep and budgets come to."""
+    from matplotlib import ticker
+
     rows = [row for row in result["rows"] if "peak_mb" in row and "ms_p50" in row]
     networks = list(dict.fromkeys(row["network"] for row in rows))
     figure = new_figure(figsize=(5.2 * max(len(networks), 1), 4), layout="constrained")
@@ -45,9 +47,13 @@ def draw_memory(result: dict[str, Any], path: Path) -> list[Path]:
             ax.plot(peaks, seconds, "o-", color=COLORS[place % len(COLORS)], label=backend, linewidth=1)
             for r, x, y in zip(found, peaks, seconds, strict=True):
                 kept = r["peer"].removeprefix(backend).strip() or "store"
-                ax.annotate(kept, (x, y), (3, 4), textcoords="offset points", fontsize=7)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+                ax.annotate(kept, (x, y), (2, 5), textcoords="offset points", fontsize=7, rotation=40)
+        ax.set(xscale="log", yscale="log")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(ticker.NullFormatter())
+        ax.margins(0.15)
         ax.set_title(f"{network.upper()}, batch {mine[0]['batch']}, order 2", fontsize=10)
         ax.set_xlabel("peak memory above idle, MB")
         ax.set_ylabel("iteration, s")

@@ -88,6 +88,8 @@ def test_too_many_parts_say_how_many_would_do():
     assert model.fit_to_part(IMAGES, most).peak <= stored((64 // most, *IMAGES[1:]), 1, dtype=torch.float32)
     peaks = [stored((64 // k, *IMAGES[1:]), 1, dtype=torch.float32) for k in (most, 2 * most)]
     assert peaks[0] >= model._fits[0].least > peaks[1]
+    with pytest.raises(InputError, match="must divide the batch, 64 images, into equal parts, got 3"):
+        model.fit_to_part(IMAGES, 3)
     small = Network(2, 4, 1, nn.CrossEntropyLoss(), 1, 1, backend="cpu")
     with pytest.raises(InputError, match=r"all stored\. Leave it out, or"):
         small.fit_to_part((2, 3, 8, 8), 2)

@@ -141,13 +141,14 @@ def test_a_budget_goes_with_images_in_16_bits():
     assert half.least <= found.peak <= 19e6 < half.peak and len(set(found.modes)) > 1
     for cell, mode in zip(by_hand.cells, found.modes, strict=True):
         cell._memory = mode
+    x, labels = torch.randn(IMAGES, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
     each = [
-        torch.autograd.grad(model._loss(torch.ones(IMAGES), torch.arange(16) % 4), model.arch_parameters())
+        torch.autograd.grad(model._loss(x, labels), model.arch_parameters())
         for model in (planned, by_hand, network("store"))
     ]
     for mine, theirs, exact in zip(*each, strict=True):
         assert torch.equal(mine, theirs) and not torch.equal(mine, exact)
-        assert torch.allclose(mine, exact, atol=0.1 * exact.abs().max())
+        assert torch.allclose(mine, exact, atol=0.2 * exact.abs().max())
 
 
 @needs_cpu

@@ -49,7 +49,7 @@ def test_a_search_says_which_plan_fits_and_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="^out of memory in epoch 1, iteration 1; ") as caught:
             search_cnn(CNNConfig(**options, out=str(tmp_path / "run")))
     said = str(caught.value)
-    assert re.search(r"What is free would do for this: store cells 0, 1, 2; peak [0-9.]+ MB", said)
+    assert re.search(r"What is free would do for this: store cells 0, 1, 2; peak [0-9.]+ [KM]B", said)
     words = shlex.split(said.split("Go on with: ")[1])
     assert words[-2] == "--memory"
     assert main([*words[1:-2], "--memory", "cell"]) == 0

@@ -134,11 +134,11 @@ def test_a_search_keeps_its_budget_and_its_bits(tmp_path, capsys):
     options = {**OPTIONS["rnn"](tmp_path), "backend": "cpu", "epochs": 1}
     search_rnn(RNNConfig(**options, out=str(tmp_path / "store")))
     capsys.readouterr()
-    search_rnn(RNNConfig(**options, memory="0.35MB", out=str(tmp_path / "budget")))
-    said = re.search(r"memory 0.35MB: keeps (\d+) of 40 time steps; peak 3\d\d", capsys.readouterr().out)
+    search_rnn(RNNConfig(**options, memory="0.6MB", out=str(tmp_path / "budget")))
+    said = re.search(r"memory 0.6MB: keeps (\d+) of 40 time steps; peak 5\d\d", capsys.readouterr().out)
     assert 0 < int(said[1]) < 40
     a, b = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("store", "budget"))
-    assert (a.pop("config")["memory"], b.pop("config")["memory"]) == ("store", "0.35MB")
+    assert (a.pop("config")["memory"], b.pop("config")["memory"]) == ("store", "0.6MB")
     same(a, b)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dartsfast.errors import InputError
 from dartsfast.fused.costs import costs
 from dartsfast.fused.passes import Pass, planned
-from dartsfast.fused.planning import without_memory
+from dartsfast.fused.planning import needed, without_memory
 from dartsfast.names import CNN_MEMORY_MODES
 from dartsfast.sizes import in_words
 
@@ -82,7 +82,7 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1, parts:
     times = {mode: sum(c.time for c in found) for mode, found in each.items()}
     beside = passes["store"][0].beside
     for estimate, modes in _frontier(each):
-        if estimate + beside > (1 + _SLACK) * budget:
+        if needed(estimate, twin._backend) + beside > (1 + _SLACK) * budget:
             continue
         peak = _peak(_passes(twin, modes, images, order, parts))
         if peak <= budget:
@@ -174,6 +174,8 @@ def fit_to_part(network: Any, images: Sequence[int], parts: int, order: int = 1)
     Arguments and errors otherwise as :func:`fit`.
     """
     twin, (N, *shape) = _twin(network), images
+    if parts < 1 or N % parts:
+        raise InputError(f"accumulate must divide the batch, {N} images, into equal parts, got {parts}")
 
     def peak(mode: str, batch: int) -> int:
         return _peak(_passes(twin, [mode] * len(twin.cells), [batch, *shape], order, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dartsfast.backends import pretending
 from dartsfast.fused.costs import Cost, costs
-from dartsfast.fused.planning import Plan, Run
+from dartsfast.fused.planning import Plan, Run, needed
 from dartsfast.names import CNN_MEMORY_MODES
 
 PASSES = {1: {"alphas": 1, "both": 1}, 2: {"alphas": 2, "weights": 1, "both": 2}}
@@ -92,7 +92,7 @@ def planned(network: Any, images: Sequence[int], of: str, order: int = 1, parts:
         torch.autograd.grad(loss, wanted, allow_unused=True)
     copies = COPIES[order][of] + (parts > 1 and of != "alphas")
     beside = copies * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return Pass(of, PASSES[order][of] * parts, plan.runs, kept, plan.needed(), beside)
+    return Pass(of, PASSES[order][of] * parts, plan.runs, kept, needed(plan.peak, plan.runner), beside)
 
 
 def _begin(plan: Plan, number: int, cell: Any, inputs: Any) -> None:

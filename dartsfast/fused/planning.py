@@ -149,10 +149,6 @@ class Plan(TorchDispatchMode):
         self._most_blocks = max(self._most_blocks, self._blocks)
         self.peak = max(self.peak, self._others + self._most_blocks)
 
-    def needed(self) -> int:
-        """Return the peak with what the C library's heap, Python and autograd take beside it on the CPU."""
-        return self.peak + (_BESIDE + self.peak // _BESIDE_SHARE if self.runner == "cpu" else 0)
-
     def note(self, part: str, runner: Runner, dtype: torch.dtype, kept: int) -> None:
         """Note that a program would run now, whose returned tensors and what it keeps are there."""
         temporary = runner.memory.temporary
@@ -184,6 +180,11 @@ def _block(size: int) -> int:
 
 def _whole_pages(size: int) -> int:
     return size if size < _LARGE_PAGE else -(-size // _LARGE_PAGE) * _LARGE_PAGE
+
+
+def needed(peak: int, runner: str) -> int:
+    """Return a plan's peak with what the C library's heap, Python and autograd take beside it on the CPU."""
+    return peak + (_BESIDE + peak // _BESIDE_SHARE if runner == "cpu" else 0)
 
 
 class Part(NamedTuple):

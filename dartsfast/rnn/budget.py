@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from dartsfast.backends import pretending
 from dartsfast.errors import InputError
 from dartsfast.fused.budget import OPERATIONS_A_BYTE, largest_batch
-from dartsfast.fused.planning import Plan, without_memory
+from dartsfast.fused.planning import Plan, needed, without_memory
 from dartsfast.rnn.model import search_loss
 from dartsfast.sizes import in_words
 
@@ -172,7 +172,8 @@ def _planned(model: Any, text: Sequence[int], kind: Kind) -> TextPass:
         kept = plan.in_use
         torch.autograd.grad(loss, wanted, allow_unused=True)
     beside = kind.copies * sum(w.numel() * w.itemsize for w in groups["weights"])
-    return TextPass(kind, work.operations, work.moved, work.time, kept, plan.needed(), beside)
+    peak = needed(plan.peak, plan.runner)
+    return TextPass(kind, work.operations, work.moved, work.time, kept, peak, beside)
 
 
 class _Work(TorchDispatchMode):
