@@ -253,6 +253,7 @@ def test_a_cache_has_one_value_a_key():
 
     def make():
         made.append(threading.get_ident())
+        time.sleep(1e-3)
         return object()
 
     found = at_once(*[lambda: [cache.get(k, make) for k in range(8)]] * 4)
@@ -285,7 +286,7 @@ def test_threads_that_share_an_image_have_graphs_of_their_own():
     fast.ops.append(relu_conv_norm(C, C, 3).double())
     model.ops.append(copy.deepcopy(fast.ops[-1]))
     dartsfast.accelerate(fast)
-    x = torch.randn(2, C, 6, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, C, 6, 6, dtype=torch.float64, requires_grad=True) * 1
     there, done = threading.Barrier(2), threading.Barrier(2)
 
     def run():

@@ -29,6 +29,8 @@ class Once(threading.local):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the function of ``x``."""
+        if x.is_leaf and x.requires_grad:  # whose gradient may be taken apart, of one pass after the other
+            return self._make(x)
         known = (self._known(x, version, made) for of, version, made in self._last if of() is x)
         found = next((one for one in known if one is not None), None)
         if found is None:
