@@ -16,12 +16,14 @@ from torch import nn
 
 import dartsfast
 from bench.miniatures import Dense, Partial, Separable, Stacked, relu_conv_norm
+from dartsfast import fused
 from dartsfast.backends import availability, pretending, resolve_backend
 from dartsfast.caches import Cache
 from dartsfast.cnn.model_search import Network
 from dartsfast.descendants import served
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import Recognised, recognise
+from dartsfast.errors import InputError
 from dartsfast.fused import check, programs
 from dartsfast.fused.planning import Part, Plan
 from dartsfast.methods.pc_darts import PCDARTS
@@ -377,6 +379,14 @@ def test_replicas_compute_with_their_own_weights(make, monkeypatch):
     torch.testing.assert_close(sum(losses), wanted, rtol=1e-5, atol=1e-5)
     for a, b in zip(found, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_replica_elsewhere_is_refused_whose_alphas_stay():
+    model = network()
+    cell = model.cells[0].to("meta")
+    images = torch.empty(2, 12, 8, 8, device="meta")
+    with pytest.raises(InputError, match="DistributedDataParallel"):
+        fused.cell(cell, [images, images], model.mixing_weights([False])[0], "store", None)
 
 
 def test_replicas_say_that_they_are_off_the_kernels(monkeypatch):
