@@ -89,16 +89,18 @@ def test_they_join_the_program_of_their_source_of_which_relu_is_taken_once(monke
 
     monkeypatch.setattr(Prepared, "__call__", prepared)
     monkeypatch.setattr(once.rectified, "_make", lambda x: taken.append(x) or relu(x))
-    x = torch.randn(2, C, 6, 6, requires_grad=True)
+    x = torch.randn(2, C, 6, 6, requires_grad=True) * 1
     out = model.use(model, x, torch.rand(18))
     assert out.grad_fn is not None and joined == [2, 0] and len(taken) == 1
 
 
 def test_what_is_made_once_is_of_one_image_as_it_is():
     twice = once.Once(lambda x: 2 * x)
-    x = torch.ones(3, requires_grad=True)
+    x = torch.ones(3, requires_grad=True) * 1
     first = twice(x)
-    assert twice(x) is first and first.requires_grad
+    other = x + 1
+    beside = twice(other)
+    assert twice(x) is first and first.requires_grad and twice(other) is beside  # in turn
     with torch.no_grad():
         other = twice(x)
         assert not other.requires_grad and twice(x) is other
@@ -114,8 +116,16 @@ def test_what_is_made_once_is_of_one_image_as_it_is():
     assert left() is None  # nothing but its users holds it
 
 
+def test_passes_over_one_image_have_graphs_of_their_own():
+    relu = once.Once(torch.relu)
+    x = torch.randn(5, requires_grad=True)
+    a, b = relu(x), relu(x)
+    (found,), (again,) = torch.autograd.grad(a.sum(), x), torch.autograd.grad(b.sum(), x)
+    assert torch.equal(found, (x > 0).float()) and torch.equal(again, found)
+
+
 def test_an_image_in_another_order_is_laid_out_once_and_parts_of_it_are_not():
-    x = torch.randn(2, C, 6, 5, requires_grad=True)
+    x = torch.randn(2, C, 6, 5, requires_grad=True) * 1
     found = once.laid_out(x)
     assert found.is_contiguous(memory_format=torch.channels_last) and torch.equal(found, x)
     assert once.laid_out(x) is found and once.laid_out(found) is found

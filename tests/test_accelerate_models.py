@@ -15,6 +15,7 @@ import dartsfast
 from bench.miniatures import Dense, Separable, Stacked, eight, relu_conv_norm
 from dartsfast.backends import availability
 from dartsfast.descendants.lazy import Lazy
+from dartsfast.descendants.plan import Plan
 from dartsfast.descendants.recognise import recognise
 from dartsfast.errors import CheckFailedError, InputError
 from dartsfast.fused.programs import Prepared
@@ -305,6 +306,24 @@ def test_small_sums_of_few_layers_are_left_to_operations(chosen, pixels, program
     assert len(counted) == 10 * programs
     assert (type(fast.ops[4](x)) is Lazy) == bool(programs)
     assert type(fast.ops[4](torch.randn(2, C, 32, 32, dtype=torch.float64))) is Lazy
+
+
+def test_combinations_have_a_plan_when_they_are_met_again(monkeypatch):
+    made, make = [], Plan.__init__
+    monkeypatch.setattr(Plan, "__init__", lambda self, groups: made.append(len(groups)) or make(self, groups))
+    _, model = sixteen()
+    x, y = torch.randn(2, 2, C, 6, 6, dtype=torch.float64).unbind()
+
+    def plans(*others):
+        made.clear()
+        sum([model.ops[k](y) for k in others], model.ops[4](x)).sum()
+        return made[:]
+
+    assert plans(5, 6) == [2]
+    assert plans(5, 7) == [1, 1]  # edge by edge
+    assert plans(5, 12) == [1, 1]  # the edge that is another, too, by its operations
+    assert plans(5, 7) == [2]
+    assert plans(5, 6) == plans(5, 7) == []
 
 
 @pytest.mark.parametrize("call", [dartsfast.accelerate, dartsfast.restore])

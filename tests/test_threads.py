@@ -16,12 +16,14 @@ from torch import nn
 
 import dartsfast
 from bench.miniatures import Dense, Partial, Separable, Stacked, relu_conv_norm
+from dartsfast import fused
 from dartsfast.backends import availability, pretending, resolve_backend
 from dartsfast.caches import Cache
 from dartsfast.cnn.model_search import Network
 from dartsfast.descendants import served
 from dartsfast.descendants.lazy import Lazy
 from dartsfast.descendants.recognise import Recognised, recognise
+from dartsfast.errors import InputError
 from dartsfast.fused import check, programs
 from dartsfast.fused.planning import Part, Plan
 from dartsfast.methods.pc_darts import PCDARTS
@@ -253,6 +255,7 @@ def test_a_cache_has_one_value_a_key():
 
     def make():
         made.append(threading.get_ident())
+        time.sleep(1e-3)
         return object()
 
     found = at_once(*[lambda: [cache.get(k, make) for k in range(8)]] * 4)
@@ -285,7 +288,7 @@ def test_threads_that_share_an_image_have_graphs_of_their_own():
     fast.ops.append(relu_conv_norm(C, C, 3).double())
     model.ops.append(copy.deepcopy(fast.ops[-1]))
     dartsfast.accelerate(fast)
-    x = torch.randn(2, C, 6, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, C, 6, 6, dtype=torch.float64, requires_grad=True) * 1
     there, done = threading.Barrier(2), threading.Barrier(2)
 
     def run():
@@ -376,6 +379,14 @@ def test_replicas_compute_with_their_own_weights(make, monkeypatch):
     torch.testing.assert_close(sum(losses), wanted, rtol=1e-5, atol=1e-5)
     for a, b in zip(found, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_replica_elsewhere_is_refused_whose_alphas_stay():
+    model = network()
+    cell = model.cells[0].to("meta")
+    images = torch.empty(2, 12, 8, 8, device="meta")
+    with pytest.raises(InputError, match="DistributedDataParallel"):
+        fused.cell(cell, [images, images], model.mixing_weights([False])[0], "store", None)
 
 
 def test_replicas_say_that_they_are_off_the_kernels(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from weakref import ref
 
@@ -12,29 +13,35 @@ from torch import Tensor
 from dartsfast.descendants.pending import version_of
 
 
-class Once(threading.local):
-    """A function of an image, whose last result is returned again as long as somebody holds it.
+_IMAGES = 8  # of a cell, that are read in turn
 
-    Operations of a cell read one image one after the other, and autograd adds up what arrives at the result.
-    Another thread has a result of its own, and a graph that is its to go through.
+
+class Once(threading.local):
+    """A function of images, whose last results are returned again as long as somebody holds them.
+
+    Operations of a cell read its images in turn, and autograd adds up what arrives at a result. Another
+    thread has results of its own, and graphs that are its to go through.
     """
 
     def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
         self._make = make
-        self._last: tuple[ref[Tensor], int, ref[Tensor]] | None = None
+        self._last: deque[tuple[ref[Tensor], int, ref[Tensor]]] = deque(maxlen=_IMAGES)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the function of ``x``."""
-        found = None if self._last is None else self._known(x, *self._last)
+        if x.is_leaf and x.requires_grad:  # whose gradient may be taken apart, of one pass after the other
+            return self._make(x)
+        known = (self._known(x, version, made) for of, version, made in self._last if of() is x)
+        found = next((one for one in known if one is not None), None)
         if found is None:
             found = self._make(x)
-            self._last = ref(x), version_of(x), ref(found)
+            self._last.appendleft((ref(x), version_of(x), ref(found)))
         return found
 
     @staticmethod
-    def _known(x: Tensor, of: ref[Tensor], version: int, made: ref[Tensor]) -> Tensor | None:
+    def _known(x: Tensor, version: int, made: ref[Tensor]) -> Tensor | None:
         found = made()
-        if found is None or of() is not x or (version, 0) != (version_of(x), version_of(found)):
+        if found is None or (version, 0) != (version_of(x), version_of(found)):
             return None
         return found if found.requires_grad == (x.requires_grad and torch.is_grad_enabled()) else None
 

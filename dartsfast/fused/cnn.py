@@ -117,6 +117,11 @@ def cell(
         weights.dim() == 2 and len(weights) >= len(mixed),
         f"mixing weights must be [{len(mixed)} edges, operations], got {list(weights.shape)}",
     )
+    require(
+        all(image.device == weights.device for image in images),
+        f"a cell's images are on {images[0].device}, its mixing weights on {weights.device}: move all of the "
+        "network there (nn.DataParallel leaves alphas where they are; take DistributedDataParallel)",
+    )
     columns = weights.shape[1]
     share = shared(mixed, _setting(images, weights, memory, storage)) if hasattr(mixed[0], "share") else 1
 
