@@ -41,6 +41,7 @@ struct Branch {
 template <class T>
 struct BranchConv {
   int64_t N, H, W, Ci, Co, Ho, Wo, stride;
+  int64_t next;  // images from one that a thread has to what is likely its next
   StoredImage x;
   const T* norm;  // [2, Ci'] mean and 1/std of x, or null
   bool relu;

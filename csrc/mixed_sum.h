@@ -8,6 +8,7 @@ namespace dartsfast {
 template <class T>
 struct MixedSum {
   int64_t N, H, W, C, branches;
+  int64_t next;          // images from one that a thread has to what is likely its next
   const StoredImage* z;  // [branches]
   const T* mean;         // [branches, C']
   const T* rstd;         // [branches, C']

@@ -31,6 +31,7 @@ class BranchConvArguments {
       branch_[b].kernel = K, branch_[b].dilation = in.dilation[b];
       branch_[b].taps = keep(packed<T, true>(in.depthwise[b], K * K));
     }
+    a.next = worth(a.N, cost());
     taps_.reserve(branch_.size() * (1 + a.stride * a.stride));
     const int64_t P = border(a);
     for (Branch<T>& b : branch_) {

@@ -2,10 +2,9 @@
 // made as the tiles reach its rows. Images and tiles in scratch memory are blocked, [C' / lanes, height, width, lanes].
 #pragma once
 
-#include "../branch_conv.h"
+#include "branch_conv_ahead.h"
 #include "gemm_block.h"
 #include "reduce.h"
-#include "stored.h"
 #include "taps.h"
 
 namespace dartsfast::DARTSFAST_ISA {
@@ -40,12 +39,14 @@ struct Scratch {
   Padded<T> d;  // gradients of the depthwise outputs, branch after branch
   int64_t tile;  // elements of a block of a tile
   T *t, *z, *s;
+  Ahead& ahead;
 
-  Scratch(const BranchConv<T>& a, T* memory)
+  Scratch(const BranchConv<T>& a, T* memory, Ahead& ahead)
       : Ci(padded(a.Ci)),
         Co(padded(a.Co)),
         x(memory, a.H, a.W, border(a)),
-        d(x.corner(Ci), a.Ho, a.Wo, output_border(a)) {
+        d(x.corner(Ci), a.Ho, a.Wo, output_border(a)),
+        ahead(ahead) {
     const int64_t pixels = chunk_rows(a.Wo) * a.Wo;
     tile = pixels * Vec<T>::size;
     t = d.corner(a.branches * Ci);  // [Ci' / lanes, pixels, lanes] depthwise output
@@ -54,18 +55,6 @@ struct Scratch {
   }
   T* sum(int64_t c, int64_t y) const { return s + (c / Vec<T>::size * x.H + y) * x.W * Vec<T>::size; }
 };
-
-// How many rows of x the output rows before `end` read, and of how many they are all that read them.
-template <class T>
-int64_t rows_read(const BranchConv<T>& a, int64_t P, int64_t end) {
-  const int64_t rows = (end - 1) * a.stride + P + 1;
-  return end == a.Ho || rows > a.H ? a.H : rows;
-}
-template <class T>
-int64_t rows_complete(const BranchConv<T>& a, int64_t P, int64_t end) {
-  const int64_t rows = end * a.stride - P;
-  return end == a.Ho ? a.H : rows > 0 ? rows : 0;
-}
 
 // to[u] = f(from[u]) over the pixels of a row, a register of channels, `left` of them in `from`.
 template <class T, class X, class Left, class F>
@@ -80,7 +69,6 @@ void load_rows(const BranchConv<T>& a, const Image<const X>& image, int64_t n, c
                int64_t to) {
   using V = Vec<T>;
   const int64_t W = a.W, step = image.w;
-  prefetch_rows(image, n, to, to - from, a.H, W, a.Ci);
   for (int64_t y = from; y < to; ++y) {
     each_register<T>(a.Ci, [&](int64_t c, auto left) {
       const X* row = image.at(n, y) + c;
@@ -107,7 +95,7 @@ void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>
     if (b.taps) {
       const auto tile = a.stride == 1 ? taps_tile<T, 1> : taps_tile<T, 2>;
       tile({b.forward, m.x.width, m.x.corner(c) + y0 * pitch, pitch, b.taps + c, m.Ci, m.t + c / V::size * m.tile,
-            a.Wo * V::size, V::size, false},
+            a.Wo * V::size, V::size, false, m.ahead},
            rows, a.Wo);
       continue;
     }
@@ -123,7 +111,8 @@ void depthwise_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>
 template <class T, class X, class Z>
 void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
   using V = Vec<T>;
-  const Scratch<T> m(a, memory);
+  Ahead ahead;
+  const Scratch<T> m(a, memory, ahead);
   const int64_t step = chunk_rows(a.Wo), count = chunks(a.Ho, a.Wo);
   if (first) m.x.zero_border(a.Ci);
   if (first) __builtin_memset(m.z, 0, step * a.Wo * m.Co * sizeof(T));
@@ -133,14 +122,15 @@ void branch_conv_image(const BranchConv<T>& a, int64_t n, T* memory, bool first)
     const int64_t needed = rows_read(a, m.x.border, y + rows);
     load_rows(a, stored_as<X>(a.x), n, m, loaded, needed);
     loaded = needed;
+    ask_forward<T, X, Z>(a, NextTile(a, n, y + step), ahead);
     for (int64_t i = 0; i < a.branches; ++i) {
       const Branch<T>& b = a.branch[i];
       Z* out = static_cast<Z*>(b.z) + (n * a.Ho + y) * a.Wo * b.z_pitch;
-      if (b.z_pitch == a.Co) prefetch<true>(out, pixels * a.Co * sizeof(Z));
       depthwise_tile(a, b, m, y, rows);
       const bool at_once = std::is_same_v<Z, T> && a.Co == m.Co && b.z_pitch == a.Co;
       T* z = at_once ? static_cast<T*>(static_cast<void*>(out)) : m.z;
-      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size});
+      gemm<T>({pixels}, registers<T>(a.Co), a.Ci, {m.t, m.tile}, {b.pointwise, m.Co, V::size}, {z, m.Co, V::size},
+              ahead);
       if constexpr (!std::is_same_v<Z, T>) store_tile(z, pixels, a.Co, out, b.z_pitch);
       chunk_moments<T>(z, m.Co, pixels, m.Co, b.moments + (n * count + k) * 2 * m.Co);
       if constexpr (std::is_same_v<Z, T>) {
@@ -181,8 +171,6 @@ template <class T, class Z>
 void gradient_tile(const BranchConv<T>& a, const Branch<T>& b, const Scratch<T>& m, int64_t n, int64_t y0,
                    int64_t rows) {
   using V = Vec<T>;
-  prefetch_rows(b.g, n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
-  if (b.saved.data) prefetch_rows(stored_as<Z>(b.saved), n, y0 + rows, rows, a.Ho, a.Wo, a.Co);
   each_register<T>(a.Co, [&](int64_t c, auto left) {
     T* out = m.z + c / V::size * m.tile;
     for (int64_t y = 0; y < rows; ++y, out += a.Wo * V::size) {
@@ -212,13 +200,14 @@ void branch_gradient(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, int
   gradient_tile<T, Z>(a, b, m, n, y0, rows);
   if (a.dx.data || taps_sum) {
     gemm<T>({a.Wo, rows, m.d.width * V::size}, registers<T>(a.Ci), a.Co, {m.z, m.tile},
-            {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block});
+            {b.transposed, m.Ci, V::size}, {m.d.pixel(i * m.Ci, y0), V::size, m.d.block}, m.ahead);
   }
   if (pointwise_sum) {
     depthwise_tile(a, b, m, y0, rows);
     for (int64_t c = 0; c < a.Ci; c += V::size) {
       gemm<T, true>({a.Ci - c < V::size ? a.Ci - c : V::size}, registers<T>(a.Co), rows * a.Wo,
-                    {m.t + c / V::size * m.tile, 0}, {m.z, V::size, m.tile}, {pointwise_sum + c * m.Co, m.Co, V::size});
+                    {m.t + c / V::size * m.tile, 0}, {m.z, V::size, m.tile}, {pointwise_sum + c * m.Co, m.Co, V::size},
+                    m.ahead);
     }
   }
   const auto gradient = a.stride == 1 ? taps_grad<T, 1> : taps_grad<T, 2>;
@@ -239,7 +228,7 @@ void adjoint_depthwise(const BranchConv<T>& a, int64_t i, const Scratch<T>& m, i
       const int64_t x = phase % S, y = from + (phase / S - from % S + S) % S;
       if (y >= to || x >= a.W) continue;
       taps_tile<T, 1>({b.adjoint + phase, m.d.width, m.d.corner(i * m.Ci + c) + y / S * pitch, pitch, b.taps + c, m.Ci,
-                       m.sum(c, y) + x * V::size, S * a.W * V::size, S * V::size, i > 0},
+                       m.sum(c, y) + x * V::size, S * a.W * V::size, S * V::size, i > 0, m.ahead},
                       (to - y + S - 1) / S, (a.W - x + S - 1) / S);
     }
   }
@@ -339,7 +328,8 @@ void norm_gradient(const BranchConv<T>& a, const Scratch<T>& m, int64_t n, int64
 // x is stored as X, every z as Z.
 template <class T, class X, class Z>
 void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bool first) {
-  const Scratch<T> m(a, memory);
+  Ahead ahead;
+  const Scratch<T> m(a, memory, ahead);
   bool image = a.norm;  // whether anything but relu's mask needs x
   for (int64_t i = 0; i < a.branches; ++i) image |= a.branch[i].pointwise_grad || a.branch[i].taps_grad;
   if (first && image) m.x.zero_border(a.Ci);
@@ -352,12 +342,10 @@ void branch_conv_backward_image(const BranchConv<T>& a, int64_t n, T* memory, bo
     const int64_t rows = y + step <= a.Ho ? step : a.Ho - y, needed = rows_read(a, m.x.border, y + rows);
     if (image) load_rows(a, stored_as<X>(a.x), n, m, loaded, needed);
     loaded = needed;
+    ask_backward<T, X, Z>(a, NextTile(a, n, y + step), image, ahead);
     for (int64_t i = 0; i < a.branches; ++i) branch_gradient<T, Z>(a, i, m, n, y, rows);
     if (!a.dx.data) continue;
     const int64_t complete = rows_complete(a, m.x.border, y + rows);
-    prefetch_rows(a.dx, n, done, complete - done, a.H, a.W, a.Ci);
-    if (a.base.data) prefetch_rows(a.base, n, done, complete - done, a.H, a.W, a.Ci);
-    if (a.onto.data) prefetch_rows(a.onto, n, done, complete - done, a.H, a.W, a.Ci);
     for (int64_t i = 0; i < a.branches; ++i) {
       const auto adjoint = a.branch[i].taps ? adjoint_depthwise<T> : adjoint_stride<T>;
       adjoint(a, i, m, done, complete);

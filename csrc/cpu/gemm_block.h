@@ -1,7 +1,7 @@
 // C[i, j] (+)= sum over k, ascending, of fma(A[i, k], B[k, j]): the pointwise convolution and its gradients.
 #pragma once
 
-#include "vec.h"
+#include "ahead.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
@@ -67,7 +67,7 @@ struct Rows {
 };
 
 template <class T, int V, bool TRANSPOSED>
-void gemm_columns(Rows rows, int64_t K, Tile<T> a, Columns<const T> b, Columns<T> c) {
+void gemm_columns(Rows rows, int64_t K, Tile<T> a, Columns<const T> b, Columns<T> c, Ahead& ahead) {
   constexpr int row = TRANSPOSED ? 1 : Vec<T>::size;
   for (; rows.groups > 0; --rows.groups, a.data += rows.count * row, c.data += rows.apart) {
     // 8 sums keep two units of four cycles busy. 12 on AVX2 would save loads, of which there are few, and lose a
@@ -75,16 +75,18 @@ void gemm_columns(Rows rows, int64_t K, Tile<T> a, Columns<const T> b, Columns<T
     each_block<(kRegisters == 32 ? 16 : 8) / V>(rows.count, [&](int64_t i, auto size) {
       constexpr int U = decltype(size)::value;
       gemm_block<T, U, V, TRANSPOSED>(K, {a.data + i * row, a.next}, b, c.at(i, 0));
+      ahead.some();
     });
   }
 }
 
-// `registers` columns of C, two for all rows at a time: what they take of B stays in the first cache.
+// `registers` columns of C, two for all rows at a time: what they take of B stays in the first cache. Between blocks
+// some of what is `ahead` is asked for.
 template <class T, bool TRANSPOSED = false>
-void gemm(Rows rows, int64_t registers, int64_t K, Tile<T> a, Columns<const T> b, Columns<T> c) {
+void gemm(Rows rows, int64_t registers, int64_t K, Tile<T> a, Columns<const T> b, Columns<T> c, Ahead& ahead) {
   int64_t j = 0;
-  for (; j + 2 <= registers; j += 2) gemm_columns<T, 2, TRANSPOSED>(rows, K, a, b.at(0, j), c.at(0, j));
-  if (j < registers) gemm_columns<T, 1, TRANSPOSED>(rows, K, a, b.at(0, j), c.at(0, j));
+  for (; j + 2 <= registers; j += 2) gemm_columns<T, 2, TRANSPOSED>(rows, K, a, b.at(0, j), c.at(0, j), ahead);
+  if (j < registers) gemm_columns<T, 1, TRANSPOSED>(rows, K, a, b.at(0, j), c.at(0, j), ahead);
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA

@@ -23,7 +23,7 @@ class MixedSumArguments {
     args_.N = first.size[0], args_.H = first.size[1], args_.W = first.size[2], args_.C = first.size[3];
     mean_ = packed_rows<T>(mean, args_.C), rstd_ = packed_rows<T>(rstd, args_.C);
     args_.branches = static_cast<int64_t>(z_.size()), args_.z = z_.data();
-    args_.mean = mean_.get(), args_.rstd = rstd_.get();
+    args_.mean = mean_.get(), args_.rstd = rstd_.get(), args_.next = worth(args_.N, cost());
   }
   MixedSumArguments(const MixedSumArguments&) = delete;
 

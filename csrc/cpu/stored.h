@@ -133,12 +133,11 @@ Vec<T> load_channels(const StoredImage& a, int64_t element, int64_t left) {
   return load_channels(static_cast<const T*>(a.data) + element, left);
 }
 
+// Ask for the line of an element.
 template <class T, class S>
-void prefetch_rows(const StoredImage& a, int64_t n, int64_t y, int64_t rows, int64_t H, int64_t W, int64_t C) {
-  if constexpr (!std::is_same_v<S, T>) {
-    if (a.storage != Storage::own) return prefetch_rows(stored_as<S>(a), n, y, rows, H, W, C);
-  }
-  prefetch_rows(stored_as<T>(a), n, y, rows, H, W, C);
+void prefetch_element(const StoredImage& a, int64_t element) {
+  const int64_t size = a.storage == Storage::own ? sizeof(T) : sizeof(S);
+  __builtin_prefetch(static_cast<const char*>(a.data) + element * size, 0, 2);
 }
 
 }  // namespace dartsfast::DARTSFAST_ISA

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../branch_conv.h"
-#include "vec.h"
+#include "ahead.h"
 
 namespace dartsfast::DARTSFAST_ISA {
 
@@ -19,6 +19,7 @@ struct TapsTile {
   T* out;
   int64_t out_row, out_step;  // elements from row to row, from pixel to pixel
   bool add;
+  Ahead& ahead;  // what is asked for between blocks
 };
 
 template <class T, int U>
@@ -115,7 +116,10 @@ void taps_tile(const TapsTile<T>& r, int64_t rows, int64_t count) {
       T* out = r.out + y * r.out_row;
       if constexpr (K > 0 && pairs) {
         if (y + 2 <= rows && count % pair == 0) {
-          for (int64_t x = 0; x < count; x += pair) two_row_block<T, pair, K, D>(r, in + x * L, out + x * r.out_step);
+          for (int64_t x = 0; x < count; x += pair) {
+            two_row_block<T, pair, K, D>(r, in + x * L, out + x * r.out_step);
+            r.ahead.some();
+          }
           y += 2;
           continue;
         }
@@ -124,6 +128,7 @@ void taps_tile(const TapsTile<T>& r, int64_t rows, int64_t count) {
         constexpr int U = decltype(size)::value;
         if constexpr (K > 0) unrolled_block<T, U, S, K, D>(r, in + x * S * L, out + x * r.out_step);
         else listed_block<T, U, S>(r, in + x * S * L, out + x * r.out_step);
+        r.ahead.some();
       });
       ++y;
     }

@@ -329,17 +329,6 @@ inline void prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, WRITE, 2);
 }
 
-// Ask for up to `rows` rows of C channels of an image from row y on, as far as it has them. A processor foresees no
-// access beyond a page, and a few rows of pixels are less than one.
-template <class T>
-inline void prefetch_rows(const Image<T>& image, int64_t n, int64_t y, int64_t rows, int64_t H, int64_t W, int64_t C) {
-  for (const int64_t end = y + rows < H ? y + rows : H; y < end; ++y) {
-    const T* row = image.at(n, y);
-    if (image.w == C) prefetch<false>(row, W * C * sizeof(T));
-    else for (int64_t x = 0; x < W; ++x) prefetch<false>(row + x * image.w, C * sizeof(T));
-  }
-}
-
 // A register's worth of the `left` channels from p on; lanes beyond them are 0.
 template <class T>
 Vec<T> load_channels(const T* p, int64_t left) {

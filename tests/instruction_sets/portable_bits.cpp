@@ -51,7 +51,7 @@ void branch_conv() {
   b.kernel = K, b.dilation = D, b.taps = taps.data(), b.forward = &list, b.pointwise = pointwise.data();
   b.z = z.data(), b.z_pitch = Co, b.moments = moments.data();
   const StoredImage image = {x.data(), H * W * Ci, W * Ci, Ci, Storage::own};
-  BranchConv<T> a = {1, H, W, Ci, Co, Ho, Wo, stride, image, norm.data(), true, 1, &b};
+  BranchConv<T> a = {1, H, W, Ci, Co, Ho, Wo, stride, 1, image, norm.data(), true, 1, &b};
   std::vector<T> scratch(scratch_size(a));
   branch_conv_image<T, T, T>(a, 0, scratch.data(), true);
   print("branch_conv", z);
