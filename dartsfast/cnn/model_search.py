@@ -317,7 +317,7 @@ class Network(Mixing):
         """
         if self._memory in CNN_MEMORY_MODES:
             raise InputError(f"memory={self._memory!r} is no budget: give the network one, such as 800MB")
-        found = next((fit for fit in self._fits if fit.serves(images, order)), None)
+        found = next((fit for fit in self._fits if fit.serves(images, order, parts)), None)
         if found is None:
             check_programs(self.backend, f"memory={self._memory!r}")
             found = fused.fit(self, images, in_bytes(self._memory, self.alphas_normal.device), order, parts)

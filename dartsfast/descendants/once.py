@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dartsfast.descendants.pending import version_of
 
-
 _IMAGES = 8  # of a cell, that are read in turn
 
 

@@ -36,6 +36,7 @@ class Fit:
         peak: bytes that an iteration takes at most, beside model, data and optimisers.
         least: the same where nothing is kept but what lies between cells.
         price: time of a pass over that of one whose cells are all stored, by operations and bytes.
+        parts: of a batch that it is for, likewise.
     """
 
     images: tuple[int, ...]
@@ -44,10 +45,12 @@ class Fit:
     peak: int
     least: int
     price: float
+    parts: int
 
-    def serves(self, images: Sequence[int], order: int) -> bool:
+    def serves(self, images: Sequence[int], order: int, parts: int) -> bool:
         """Whether an iteration over such images takes no more."""
-        return order <= self.order and all(a <= b for a, b in zip(images, self.images, strict=True))
+        smaller = all(a <= b for a, b in zip(images, self.images, strict=True))
+        return smaller and order <= self.order and parts <= self.parts
 
     def __str__(self) -> str:
         cells = {m: [str(k) for k, mode in enumerate(self.modes) if mode == m] for m in CNN_MEMORY_MODES}
@@ -91,7 +94,7 @@ def fit(network: Any, images: Sequence[int], budget: int, order: int = 1, parts:
         modes, peak = ["cell"] * cells, least
     time = sum(each[mode][k].time for k, mode in enumerate(modes))
     price = time / times["store"] if times["store"] else 1.0  # where no cell has programs
-    return Fit(tuple(images), order, tuple(modes), peak, least, price)
+    return Fit(tuple(images), order, tuple(modes), peak, least, price, parts)
 
 
 class _Cell(NamedTuple):
